@@ -1,0 +1,186 @@
+"""Fields: which are ours, which go on, which are kept, which are served from our own origin.
+
+    onward(fields) -> Onward        a request's fields, sorted in one pass
+    kept(fields)                    what of an answer is remembered for a replay
+    harmless(fields)                what of a kept answer is served at a receipt's address
+
+Hop-by-hop fields end here (RFC 9110 §7.6.1). What Connection names ends here too, except the
+fields that protect somebody: a sender may not have Authorization removed on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from .message import Field
+
+HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-authentication-info",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+
+PROTECTED: Final = frozenset(
+    {
+        b"host",
+        b"authorization",
+        b"cookie",
+        b"content-type",
+        b"content-length",
+        b"content-encoding",
+        b"idempotency-key",
+        b"via",
+        b"forwarded",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+        b"x-real-ip",
+    }
+)
+"""Connection may name these as often as it likes."""
+
+NOT_KEPT: Final = HOP_BY_HOP | {
+    b"set-cookie",
+    b"set-cookie2",
+    b"www-authenticate",
+    b"authentication-info",
+    b"date",
+    b"content-length",
+    b"age",
+    b"server-timing",
+}
+"""Of an answer: what belongs to the one exchange it came in."""
+
+ORIGIN_WIDE: Final = frozenset(
+    {
+        b"strict-transport-security",
+        b"clear-site-data",
+        b"service-worker-allowed",
+        b"alt-svc",
+        b"nel",
+        b"report-to",
+        b"reporting-endpoints",
+        b"public-key-pins",
+        b"content-security-policy",
+        b"content-security-policy-report-only",
+        b"x-content-type-options",
+        b"cache-control",
+        b"expires",
+        b"pragma",
+        b"refresh",
+        b"sourcemap",
+        b"origin-agent-cluster",
+        b"permissions-policy",
+        b"access-control-allow-origin",
+        b"access-control-allow-credentials",
+    }
+)
+"""Of a kept answer: what would speak for our whole origin, or act on its own."""
+
+
+class Onward(msgspec.Struct):
+    """A request's fields after one pass: what goes on, and what speaks to us."""
+
+    fields: list[Field] = []
+    host: bytes | None = None
+    hosts: int = 0
+    keys: list[bytes] = []
+    prefers: list[bytes] = []
+    vias: list[bytes] = []
+    order: bytes = b""
+    lifetime: bytes = b""
+    traceparent: bool = False
+    upgrade: bool = False
+
+
+_OURS: Final = frozenset(
+    {
+        b"host",
+        b"idempotency-key",
+        b"prefer",
+        b"via",
+        b"unspool-order",
+        b"unspool-lifetime",
+        b"unspool-attempt",
+        b"traceparent",
+        b"expect",
+        b"content-length",
+    }
+)
+_SPECIAL: Final = HOP_BY_HOP | _OURS
+
+
+def onward(fields: Sequence[Field]) -> Onward:
+    """Sort a request's fields. Content-Length is framing: whoever sends writes its own."""
+    into = Onward()
+    named: list[bytes] | None = None
+    keep = into.fields.append
+    for field in fields:
+        name = field[0].lower()
+        if name not in _SPECIAL:
+            keep(field)
+        elif name == b"host":
+            into.host = field[1]
+            into.hosts += 1
+            keep(field)
+        elif name == b"connection":
+            named = [] if named is None else named
+            named.extend(word.strip().lower() for word in field[1].split(b","))
+        elif name in _OURS:
+            _ours(into, name, field)
+    if named is not None:
+        into.upgrade = b"upgrade" in named
+        gone = frozenset(named) - PROTECTED - {b"close", b"keep-alive", b""}
+        if gone:
+            into.fields = [field for field in into.fields if field[0].lower() not in gone]
+    return into
+
+
+def _ours(into: Onward, name: bytes, field: Field) -> None:
+    value = field[1]
+    if name == b"idempotency-key":
+        into.keys.append(value)
+    elif name == b"prefer":
+        into.prefers.append(value)
+    elif name == b"via":
+        into.vias.append(value)
+    elif name == b"unspool-order":
+        into.order = value.strip()
+    elif name == b"unspool-lifetime":
+        into.lifetime = value.strip()
+    elif name == b"traceparent":
+        into.traceparent = True
+    if name in (b"idempotency-key", b"prefer", b"via", b"unspool-order", b"traceparent"):
+        into.fields.append(field)
+
+
+def kept(fields: Sequence[Field]) -> tuple[Field, ...]:
+    """An answer's fields as a replay gives them again (conformance B3, B4)."""
+    return tuple(field for field in fields if field[0].lower() not in NOT_KEPT)
+
+
+def harmless(fields: Sequence[Field]) -> list[Field]:
+    """A kept answer's fields as a receipt serves them: somebody else's bytes on our origin."""
+    return [
+        field
+        for field in fields
+        if (name := field[0].lower()) not in ORIGIN_WIDE and name not in NOT_KEPT
+    ]
+
+
+def values(fields: Sequence[Field], wanted: bytes) -> list[bytes]:
+    """Every value of the field `wanted` (lower case), in order."""
+    return [value for name, value in fields if name.lower() == wanted]

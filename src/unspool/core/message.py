@@ -1,0 +1,245 @@
+"""A message: a request we are responsible for, with its envelope.
+
+    seal(request, …) -> Message         what is kept, under which key, with which fingerprint
+    identify(…) -> Key                  who is asking, and what they call it: the only identity
+    fingerprint(request) -> bytes       tells a repeat from a reuse
+    mint(now, chance) -> Key            a key for a sender who named none
+
+The sender's Idempotency-Key names a message only within a scope: the caller's credentials and the
+destination. `identify` folds scope and name into one opaque key, so that every spool holds short
+keys of one shape and none can be asked for another caller's.
+
+The fingerprint compares JSON by meaning (order of members and white space aside, numbers as
+written) and everything else by bytes. A multipart body with a new boundary is therefore another
+request: the sender gets 422 and not a second effect.
+
+Values here are `msgspec.Struct`, frozen: the same discipline as a frozen slotted dataclass, and
+made in a fifth of the time (0.2 µs against 1.1), which a relay feels at every request.
+"""
+
+from __future__ import annotations
+
+import enum
+from base64 import urlsafe_b64encode
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any, Final, NewType, Protocol
+
+import msgspec
+
+Key = NewType("Key", str)
+Destination = NewType("Destination", str)
+Instant = NewType("Instant", int)
+Field = tuple[bytes, bytes]
+
+NEVER: Final = Instant(2**53 - 1)
+"""The last integer that JavaScript numbers and Redis scores hold exactly."""
+
+JSON_FINGERPRINT_MAX_BYTES: Final = 256 * 1024
+"""Larger JSON is compared by its bytes: reading it twice would cost more than it tells."""
+
+SAFE_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"QUERY"})
+"""RFC 9110 §9.2.1: they ask for nothing to be changed, so they are not worth saving."""
+
+IDEMPOTENT_METHODS: Final = SAFE_METHODS | {b"PUT", b"DELETE"}
+"""RFC 9110 §9.2.2: doing it twice intends no more than doing it once."""
+
+
+class Value(msgspec.Struct, frozen=True):
+    """Something that is, and does nothing."""
+
+
+class Reader(Protocol):
+    """The part of a body that is still on its way: too large to keep, or not yet here."""
+
+    async def read(self) -> bytes:
+        """The next bytes; `b""` at the end. Raises `Severed` when the other side broke off."""
+
+    def close(self) -> None:
+        """No more is wanted: the connection it comes from is given up."""
+
+
+class Severed(Exception):  # noqa: N818 - it is an event of the wire, not a fault of ours
+    """A body broke off before its end."""
+
+
+class Request(Value, frozen=True):
+    """What was asked. `fields` keep order, case and duplicates, less the hop-by-hop ones."""
+
+    method: bytes
+    target: bytes
+    fields: Sequence[Field]
+    body: bytes = b""
+    rest: Reader | None = None
+    length: int = -1
+    """Bytes of the whole body as declared; -1 where nobody said. Only read while `rest` is set."""
+
+
+class Response(Value, frozen=True):
+    """What was answered."""
+
+    status: int
+    reason: bytes
+    fields: Sequence[Field]
+    body: bytes = b""
+    rest: Reader | None = None
+    length: int = -1
+    """Content-Length as declared: of a body that streams, or of one a HEAD did not fetch."""
+
+
+class Sent(enum.StrEnum):
+    """Can the request have had an effect? (RFC 9110 §9.2.2)"""
+
+    NEVER = "never sent"
+    MAYBE = "maybe applied"
+    REFUSED = "not processed"
+    YES = "answered"
+
+
+class Cause(enum.StrEnum):
+    """Why no answer came: the proxy error types of RFC 9209 §2.3."""
+
+    DNS_ERROR = "dns_error"
+    CONNECTION_REFUSED = "connection_refused"
+    CONNECTION_TIMEOUT = "connection_timeout"
+    CONNECTION_LIMIT_REACHED = "connection_limit_reached"
+    CONNECTION_TERMINATED = "connection_terminated"
+    CONNECTION_READ_TIMEOUT = "connection_read_timeout"
+    CONNECTION_WRITE_TIMEOUT = "connection_write_timeout"
+    DESTINATION_IP_UNROUTABLE = "destination_ip_unroutable"
+    TLS_PROTOCOL_ERROR = "tls_protocol_error"
+    TLS_CERTIFICATE_ERROR = "tls_certificate_error"
+    HTTP_RESPONSE_INCOMPLETE = "http_response_incomplete"
+    HTTP_RESPONSE_HEADER_SECTION_SIZE = "http_response_header_section_size"
+    HTTP_RESPONSE_TIMEOUT = "http_response_timeout"
+    HTTP_PROTOCOL_ERROR = "http_protocol_error"
+    PROXY_INTERNAL_ERROR = "proxy_internal_error"
+
+
+class Failure(Value, frozen=True):
+    """No answer came."""
+
+    cause: Cause
+    detail: str
+    sent: Sent
+
+
+Answer = Response | Failure
+
+
+class Attempt(Value, frozen=True, array_like=True):
+    """One try, as the receipt and the operator see it."""
+
+    number: int
+    at: Instant
+    status: int
+    """Of the answer; 0 where none came."""
+    cause: str
+    sent: str
+
+
+class Message(Value, frozen=True):
+    """A saved request with its envelope. Written once; never altered (I5)."""
+
+    key: Key
+    fingerprint: bytes
+    destination: Destination
+    accepted_at: Instant
+    expires_at: Instant
+    nonce: bytes
+    """The secret half of the receipt: 16 random bytes."""
+    name: str = ""
+    """The sender's Idempotency-Key; empty where we minted the key."""
+    order_key: str = ""
+    repeat: bool = True
+    """May it be sent again after an attempt that may have been applied?"""
+    request: Request | None = None
+    """None once it has settled: a request is kept no longer than it is needed."""
+
+
+def identify(secret: bytes, *, scope: Sequence[bytes], destination: Destination, name: str) -> Key:
+    """The key of what this caller calls `name`: 22 characters that tell nothing to others (I10).
+
+    `secret` belongs to the spool. Without it, whoever holds a receipt could try passwords against
+    the digest of a caller's Authorization.
+    """
+    digest = blake2b(digest_size=16, key=secret, person=b"unspool key")
+    for part in (*scope, destination.encode(), name.encode()):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return Key(urlsafe_b64encode(digest.digest()).rstrip(b"=").decode())
+
+
+def mint(*, now: Instant, chance: bytes) -> Key:
+    """A key for a sender who named none: time first, so that a spool appends rather than scatters.
+
+    `chance` is 11 random bytes. 22 characters, as `identify` makes.
+    """
+    return Key(f"{now:011x}" + urlsafe_b64encode(chance)[:11].decode())
+
+
+def _number_as_written(text: str) -> dict[str, str]:
+    # 1.0 and 1.00 are one number to some and two to others. We compare what was written.
+    return {"\0number": text}
+
+
+_decode_json = msgspec.json.Decoder(float_hook=_number_as_written).decode
+_encode_json = msgspec.json.Encoder(order="sorted").encode
+
+
+def _meaning(content_type: bytes, body: bytes) -> bytes:
+    if len(body) > JSON_FINGERPRINT_MAX_BYTES or b"json" not in content_type:
+        return body
+    try:
+        decoded: Any = _decode_json(body)
+        return _encode_json(decoded)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return body
+
+
+def fingerprint(request: Request) -> bytes:
+    """16 bytes that are equal for a repeat and, for all practical purposes, for nothing else.
+
+    Over method, target, media type and body, each with its length before it: no two requests can
+    be cut differently and look the same. Fields that change from try to try do not count.
+    """
+    content_type = b""
+    for name, value in request.fields:
+        if name.lower() == b"content-type":
+            content_type = value.lower()
+            break
+    body = _meaning(content_type, request.body)
+    head = b"%d:%b %d:%b %d:%b %d:" % (
+        len(request.method), request.method, len(request.target), request.target,
+        len(content_type), content_type, len(body),
+    )  # fmt: skip
+    return blake2b(head + body, digest_size=16, person=b"unspool print 1").digest()
+
+
+def seal(
+    request: Request,
+    *,
+    key: Key,
+    name: str,
+    destination: Destination,
+    now: Instant,
+    lifetime_ms: int,
+    nonce: bytes,
+    repeat: bool,
+    order_key: str = "",
+    fingerprint_: bytes | None = None,
+) -> Message:
+    """Put a request in its envelope. Its body must be here whole."""
+    assert request.rest is None, "I1: what is not here cannot be promised"
+    return Message(
+        key=key,
+        fingerprint=fingerprint(request) if fingerprint_ is None else fingerprint_,
+        destination=destination,
+        accepted_at=now,
+        expires_at=Instant(now + lifetime_ms),
+        nonce=nonce,
+        name=name,
+        order_key=order_key,
+        repeat=repeat,
+        request=request,
+    )

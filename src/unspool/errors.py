@@ -1,0 +1,81 @@
+"""What can go wrong, sorted by who must act. Outcomes are values; these are broken contracts.
+
+    Refused        the sender keeps the request and tries again       503
+    Unacceptable   the sender must mend it; repeating is useless      400, 413, 422
+    Broken         the operator must act                              exit codes from sysexits
+    assert         us
+
+Each message says what happened, where the request is now, what happens next, and one command.
+Foreign exceptions are translated where they come in; `__cause__` keeps them.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class UnspoolError(Exception):
+    """Something in unspool went wrong."""
+
+    exit_code: int = os.EX_SOFTWARE
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or type(self).__doc__)
+
+
+class Refused(UnspoolError):
+    """Responsibility was not taken; the request is still yours. Send it again."""
+
+    exit_code = os.EX_TEMPFAIL
+
+
+class Unavailable(Refused):
+    """The spool did not answer; it may or may not have the message. Repeat it under its key."""
+
+
+class Full(Refused):
+    """A limit of the spool was reached."""
+
+    exit_code = os.EX_IOERR
+
+
+class Unacceptable(UnspoolError):
+    """The request can never be accepted as it is."""
+
+    exit_code = os.EX_DATAERR
+
+
+class Broken(UnspoolError):
+    """The installation needs a person."""
+
+    exit_code = os.EX_CONFIG
+
+
+class Misconfigured(Broken):
+    """A setting is missing or impossible."""
+
+
+class Missing(Broken):
+    """An optional part is not installed."""
+
+    exit_code = os.EX_UNAVAILABLE
+
+
+class PromiseBroken(Broken):
+    """The spool is not set up to keep the promise asked of it."""
+
+
+class CannotCreate(Broken):
+    """A file, folder or socket cannot be made."""
+
+    exit_code = os.EX_CANTCREAT
+
+
+class Newer(Broken):
+    """The spool was written by a newer unspool than this one."""
+
+
+class Corrupt(Broken):
+    """A record failed its checksum and was set aside."""
+
+    exit_code = os.EX_DATAERR

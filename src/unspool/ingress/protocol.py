@@ -1,0 +1,38 @@
+"""What a door opens onto: one function from a request to an answer.
+
+    response = await handler(request, caller)
+
+`request` has its fields as they came (Host, Connection, Content-Length and all), and its body: whole
+in `body` when it has at most `body_max_bytes`, else the first part in `body` and the remainder in
+`rest`. `response` has its fields without framing; the door writes Content-Length or chunks by
+itself, from `body`, `rest` and `length`. The handler never raises: whatever goes wrong is an answer.
+
+The door answers by itself, through `refusal`, what never becomes a request: malformed heads, both
+Content-Length and Transfer-Encoding, heads too large or too slow. These lose nothing: the sender
+still holds what it sent.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..core.message import Request, Response, Value
+
+
+class Caller(Value, frozen=True):
+    """Who is at the other end of a connection, as far as the connection tells."""
+
+    peer: str
+    """Address without port; `unix` for a unix socket."""
+    scheme: str
+    """http or https"""
+
+
+class Handler(Protocol):
+    async def __call__(self, request: Request, caller: Caller, /) -> Response: ...
+
+
+class Refusal(Protocol):
+    def __call__(self, problem: str, detail: str, /) -> Response:
+        """A problem document by its name in `problems.PROBLEMS`."""
+        ...

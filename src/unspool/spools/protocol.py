@@ -1,0 +1,241 @@
+"""The Spool protocol: what every place that keeps messages can do. This file is the manual.
+
+    accept          take entries in: waiting, claimed (being tried now) or settled (an answer)
+    survey          which destinations have something waiting, and since when it is due
+    lease           the sole right to attempt messages, until a deadline
+    settle          end leases with verdicts
+    wait_arrival    something may have come in from elsewhere
+    find · browse · tally · seize · sweep          for receipts, people, metrics and the broom
+
+A spool has no clock, no policy and no opinion. Instants come in as integer milliseconds. Every verb
+takes and gives batches, and a batch is atomic: after a crash all of it is there or none.
+
+The contract, clause by clause (the conformance suite proves each):
+
+1. Custody. When `accept` returns, each New entry outlives what `promises.survives` says (I1).
+2. Identity. A known key never creates and never alters (I5). Two entries with one key in one batch:
+   the second is Duplicate or Mismatch. A fingerprint that differs makes a Mismatch, whatever else.
+3. Claims. A claimed entry is a request that somebody is trying for a sender who still waits.
+   Nothing was promised: it is not surveyed and not leased. If its lease has run out, the next
+   `accept` of the same key takes it over: New, with the attempt one higher. The newcomer's
+   `accepted_at` is the instant that counts.
+4. Lease. `lease` gives up to `wants[d]` messages of each destination d, earliest due first, waiting,
+   due by `now`, and in nobody's unexpired lease; it counts one more attempt, and holds until `until`
+   (I4). An abandoned lease comes due at its end by itself. A lease of a message that may not be
+   repeated (`message.repeat` is False) is durable before it is returned.
+5. Order. Of the waiting messages of one destination under one order key only the head, the one
+   accepted first, can be leased: while it waits, is held or is leased, the others wait.
+6. Fence. The attempt number is the token. `settle` under a lease whose number is no longer the
+   entry's, or of an entry that has settled, changes nothing and gives False (I3). A late settle that
+   nobody has overtaken is good.
+7. Settle. Delivered and Bounced end custody: the request is dropped, the answer (if any) kept.
+   Deferred makes it waiting, due at its `due_at`, free at once. Forgotten removes a claim; of a
+   message that waits it is refused: False.
+8. Durability of verdicts. A settle is durable when it returns: nobody is shown an answer that a
+   power cut could take back.
+9. Survey by name, not by due time, so that a thousand closed lanes cannot hide an open one. Held
+   messages (due NEVER) do not count; a leased one counts at its lease's end.
+10. Browse in order of acceptance, from `after` on. Tally counts waiting messages by age.
+11. Sweep removes settled entries and abandoned claims whose `keep_until` has passed, and the answers
+    whose `answer_until` has; at most `limit` a call. It never touches what waits.
+12. Trouble. `Unavailable` after a write means that it may or may not have happened: doing it again
+    is safe. `Full` means that it did not happen. A record that fails its checksum is set aside and
+    counted, and the rest goes on.
+13. Cancellation. A cancelled call may have happened, as with Unavailable; it harms no other.
+
+Instants agree between all who share a spool within SKEW_MS; a lease's term is at least ten times
+that, and longer than an attempt can take (asserted where leases are taken).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from ..core.lifecycle import State, Verdict
+from ..core.message import Attempt, Destination, Instant, Key, Message, Response, Value
+from ..core.scheduler import LaneDue
+
+__all__ = [
+    "SKEW_MS",
+    "Acceptance",
+    "Duplicate",
+    "Entry",
+    "LaneDue",
+    "Lease",
+    "Mismatch",
+    "New",
+    "Promises",
+    "Query",
+    "Spool",
+    "Survives",
+    "Tally",
+]
+
+SKEW_MS: Final = 2_000
+
+
+class Survives(enum.IntEnum):
+    """What an accepted message outlives. Measured when the spool is opened, not declared."""
+
+    NOTHING = 0
+    PROCESS = 1
+    """kill -9"""
+    POWER = 2
+    """a power cut"""
+    MACHINE = 3
+    """the loss of the host"""
+
+
+class Promises(Value, frozen=True):
+    """What this spool, as opened and set up now, really gives."""
+
+    survives: Survives
+    shared: bool
+    """May several processes lease from it at once? Then claims must be written down."""
+    remembers: bool
+    """Is a key known after it settled, until its keep_until?"""
+    fences: bool
+    """Is a settle under a lost lease refused?"""
+    detail: str = ""
+    """How it was measured, for people: "WAL, synchronous=FULL"."""
+
+
+class Entry(Value, frozen=True):
+    """A message as the spool knows it."""
+
+    message: Message
+    state: State
+    due_at: Instant
+    """While waiting: not before this; NEVER: held. Never shows a lease."""
+    attempt: int = 0
+    """Attempts begun; the token of the latest lease."""
+    leased_until: Instant = Instant(0)
+    """Somebody's sole right until then; 0: nobody's."""
+    trail: tuple[Attempt, ...] = ()
+    answer: Response | None = None
+    """Once delivered, until answer_until."""
+    stored: bool = True
+    """False: of the answer only the fact and the head were kept."""
+    reason: str = ""
+    """Why it bounced."""
+    settled_at: Instant = Instant(0)
+    keep_until: Instant = Instant(0)
+    answer_until: Instant = Instant(0)
+
+
+class Lease(Value, frozen=True):
+    """The sole right to attempt one message, until a deadline. `entry.attempt` is its token."""
+
+    entry: Entry
+    until: Instant
+    abandoned: bool = False
+    """The lease before this one ran out without a verdict: its attempt may have been applied."""
+
+
+class New(Value, frozen=True):
+    """It is ours now. A claim that was taken over is New too, with a higher attempt."""
+
+    entry: Entry
+
+
+class Duplicate(Value, frozen=True):
+    """Same key, same fingerprint: here is what we have."""
+
+    entry: Entry
+
+
+class Mismatch(Value, frozen=True):
+    """Same key, another request: the sender's mistake."""
+
+    entry: Entry
+
+
+Acceptance = New | Duplicate | Mismatch
+
+
+class Query(Value, frozen=True):
+    """Which entries to browse. None: any."""
+
+    destination: Destination | None = None
+    state: State | None = None
+    name: str | None = None
+    """The sender's Idempotency-Key, whoever the sender was."""
+    held: bool | None = None
+
+
+class Tally(Value, frozen=True):
+    """One destination's waiting messages, counted by age."""
+
+    destination: Destination
+    counts: tuple[int, ...]
+    """counts[i]: accepted at or after edges[i] and before edges[i - 1]; the last: before them all."""
+    held: int
+    oldest_at: Instant
+
+
+class Spool(Protocol):
+    """Durable custody of messages. The module's text is the contract; numbers below cite it."""
+
+    @property
+    def promises(self) -> Promises: ...
+
+    async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
+        """Take entries in (1, 2, 3). The answers are in their order.
+
+        An entry is one of: WAITING with `due_at`; CLAIMED with `leased_until` and `keep_until`;
+        DELIVERED with `answer`, `keep_until` and `answer_until` (the request may be left out).
+        Raises `Full`, `Unavailable`.
+        """
+        ...
+
+    async def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
+        """The next `limit` destinations by name with something waiting, each with its earliest
+        due instant (9)."""
+        ...
+
+    async def lease(
+        self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease]:
+        """Up to `wants[d]` messages of each destination d, with their requests (4, 5)."""
+        ...
+
+    async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
+        """End leases. False: the lease had passed on, and nothing was changed (6, 7, 8)."""
+        ...
+
+    async def wait_arrival(self) -> None:
+        """Return when something may have arrived. May return early; may never return."""
+        ...
+
+    async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
+        """The entries of these keys, in their order, without requests, with answers."""
+        ...
+
+    async def browse(
+        self, query: Query, /, *, after: Key | None, limit: int, requests: bool = False
+    ) -> Sequence[Entry]:
+        """Entries in order of acceptance, behind the entry of `after` (10). Answers are left out;
+        requests too unless asked for."""
+        ...
+
+    async def tally(self, edges: Sequence[Instant], /) -> Sequence[Tally]:
+        """Waiting messages by destination and age; `edges` descend from the newest (10)."""
+        ...
+
+    async def seize(self, keys: Sequence[Key], /, *, now: Instant, until: Instant) -> Sequence[
+        Lease | None
+    ]:
+        """Lease these, due or not, held or not; None: unknown, not waiting, or in somebody's
+        unexpired lease. Counts no attempt that would look like a delivery: the number rises, for
+        it is the token, and the verdict's trail says what was done."""
+        ...
+
+    async def sweep(self, *, now: Instant, limit: int) -> int:
+        """Forget what was kept long enough (11). How many entries and answers went."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go. Nothing accepted is lost by it."""
+        ...

@@ -1,0 +1,28 @@
+"""The Transport protocol: one attempt out.
+
+    await transport.attempt(request, repeat=…) -> Answer
+
+A transport sends a request once and says what came back: a Response, or a Failure that tells
+whether the request can have been received (`Sent.NEVER`, `Sent.MAYBE`). It decides nothing about
+retries. The one thing it may do again by itself: a request that died on a pooled connection before
+any answer byte goes out once more on a fresh connection, if nothing of it was sent or `repeat`.
+
+A body that is too large to keep comes as `request.rest` and goes as `response.rest`, a Reader each.
+Whoever receives a Response with a `rest` must read it to its end or close it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..core.message import Answer, Request
+
+
+class Transport(Protocol):
+    async def attempt(self, request: Request, /, *, repeat: bool) -> Answer:
+        """One try. Never raises for what the network does; cancelling gives the connection up."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close idle connections and give up the busy ones."""
+        ...
