@@ -2,8 +2,8 @@
 
     problem(name, detail, …) -> Response     application/problem+json with Proxy-Status (RFC 9209)
 
-The table is read by the code, by `/_unspool/problems/<name>`, by the docs and by the tests. Each row
-says what happened, where the request is now, and what to do; `detail` says it of this one case.
+The table is read by the code, by `/_unspool/problems/<name>`, by the docs and by the tests. Each
+row says what happened, where the request is now, and what to do; `detail` says it of this one case.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PROBLEMS: Final[dict[str, Problem]] = {
         "255 printable ASCII characters.",
     ),
     "field-malformed": Problem(
-        400, "A field that speaks to the relay cannot be read", _YOURS, "Mend the field named below."
+        400, "A field that speaks to the relay cannot be read", _YOURS, "Mend it and send again."
     ),
     "receipt-unknown": Problem(
         404, "There is no such receipt", "Either it never was, or it was kept long enough.",

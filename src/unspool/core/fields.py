@@ -104,6 +104,10 @@ class Onward(msgspec.Struct):
     lifetime: bytes = b""
     traceparent: bool = False
     upgrade: bool = False
+    asks: bool = False
+    """Does it speak to us: by key, preference, order or lifetime?"""
+    speaks: bool = False
+    """The same, or it has been through a relay before."""
 
 
 _OURS: Final = frozenset(
@@ -121,6 +125,7 @@ _OURS: Final = frozenset(
     }
 )
 _SPECIAL: Final = HOP_BY_HOP | _OURS
+_ASKING: Final = frozenset({b"idempotency-key", b"prefer", b"unspool-order", b"unspool-lifetime"})
 
 
 def onward(fields: Sequence[Field]) -> Onward:
@@ -163,6 +168,10 @@ def _ours(into: Onward, name: bytes, field: Field) -> None:
         into.lifetime = value.strip()
     elif name == b"traceparent":
         into.traceparent = True
+    if name in _ASKING:
+        into.asks = into.speaks = True
+    elif name == b"via":
+        into.speaks = True
     if name in (b"idempotency-key", b"prefer", b"via", b"unspool-order", b"traceparent"):
         into.fields.append(field)
 

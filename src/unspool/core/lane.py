@@ -87,7 +87,12 @@ class Lane(msgspec.Struct):
     _clean: int = 0
 
     def __post_init__(self) -> None:
-        self.window = self.window or self.conduct.window_start
+        self.window = self.window or self._start
+
+    @property
+    def _start(self) -> int:
+        """The window to begin with, and to climb back to."""
+        return max(1, min(self.conduct.window_start, self.conduct.window_max))
 
     # --- may something start? -------------------------------------------------------------
 
@@ -98,6 +103,16 @@ class Lane(msgspec.Struct):
         if self.phase is Phase.CLOSED:
             return 1 if self._probe_due(now) else 0
         return max(0, self.window - self.busy)
+
+    @property
+    def calm(self) -> bool:
+        """Nothing to remember of one more success: all is as well as it can be."""
+        return (
+            self.phase is Phase.OPEN
+            and not self._failures
+            and not self._suspects
+            and not self.parked_until
+        )
 
     def is_open(self, now: Instant) -> bool:
         """May a request that came just now be tried? Costs nothing while all is well."""
@@ -151,6 +166,7 @@ class Lane(msgspec.Struct):
             self._good(now)
             return
         if weather is Weather.UNKNOWN:
+            self._probing_until = Instant(0)  # it was not asked: another may be the probe
             return
         self.last_trouble = detail or judgement.why
         if weather is Weather.SUSPECT:
@@ -166,7 +182,7 @@ class Lane(msgspec.Struct):
                 self._close(now, chance=chance)
 
     def _weigh(self, limit: int, key: Key) -> Weather:
-        """Trouble with this message, or with the destination? The latter after several different."""
+        """Trouble with this message, or with the destination? The latter after several."""
         row = self._suspects.setdefault(limit, [])
         if key not in row:
             row.append(key)
@@ -176,8 +192,10 @@ class Lane(msgspec.Struct):
         return Weather.BAD
 
     def _good(self, now: Instant) -> None:
-        if self.phase is Phase.OPEN and self._failures == 0 and self.window >= (
-            self.conduct.window_max
+        if (
+            self.phase is Phase.OPEN
+            and self._failures == 0
+            and self.window >= (self.conduct.window_max)
         ):
             if self.parked_until and now >= self.parked_until:
                 self.parked_until = Instant(0)
@@ -207,8 +225,8 @@ class Lane(msgspec.Struct):
         self._clean += 1
         if self._clean >= self.window:
             self._clean = 0
-            self.window = min(self.window * 2, self.conduct.window_start)
-        if self.window >= self.conduct.window_start:
+            self.window = min(self.window * 2, self._start)
+        if self._clean == 0 and self.window >= self._start:
             self.phase = Phase.OPEN
             self._probe_ms = PROBE_FIRST_MS
 
@@ -259,8 +277,6 @@ class Lane(msgspec.Struct):
         self._failures = 0
         self._failing.clear()
         self._probing_until = Instant(0)
-        if self.window >= self.conduct.window_start:
-            self.phase = Phase.OPEN
 
     def wake(self) -> None:
         """Evidence that it is back, or an operator's word: the next probe may go now."""

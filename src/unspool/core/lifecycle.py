@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from .fields import kept
-from .message import Answer, Attempt, Failure, Instant, Message, Response, Value
+from .message import Answer, Attempt, Failure, Instant, Message, Response, Sent, Value
 from .outcome import Outcome, cause_of, judge, repeatable, retry_after
 from .schedule import Pace, next_due
 
@@ -55,6 +55,7 @@ class Delivered(Value, frozen=True):
     trail: tuple[Attempt, ...] = ()
     stored: bool = True
     """False: the answer was too large to keep whole; only the fact and its head are."""
+    settled_at: Instant = Instant(0)
 
 
 class Deferred(Value, frozen=True):
@@ -70,6 +71,7 @@ class Bounced(Value, frozen=True):
     reason: Reason
     keep_until: Instant
     trail: tuple[Attempt, ...] = ()
+    settled_at: Instant = Instant(0)
 
 
 class Forgotten(Value, frozen=True):
@@ -139,13 +141,15 @@ def delivered(
         answer_until=Instant(now + keeping.answer_ms),
         trail=trail,
         stored=whole,
+        settled_at=now,
     )
 
 
 def bounced(
     reason: Reason, *, now: Instant, keeping: Keeping, trail: tuple[Attempt, ...]
 ) -> Bounced:
-    return Bounced(reason=reason, keep_until=Instant(now + keeping.key_ms), trail=trail)
+    keep_until = Instant(now + keeping.key_ms)
+    return Bounced(reason=reason, keep_until=keep_until, trail=trail, settled_at=now)
 
 
 def decide(
@@ -185,10 +189,14 @@ def overdue(
     """Must a leased message end without another attempt?
 
     Abandoned: the last lease ran out without a settle, so its attempt may have been applied. A
-    message that may not be repeated ends there as unknown, never silently twice.
+    message that may not be repeated ends there as unknown, never silently twice. The trail says so,
+    and when: it is all that a spool without a clock knows of the time.
     """
     if abandoned and not message.repeat:
-        return bounced(Reason.UNKNOWN, now=now, keeping=policy.keeping, trail=trail)
-    if now >= message.expires_at and attempt > 1:
-        return bounced(Reason.EXPIRED, now=now, keeping=policy.keeping, trail=trail)
-    return None
+        reason, cause, sent = Reason.UNKNOWN, "the attempt before was cut short", Sent.MAYBE
+    elif now >= message.expires_at and attempt > 1:
+        reason, cause, sent = Reason.EXPIRED, "expired before another attempt", Sent.NEVER
+    else:
+        return None
+    end = Attempt(number=attempt, at=now, status=0, cause=cause, sent=sent.value)
+    return bounced(reason, now=now, keeping=policy.keeping, trail=extended(trail, end))

@@ -35,6 +35,9 @@ Field = tuple[bytes, bytes]
 NEVER: Final = Instant(2**53 - 1)
 """The last integer that JavaScript numbers and Redis scores hold exactly."""
 
+SKEW_MS: Final = 2_000
+"""How far the clocks of those who share a spool may differ. Leases last ten times that or more."""
+
 JSON_FINGERPRINT_MAX_BYTES: Final = 256 * 1024
 """Larger JSON is compared by its bytes: reading it twice would cost more than it tells."""
 
@@ -59,7 +62,7 @@ class Reader(Protocol):
         """No more is wanted: the connection it comes from is given up."""
 
 
-class Severed(Exception):  # noqa: N818 - it is an event of the wire, not a fault of ours
+class Severed(Exception):
     """A body broke off before its end."""
 
 
@@ -178,9 +181,9 @@ def mint(*, now: Instant, chance: bytes) -> Key:
     return Key(f"{now:011x}" + urlsafe_b64encode(chance)[:11].decode())
 
 
-def _number_as_written(text: str) -> dict[str, str]:
+def _number_as_written(text: str) -> msgspec.Raw:
     # 1.0 and 1.00 are one number to some and two to others. We compare what was written.
-    return {"\0number": text}
+    return msgspec.Raw(text.encode())
 
 
 _decode_json = msgspec.json.Decoder(float_hook=_number_as_written).decode
@@ -227,13 +230,13 @@ def seal(
     nonce: bytes,
     repeat: bool,
     order_key: str = "",
-    fingerprint_: bytes | None = None,
+    print_: bytes | None = None,
 ) -> Message:
     """Put a request in its envelope. Its body must be here whole."""
     assert request.rest is None, "I1: what is not here cannot be promised"
     return Message(
         key=key,
-        fingerprint=fingerprint(request) if fingerprint_ is None else fingerprint_,
+        fingerprint=fingerprint(request) if print_ is None else print_,
         destination=destination,
         accepted_at=now,
         expires_at=Instant(now + lifetime_ms),

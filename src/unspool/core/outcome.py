@@ -82,9 +82,7 @@ PARKED_503: Final = _row(
 
 HUNDREDS: Final[dict[int, Judgement]] = {2: _OK, 3: _OK, 4: _FAIL, 5: _BAD}
 
-NEVER_SENT: Final = _row(
-    Outcome.ERROR, Sent.NEVER, Weather.BAD, "nothing reached the destination"
-)
+NEVER_SENT: Final = _row(Outcome.ERROR, Sent.NEVER, Weather.BAD, "nothing reached the destination")
 NO_ANSWER: Final = _row(
     Outcome.ERROR, Sent.MAYBE, Weather.SUSPECT, "sent, and no whole answer", suspects=2
 )
@@ -92,12 +90,19 @@ NOT_ITS_FAULT: Final = _row(
     Outcome.ERROR, Sent.NEVER, Weather.UNKNOWN, "nothing was sent, for a reason of our own"
 )
 """Our own limit or bug: says nothing of the destination."""
+OUR_MISTAKE: Final = _row(
+    Outcome.ERROR, Sent.MAYBE, Weather.UNKNOWN, "it may have been sent, and then we failed"
+)
 
 OURS: Final = frozenset({Cause.CONNECTION_LIMIT_REACHED, Cause.PROXY_INTERNAL_ERROR})
 
 _BY_STATUS: Final[tuple[Judgement, ...]] = tuple(
     STATUSES.get(status, HUNDREDS.get(status // 100, _BAD)) for status in range(600)
 )
+
+
+STANDS: Final = bytes(row.outcome is not Outcome.ERROR for row in _BY_STATUS)
+"""By status: 1 where the answer is passed on whatever else is known."""
 
 
 def judge(answer: Answer) -> Judgement:
@@ -110,9 +115,10 @@ def judge(answer: Answer) -> Judgement:
 
 
 def _judge_failure(failure: Failure) -> Judgement:
+    ours = failure.cause in OURS
     if failure.sent is Sent.NEVER:
-        return NOT_ITS_FAULT if failure.cause in OURS else NEVER_SENT
-    return NO_ANSWER
+        return NOT_ITS_FAULT if ours else NEVER_SENT
+    return OUR_MISTAKE if ours else NO_ANSWER
 
 
 def outcome(answer: Answer) -> Outcome:
@@ -126,6 +132,8 @@ def repeatable(judgement: Judgement, *, repeat: bool) -> bool:
 
 RETRY_AFTER_MAX_MS: Final = 6 * 3600 * 1000
 """A longer wish is cut: nobody shall park us for ever (urllib3's limit)."""
+DATES: Final = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
+"""The three forms of an HTTP-date; a recipient reads them all (RFC 9110 §5.6.7)."""
 
 
 def retry_after(answer: Answer, *, now: Instant | None = None) -> int | None:
@@ -144,13 +152,15 @@ def retry_after(answer: Answer, *, now: Instant | None = None) -> int | None:
 def _delay_ms(text: str, now: Instant | None) -> int | None:
     if text.isascii() and text.isdigit() and len(text) <= 10:
         return min(int(text) * 1000, RETRY_AFTER_MAX_MS)
-    try:
-        date = datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
-    except ValueError:
-        return None
-    if now is None:
-        return 0
-    return max(0, min(int(date.timestamp() * 1000) - now, RETRY_AFTER_MAX_MS))
+    for form in DATES:
+        try:
+            date = datetime.strptime(text, form).replace(tzinfo=UTC)
+        except ValueError:
+            continue
+        if now is None:
+            return 0
+        return max(0, min(int(date.timestamp() * 1000) - now, RETRY_AFTER_MAX_MS))
+    return None
 
 
 def cause_of(answer: Answer) -> tuple[int, str]:

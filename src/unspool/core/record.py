@@ -112,9 +112,7 @@ def pack_answer(answer: Response) -> bytes:
 
 def unpack_answer(record: bytes) -> Response:
     found: _Answer = _opened(record, _answer)
-    return Response(
-        found.status, found.reason, found.fields, found.body, None, found.length
-    )
+    return Response(found.status, found.reason, found.fields, found.body, None, found.length)
 
 
 def pack_status(status: Status) -> bytes:

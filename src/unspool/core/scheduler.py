@@ -2,13 +2,14 @@
 
     scheduler.lane(destination)            its lane, made on first sight
     scheduler.wants(lanes_due, now)        how many messages to lease, for whom
+    scheduler.served(wants)                they were leased: next time others come first
     scheduler.wakes_at(lanes_due, now)     when something may be startable
     scheduler.place                        where the survey goes on: round and round, by name
 
 Lease exactly what can start now: the free window of each open lane, within the room that is left
 for all. No prefetch, so one dead destination can fill nothing but its own window. While several
 destinations wait, one gets at most a quarter of the attempts (Postfix's weakness is the slow
-destination, not the dead one).
+destination, not the dead one). Where there is not room for all, they take turns by name.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Final
 import msgspec
 
 from .lane import Conduct, Lane, View
-from .message import Destination, Instant, Value
+from .message import NEVER, Destination, Instant, Value
 
 ATTEMPTS_MAX: Final = 100
 SHARE_MIN: Final = 5
@@ -50,6 +51,10 @@ class Scheduler(msgspec.Struct):
     poll_ms: int = POLL_MS
     place: Destination | None = None
     """After which destination the next survey begins; None: at the first."""
+    _turn: Destination = Destination("")
+    """Who was served last."""
+    _wake_at: Instant = NEVER
+    """The earliest that the pages of this survey have shown so far."""
     _lanes: dict[Destination, Lane] = msgspec.field(default_factory=dict)
 
     def lane(self, destination: Destination) -> Lane:
@@ -72,7 +77,9 @@ class Scheduler(msgspec.Struct):
         free = self.attempts_max - self.busy
         share = free if len(due) <= 1 else max(SHARE_MIN, self.attempts_max // 4)
         wants: dict[Destination, int] = {}
-        for destination in due:
+        for destination in sorted(due, key=lambda name: (name <= self._turn, name)):
+            if free <= 0:
+                break
             lane = self.lane(destination)
             room = min(lane.room(now), max(0, share - lane.busy) if len(due) > 1 else share, free)
             if room > 0:
@@ -80,20 +87,28 @@ class Scheduler(msgspec.Struct):
                 free -= room
         return wants
 
+    def served(self, wants: Mapping[Destination, int]) -> None:
+        """These were leased, in this order: the next turn is behind the last of them."""
+        self._turn = next(reversed(list(wants)), self._turn)
+
     def wakes_at(self, lanes: Sequence[LaneDue], *, now: Instant) -> Instant:
         """The next instant at which something may start, as far as is known now.
 
-        A lane with no room is not waited for here: an attempt that ends wakes the dispatcher.
+        What is due and has no room is not waited for: an attempt that ends wakes the dispatcher.
+        Within a survey of several pages that is now, for the next page, and then the earliest of
+        them all.
         """
-        if self.place is not None:
-            return now
-        wake = Instant(now + self.poll_ms)
+        wake = now if self.wants(lanes, now=now) else Instant(now + self.poll_ms)
         for due in lanes:
-            lane = self.lane(due.destination)
-            at = max(due.due_at, lane.opens_at(now))
-            if at > now or lane.room(now):
+            at = max(due.due_at, self.lane(due.destination).opens_at(now))
+            if at > now:
                 wake = min(wake, Instant(at))
-        return wake
+        wake = min(wake, self._wake_at)
+        if self.place is not None:
+            self._wake_at = wake
+            return now
+        self._wake_at = NEVER
+        return max(now, wake)
 
     def statistics(self) -> Statistics:
         return Statistics(

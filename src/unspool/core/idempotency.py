@@ -1,0 +1,155 @@
+"""Idempotency: what to do with a request that says its name.
+
+    read_key(values) -> str | Unreadable | None      the Idempotency-Key field
+    recall(entry, …) -> Recall                       run | replay | attach | wait | refuse
+    worth_remembering(status)                        is this answer the answer for ever?
+
+Quoted and bare keys are one key: the IETF draft says `"k"` (a structured-field string, RFC 9651),
+the world says `k`. A repeat is told by key and fingerprint together, inside one caller's scope;
+the refusals never tell what the first request was (conformance C7: a mismatch is no oracle).
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import http_sf
+
+from .lifecycle import Reason, State
+from .message import Instant, Message, Response, Value
+
+KEY_CHARS_MAX: Final = 255
+
+
+class Unreadable(Value, frozen=True):
+    """A field that cannot be read, and why, in words that do not repeat it."""
+
+    why: str
+
+
+_QUOTED: Final = re.compile(rb'"([ !#-\[\]-~]+)"')
+_BARE: Final = re.compile(rb"[!#-+\--~](?:[ !#-+\--~]*[!#-+\--~])?")
+
+
+def read_key(values: Sequence[bytes], *, chars_max: int = KEY_CHARS_MAX) -> str | Unreadable | None:
+    """The key as its sender means it; None where there is none. Conformance A1 to A7."""
+    if not values:
+        return None
+    if len(values) > 1:
+        return Unreadable("there are two Idempotency-Key fields")
+    value = values[0].strip(b" \t")
+    if not value:
+        return Unreadable("the Idempotency-Key is empty")
+    if not value.isascii():
+        return Unreadable("the Idempotency-Key has characters outside ASCII")
+    if quoted := _QUOTED.fullmatch(value):
+        name = quoted[1].decode()
+    elif value.startswith(b'"'):
+        read = _structured(value)
+        if isinstance(read, Unreadable):
+            return read
+        name = read
+    elif _BARE.fullmatch(value):
+        name = value.decode()
+    else:
+        return Unreadable("a bare Idempotency-Key may hold no comma, quote or control character")
+    if not name.strip():
+        return Unreadable("the Idempotency-Key is empty")
+    if len(name) > chars_max:
+        return Unreadable(f"the Idempotency-Key has {len(name)} characters; {chars_max} may be")
+    return name
+
+
+def _structured(value: bytes) -> str | Unreadable:
+    try:
+        parsed: Any = http_sf.parse(value, tltype="item")
+        item, _parameters = parsed
+    except (http_sf.StructuredFieldError, ValueError, IndexError):
+        return Unreadable("the Idempotency-Key is not one quoted string (RFC 9651 §3.3.3)")
+    if not isinstance(item, str):
+        return Unreadable("the Idempotency-Key is not a string")
+    return item
+
+
+class Do(enum.Enum):
+    RUN = "run"
+    """Nobody knows it: try it."""
+    REPLAY = "replay"
+    """It was answered: the same answer again."""
+    ATTACH = "attach"
+    """It is saved: the same receipt again."""
+    WAIT = "wait"
+    """It is being tried just now."""
+    REFUSE = "refuse"
+
+
+class Recall(Value, frozen=True):
+    do: Do
+    problem: str = ""
+    """For REFUSE: the name of the problem."""
+    detail: str = ""
+
+
+RUN: Final = Recall(Do.RUN)
+REPLAY: Final = Recall(Do.REPLAY)
+ATTACH: Final = Recall(Do.ATTACH)
+WAIT: Final = Recall(Do.WAIT)
+REUSED: Final = Recall(Do.REFUSE, "key-reused")
+_TOO_OLD: Final = Recall(Do.REFUSE, "expired")
+_UNKNOWN: Final = Recall(
+    Do.REFUSE, "unknown", "the first request may have had its effect; no whole answer came"
+)
+
+
+class Known(Protocol):
+    """What of a spool's entry `recall` judges."""
+
+    @property
+    def message(self) -> Message: ...
+    @property
+    def state(self) -> State: ...
+    @property
+    def leased_until(self) -> Instant: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def answer(self) -> Response | None: ...
+    @property
+    def keep_until(self) -> Instant: ...
+    @property
+    def answer_until(self) -> Instant: ...
+
+
+def recall(known: Known | None, *, fingerprint: bytes, now: Instant) -> Recall:
+    """What to do with a request under a key of which this is known. Total.
+
+    Age is judged by instants, not by what the sweep has got to (conformance J6).
+    """
+    if known is None:
+        return RUN
+    settled = known.state in (State.DELIVERED, State.BOUNCED)
+    if settled and now >= known.keep_until:
+        return RUN
+    if known.message.fingerprint != fingerprint:
+        return REUSED
+    if known.state is State.WAITING:
+        return ATTACH
+    if known.state is State.CLAIMED:
+        return WAIT if now < known.leased_until else RUN
+    if known.state is State.DELIVERED:
+        return REPLAY if known.answer is not None and now < known.answer_until else _TOO_OLD
+    if known.reason == Reason.UNKNOWN:
+        return _UNKNOWN
+    return Recall(Do.REFUSE, "bounced", f"the request under this key ended as {known.reason}")
+
+
+PASSING: Final = frozenset({401, 403, 407})
+"""Answers about the moment, not about the request: a repeat runs again (conformance G2)."""
+
+
+def worth_remembering(status: int) -> bool:
+    """Is this final answer the one that repeats shall get? (2xx, 3xx and the lasting 4xx.)"""
+    return status not in PASSING

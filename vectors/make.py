@@ -1,0 +1,220 @@
+"""Write the golden cases from the tables in unspool.core, as JSON for every language.
+
+    python vectors/make.py          write vectors/*.json
+    python vectors/make.py --check  exit 1 if a file is not what would be written
+
+The cases are made by the code; that they say the right thing is a person's to judge in the diff.
+README.md beside this file says what each member means.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+from unspool.core.message import (
+    Answer,
+    Cause,
+    Destination,
+    Failure,
+    Instant,
+    Key,
+    Message,
+    Request,
+    Response,
+    Sent,
+    fingerprint,
+)
+from unspool.core.outcome import judge, repeatable, retry_after
+from unspool.core.schedule import Pace, next_due, spread
+
+HERE = Path(__file__).parent
+NOW = Instant(1_750_000_000_000)
+DAY = 86_400_000
+
+Case = dict[str, Any]
+
+
+# --- outcome.json -----------------------------------------------------------------------------
+
+
+def outcome_case(answer: Answer) -> Case:
+    """What an answer means; the input is everything but `expect`."""
+    judged = judge(answer)
+    case: Case
+    if isinstance(answer, Response):
+        case = {"status": answer.status}
+        if answer.fields:
+            case["retry_after"] = answer.fields[0][1].decode("latin-1")
+    else:
+        case = {"cause": answer.cause.value, "sent": answer.sent.value}
+    case["expect"] = {
+        "outcome": judged.outcome.value,
+        "sent": judged.sent.value,
+        "weather": judged.weather.value,
+        "suspects": judged.suspects,
+        "repeatable_always": repeatable(judged, repeat=False),
+        "retry_after_ms": retry_after(answer, now=NOW),
+    }
+    return case
+
+
+def outcome_cases() -> list[Case]:
+    answers: list[Answer] = [
+        Response(status=status, reason=b"", fields=()) for status in range(100, 600)
+    ]
+    answers += [
+        Response(status=status, reason=b"", fields=((b"Retry-After", hint),))
+        for status in (429, 500, 502, 503)
+        for hint in RETRY_AFTER
+    ]
+    answers += [Failure(cause, "", sent) for cause in Cause for sent in (Sent.NEVER, Sent.MAYBE)]
+    return [outcome_case(answer) for answer in answers]
+
+
+RETRY_AFTER = (
+    b"0", b"1", b" 120 ", b"21600", b"21601", b"9999999999", b"99999999999", b"-1", b"1.5", b"",
+    b"soon", b"Sun, 15 Jun 2025 15:08:10 GMT", b"Sunday, 15-Jun-25 15:08:10 GMT",
+    b"Sun Jun 15 15:08:10 2025", b"Wed, 21 Oct 2015 07:28:00 GMT", b"Fri, 31 Dec 2100 23:59:59 GMT",
+)  # fmt: skip
+
+
+# --- schedule.json ----------------------------------------------------------------------------
+
+
+def schedule_case(
+    *, key: str, attempt: int, age_ms: int, left_ms: int, retry_after_ms: int | None, pace: Pace
+) -> Case:
+    message = Message(
+        key=Key(key), fingerprint=b"", destination=Destination(""), nonce=b"",
+        accepted_at=Instant(NOW - age_ms), expires_at=Instant(NOW + left_ms),
+    )  # fmt: skip
+    due = next_due(message, attempt=attempt, now=NOW, retry_after_ms=retry_after_ms, pace=pace)
+    return {
+        "key": key,
+        "attempt": attempt,
+        "age_ms": age_ms,
+        "left_ms": left_ms,
+        "retry_after_ms": retry_after_ms,
+        "least_ms": pace.least_ms,
+        "most_ms": pace.most_ms,
+        "expect": {"spread": spread(Key(key), attempt), "wait_ms": due - NOW},
+    }
+
+
+def schedule_cases() -> list[Case]:
+    keys = ("AAAAAAAAAAAAAAAAAAAAAA", "dGhlIHF1aWNrIGJyb3duIG", "0197742f3e0Zm9vYmFyYmF6")
+    ages = (-DAY, 0, 1, 999, 1_000, 1_001, 60_000, 3_599_999, 3_600_000, 5 * DAY, 2**52)
+    cases = [
+        schedule_case(
+            key=key, attempt=attempt, age_ms=age, left_ms=5 * DAY, retry_after_ms=None, pace=Pace()
+        )
+        for key in keys
+        for attempt, age in enumerate(ages, start=1)
+    ]
+    cases += [
+        schedule_case(
+            key=keys[0], attempt=1, age_ms=0, left_ms=left, retry_after_ms=hint, pace=Pace()
+        )
+        for left in (-1, 0, 1, 500, 30_000, DAY)
+        for hint in (None, 0, 1, 20_000, 3_600_000)
+    ]
+    cases += [
+        schedule_case(
+            key=keys[1], attempt=7, age_ms=90_000, left_ms=DAY, retry_after_ms=None,
+            pace=Pace(least_ms=least, most_ms=most),
+        )
+        for least, most in ((1, 1), (100, 60_000), (120_000, 600_000))
+    ]  # fmt: skip
+    return cases
+
+
+# --- fingerprint.json -------------------------------------------------------------------------
+
+
+def fingerprint_case(
+    why: str, body: bytes, *, media: bytes | None = b"application/json", method: bytes = b"POST",
+    target: bytes = b"/orders",
+) -> Case:  # fmt: skip
+    fields = () if media is None else ((b"Content-Type", media),)
+    return {
+        "why": why,
+        "method": method.decode(),
+        "target": target.decode(),
+        "content_type": None if media is None else media.decode(),
+        "body": b64encode(body).decode(),
+        "expect": fingerprint(Request(method, target, fields, body)).hex(),
+    }
+
+
+def fingerprint_cases() -> list[Case]:
+    make = fingerprint_case
+    return [
+        make("an object", b'{"amount":10,"currency":"EUR"}'),
+        make("the same in another order", b'{"currency":"EUR","amount":10}'),
+        make("the same with white space", b' {\n "currency" : "EUR",\t"amount" : 10 }\r\n'),
+        make("the same with escapes", b'{"\\u0061mount":10,"currency":"\\u0045UR"}'),
+        make("the same, media type in capitals", b'{"amount":10,"currency":"EUR"}',
+             media=b"Application/JSON"),
+        make("another media type", b'{"amount":10,"currency":"EUR"}',
+             media=b"application/json; charset=utf-8"),
+        make("not JSON by its type", b'{"amount":10,"currency":"EUR"}', media=b"text/plain"),
+        make("another number", b'{"amount":10.0,"currency":"EUR"}'),
+        make("that number written otherwise", b'{"amount":10.00,"currency":"EUR"}'),
+        make("that number with an exponent", b'{"amount":1e1,"currency":"EUR"}'),
+        make("a number beyond 64 bits", b"18446744073709551616"),
+        make("the next one", b"18446744073709551617"),
+        make("a number beyond every float", b"1e400"),
+        make("nested members are sorted too", b'{"b":[{"d":1,"c":2}],"a":null}'),
+        make("nested, in order", b'{"a":null,"b":[{"c":2,"d":1}]}'),
+        make("order in a list counts", b"[1,2]"),
+        make("the other order", b"[2,1]"),
+        make("JSON that is none", b'{"a":'),
+        make("empty", b""),
+        make("no media type", b"abc", media=None),
+        make("another method", b"abc", media=None, method=b"PUT"),
+        make("another target", b"abc", media=None, target=b"/orders/1"),
+        make("another query", b"abc", media=None, target=b"/orders?a=1"),
+        make("path and body, cut here", b"3", media=None, target=b"/orders/12"),
+        make("path and body, cut there", b"", media=None, target=b"/orders/123"),
+        make("bytes that are no text", bytes(range(256)), media=b"application/octet-stream"),
+    ]  # fmt: skip
+
+
+# --- the files --------------------------------------------------------------------------------
+
+FILES = {
+    "outcome.json": outcome_cases,
+    "schedule.json": schedule_cases,
+    "fingerprint.json": fingerprint_cases,
+}
+
+
+def text_of(name: str) -> str:
+    """A whole file: one case a line, so that a diff shows cases."""
+    lines = ",\n".join(json.dumps(case, ensure_ascii=True) for case in FILES[name]())
+    return f"[\n{lines}\n]\n"
+
+
+def main(arguments: list[str]) -> int:
+    stale = [name for name in FILES if not _is(name)]
+    if arguments == ["--check"]:
+        for name in stale:
+            print(f"vectors/{name} is not what vectors/make.py writes", file=sys.stderr)
+        return 1 if stale else 0
+    for name in stale:
+        (HERE / name).write_text(text_of(name), encoding="ascii")
+        print(f"wrote vectors/{name}")
+    return 0
+
+
+def _is(name: str) -> bool:
+    path = HERE / name
+    return path.exists() and path.read_text(encoding="ascii") == text_of(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
