@@ -5,6 +5,7 @@
     lease           the sole right to attempt messages, until a deadline
     settle          end leases with verdicts
     wait_arrival    something may have come in from elsewhere
+    expire          the right to bounce what is too old
     find · browse · tally · seize · sweep          for receipts, people, metrics and the broom
 
 A spool has no clock, no policy and no opinion. Instants come in as integer milliseconds. Every verb
@@ -19,15 +20,15 @@ The contract, clause by clause (the conformance suite proves each):
    Nothing was promised: it is not surveyed and not leased. If its lease has run out, the next
    `accept` of the same key takes it over: New, with the attempt one higher. The newcomer's
    `accepted_at` is the instant that counts.
-4. Lease. `lease` gives up to `wants[d]` messages of each destination d, earliest due first, waiting,
-   due by `now`, and in nobody's unexpired lease; it counts one more attempt, and holds until `until`
-   (I4). An abandoned lease comes due at its end by itself. A lease of a message that may not be
-   repeated (`message.repeat` is False) is durable before it is returned.
+4. Lease. `lease` gives up to `wants[d]` messages of each destination d, earliest due first,
+   waiting, due by `now`, and in nobody's unexpired lease; it counts one more attempt, and holds
+   until `until` (I4). An abandoned lease comes due at its end by itself. A lease of a message that
+   may not be repeated (`message.repeat` is False) is durable before it is returned.
 5. Order. Of the waiting messages of one destination under one order key only the head, the one
    accepted first, can be leased: while it waits, is held or is leased, the others wait.
 6. Fence. The attempt number is the token. `settle` under a lease whose number is no longer the
-   entry's, or of an entry that has settled, changes nothing and gives False (I3). A late settle that
-   nobody has overtaken is good.
+   entry's, or of an entry that has settled, changes nothing and gives False (I3). A late settle
+   that nobody has overtaken is good.
 7. Settle. Delivered and Bounced end custody: the request is dropped, the answer (if any) kept.
    Deferred makes it waiting, due at its `due_at`, free at once. Forgotten removes a claim; of a
    message that waits it is refused: False.
@@ -36,12 +37,16 @@ The contract, clause by clause (the conformance suite proves each):
 9. Survey by name, not by due time, so that a thousand closed lanes cannot hide an open one. Held
    messages (due NEVER) do not count; a leased one counts at its lease's end.
 10. Browse in order of acceptance, from `after` on. Tally counts waiting messages by age.
-11. Sweep removes settled entries and abandoned claims whose `keep_until` has passed, and the answers
-    whose `answer_until` has; at most `limit` a call. It never touches what waits.
+11. Sweep removes settled entries and abandoned claims whose `keep_until` has passed, and the
+    answers whose `answer_until` has; at most `limit` a call. It never touches what waits.
 12. Trouble. `Unavailable` after a write means that it may or may not have happened: doing it again
     is safe. `Full` means that it did not happen. A record that fails its checksum is set aside and
     counted, and the rest goes on.
 13. Cancellation. A cancelled call may have happened, as with Unavailable; it harms no other.
+14. Expiry. `expire` leases messages whose `expires_at` has passed, due or not, ordered or not, so
+    that their bounce can be written: where a lane is closed for days nobody leases them for an
+    attempt (I2). Held messages do not expire, and a leased one has its attempt first. They come
+    without their requests.
 
 Instants agree between all who share a spool within SKEW_MS; a lease's term is at least ten times
 that, and longer than an attempt can take (asserted where leases are taken).
@@ -51,10 +56,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 from ..core.lifecycle import State, Verdict
-from ..core.message import Attempt, Destination, Instant, Key, Message, Response, Value
+from ..core.message import SKEW_MS, Attempt, Destination, Instant, Key, Message, Response, Value
 from ..core.scheduler import LaneDue
 
 __all__ = [
@@ -72,8 +77,6 @@ __all__ = [
     "Survives",
     "Tally",
 ]
-
-SKEW_MS: Final = 2_000
 
 
 class Survives(enum.IntEnum):
@@ -170,7 +173,7 @@ class Tally(Value, frozen=True):
 
     destination: Destination
     counts: tuple[int, ...]
-    """counts[i]: accepted at or after edges[i] and before edges[i - 1]; the last: before them all."""
+    """counts[i]: accepted from edges[i] on and before edges[i - 1]; the last: before them all."""
     held: int
     oldest_at: Instant
 
@@ -224,12 +227,16 @@ class Spool(Protocol):
         """Waiting messages by destination and age; `edges` descend from the newest (10)."""
         ...
 
-    async def seize(self, keys: Sequence[Key], /, *, now: Instant, until: Instant) -> Sequence[
-        Lease | None
-    ]:
+    async def seize(
+        self, keys: Sequence[Key], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease | None]:
         """Lease these, due or not, held or not; None: unknown, not waiting, or in somebody's
         unexpired lease. Counts no attempt that would look like a delivery: the number rises, for
         it is the token, and the verdict's trail says what was done."""
+        ...
+
+    async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:
+        """Up to `limit` messages that are too old, the oldest first (14)."""
         ...
 
     async def sweep(self, *, now: Instant, limit: int) -> int:

@@ -1,0 +1,168 @@
+"""Committer: many small calls in, few large commits out. Once, outside every backend.
+
+    committer = Committer(spool.accept, batch_max=512, waiting_max=20_000)
+    result = await committer.submit(item)
+    await committer.drain()                     when everything submitted is done
+
+While one commit is in flight the next batch fills. There is no timer: an idle spool adds no
+latency, and a busy one commits as often as its disk can sync, with two batches of like size on
+their ways in turn: one with the disk, one with the callers. A first item is handed over at once,
+inside `submit`; `commit` may begin its work when it is called.
+
+A caller's cancellation neither undoes nor delays the others' commit. An error reaches each caller
+of its batch; but of a batch that failed as `Corrupt` nothing was done and one item is to blame, so
+its items are tried one by one, and only that one's caller hears of it.
+
+Belongs to the loop that submits. Costs one future a call, and one task while it is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+from ..errors import Corrupt, Full
+
+TURNS: Final = 3
+"""Of the loop: answers are written, requests are read, requests are submitted."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+_Batch = tuple[Sequence[T], Sequence["asyncio.Future[R]"]]
+
+
+class Committer(Generic[T, R]):
+    def __init__(
+        self,
+        commit: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+        *,
+        batch_max: int,
+        waiting_max: int,
+    ) -> None:
+        assert batch_max > 0
+        assert waiting_max > 0
+        self._commit: Final = commit
+        self._batch_max: Final = batch_max
+        self._waiting_max: Final = waiting_max
+        self._items: list[T] = []
+        self._futures: list[asyncio.Future[R]] = []
+        self._flying: Sequence[asyncio.Future[R]] = ()
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Items that no commit has taken up yet."""
+        return len(self._items)
+
+    def submit(self, item: T) -> asyncio.Future[R]:
+        """Await what it returns. Raises `Full` at once: nothing of this item was begun."""
+        if len(self._items) >= self._waiting_max:
+            raise Full(
+                f"{self._waiting_max} requests wait for the spool's disk already. This one was not"
+                " taken; send it again later. See how busy the disk is: iostat -x 1"
+            )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._items.append(item)
+        self._futures.append(future)
+        if self._running is None:
+            batch = self._take()
+            self._running = loop.create_task(self._run(batch, self._begin(batch[0])))
+            self._running.add_done_callback(self._ended)
+        return future
+
+    async def drain(self) -> None:
+        """Return once everything that was submitted has its result."""
+        while self._running is not None:
+            await asyncio.wait([self._running])
+
+    def _take(self) -> _Batch[T, R]:
+        items, futures = self._items, self._futures
+        if len(items) <= self._batch_max:
+            self._items, self._futures = [], []
+        else:
+            self._items, self._futures = items[self._batch_max :], futures[self._batch_max :]
+            items, futures = items[: self._batch_max], futures[: self._batch_max]
+        self._flying = futures
+        return items, futures
+
+    def _begin(self, items: Sequence[T]) -> Awaitable[Sequence[R]]:
+        try:
+            return self._commit(items)
+        except Exception as error:
+            return _failed(error)
+
+    async def _run(self, batch: _Batch[T, R], begun: Awaitable[Sequence[R]]) -> None:
+        """Commit after commit, until nobody waits."""
+        while True:
+            items, futures = batch
+            results, error = await _outcome(begun, len(items))
+            if isinstance(error, Corrupt) and len(items) > 1:
+                await self._one_by_one(items, futures)
+            if 2 * len(self._items) >= len(items):
+                # The next batch is on its way before these callers wake: disk and loop overlap.
+                batch = self._take()
+                begun = self._begin(batch[0])
+                _tell(futures, results, error)
+                continue
+            _tell(futures, results, error)
+            await self._come_back(len(items))
+            if not self._items:
+                self._running = None
+                return
+            batch = self._take()
+            begun = self._begin(batch[0])
+
+    async def _come_back(self, count: int) -> None:
+        """Let callers that were just answered bring what they have next.
+
+        Without this, 64 busy callers make batches of 1, 63, 1, 63 …: a sync for a single item every
+        other time. With half of them back the disk has enough to do while the rest come.
+        """
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+            if 2 * len(self._items) >= count:
+                return
+
+    async def _one_by_one(self, items: Sequence[T], futures: Sequence[asyncio.Future[R]]) -> None:
+        for item, future in zip(items, futures, strict=True):
+            results, error = await _outcome(self._begin([item]), 1)
+            _tell([future], results, error)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Cancelled, with its loop: nobody knows what became of these, so nobody is told."""
+        if self._running is task:
+            left = [*self._flying, *self._futures]
+            self._running, self._items, self._futures, self._flying = None, [], [], []
+            for future in left:
+                future.cancel()
+
+
+async def _failed(error: Exception) -> Sequence[R]:
+    raise error
+
+
+async def _outcome(
+    begun: Awaitable[Sequence[R]], count: int
+) -> tuple[Sequence[R], Exception | None]:
+    try:
+        results = await begun
+        assert len(results) == count, "a commit answers each item, in order"
+    except Exception as error:
+        return (), error
+    return results, None
+
+
+def _tell(
+    futures: Sequence[asyncio.Future[R]], results: Sequence[R], error: Exception | None
+) -> None:
+    """Each caller gets its own; a caller who was cancelled, or told already, gets nothing."""
+    if error is not None:
+        for future in futures:
+            if not future.done():
+                future.set_exception(error)
+        return
+    for future, result in zip(futures, results, strict=True):
+        if not future.done():
+            future.set_result(result)

@@ -1,0 +1,84 @@
+"""A spool from its URL.
+
+    spool = await open_spool("sqlite:///unspool.db")      relative, as in SQLAlchemy
+    spool = await open_spool("sqlite:////var/lib/x.db")   absolute
+    spool = await open_spool("memory:")                   survives nothing; for trying things out
+
+Other packages add schemes by an entry point in the group `unspool.spools`: its name is the scheme,
+its object an async function from the URL to a Spool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Final
+
+from ..errors import Misconfigured
+from .protocol import Spool
+
+GROUP: Final = "unspool.spools"
+
+Opener = Callable[[str], Awaitable[Spool]]
+
+
+async def _open_memory(url: str) -> Spool:
+    from .memory import MemorySpool
+
+    if url not in ("memory:", "memory://"):
+        raise Misconfigured(
+            f"{url!r} names something in memory, which has no names. Nothing was opened. Write:"
+            " --spool memory:"
+        )
+    return MemorySpool()
+
+
+async def _open_sqlite(url: str) -> Spool:
+    from .sqlite import SqliteSpool
+
+    prefix = "sqlite:///"
+    path = url.removeprefix(prefix)
+    if path == url or not path:
+        raise Misconfigured(
+            f"{url!r} names no file. Nothing was opened. Write three slashes and a path, four for"
+            " an absolute one: --spool sqlite:///unspool.db"
+        )
+    return await SqliteSpool.open(path)
+
+
+OURS: Final[Mapping[str, Opener]] = {"memory": _open_memory, "sqlite": _open_sqlite}
+
+
+def path_of(url: str) -> Path | None:
+    """Where on this machine's disks a spool is; None where that is not ours to know."""
+    prefix = "sqlite:///"
+    return Path(url.removeprefix(prefix)) if url.startswith(prefix) else None
+
+
+async def open_spool(url: str) -> Spool:
+    """Raises `Misconfigured` for a URL that names no spool, and what the spool itself raises."""
+    scheme, colon, _ = url.partition(":")
+    if opener := OURS.get(scheme) if colon else None:
+        return await opener(url)
+    plugged = {point.name: point for point in entry_points(group=GROUP)}
+    if colon and scheme in plugged:
+        found: Opener = plugged[scheme].load()
+        return await found(url)
+    raise _unknown(url, scheme=scheme if colon else "", schemes=sorted({*OURS, *plugged}))
+
+
+def _unknown(url: str, *, scheme: str, schemes: list[str]) -> Misconfigured:
+    known = ", ".join(f"{name}:" for name in schemes)
+    near = get_close_matches(scheme, schemes, n=1)
+    if near:
+        advice = f"Did you mean {near[0]}{url[len(scheme) :]}?"
+    elif not scheme:
+        advice = f"A path needs its scheme: sqlite:///{url}."
+    else:
+        advice = f"No installed spool answers to {scheme}:."
+    return Misconfigured(
+        f"{url!r} names no spool that is known here. Nothing was opened. {advice} Known: {known}"
+        " Try: unspool serve --spool sqlite:///unspool.db"
+    )

@@ -1,0 +1,394 @@
+"""SqliteStore: the SQLite spool for whoever may block. The contract's verbs, as plain functions.
+
+    store = SqliteStore.open(path)
+    store.accept(entries) · lease(…) · settle(…) · find(…) · …        see `protocol`
+    store.close()
+
+Every write is one transaction, begun IMMEDIATE and synced before the verb returns; each reads what
+it needs, decides in Python, and writes in few statements. May be called from several threads, which
+then take turns; several processes may have one file open.
+
+A record that fails its checksum is set aside at the first look: it is never leased again, `find`
+and `accept` of its key raise `Corrupt` (fail closed: it may have been applied), `corrupt` counts.
+
+Does not: gather callers into batches (`committer` does), or wait for arrivals.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+import apsw
+import msgspec
+from msgspec.structs import replace
+
+from ..core.lifecycle import LIFE, Deferred, Delivered, Forgotten, State, Verdict
+from ..core.message import Destination, Instant, Key
+from ..core.record import Spoilt, pack_answer
+from ..errors import Corrupt, Unavailable
+from . import sqlite_read
+from .memory import bare
+from .protocol import Acceptance, Duplicate, Entry, LaneDue, Lease, Mismatch, New, Query, Tally
+from .sqlite_file import Opened, close_file, open_file, translate
+from .sqlite_read import encode_json, names
+from .sqlite_schema import (
+    COUNT_SPOILT,
+    DELETE,
+    EXPIRED,
+    FIND,
+    FORGET_ANSWERS,
+    INSERT_BODY,
+    INSERT_MESSAGE,
+    LEASABLE,
+    LEASE,
+    LINE_UP,
+    SEIZABLE,
+    SET_ASIDE,
+    SETTLE_BODY,
+    SETTLE_MESSAGE,
+    SPOILT,
+    SWEEPABLE,
+    TOKENS,
+    body_row,
+    entry_of,
+    message_row,
+    verdict_row,
+    write_rows,
+)
+
+SWEEP_ROWS: Final = 500
+"""Rows forgotten in one transaction: others wait behind it."""
+
+_Line = tuple[Destination, str]
+_decode_tokens = msgspec.json.Decoder(list[tuple[Key, int, int, int, str]]).decode
+
+
+class SqliteStore:
+    def __init__(self, opened: Opened, path: Path) -> None:
+        self.path: Final = path
+        self.promises: Final = opened.promises
+        self.sole: Final = opened.sole
+        self._opened = opened
+        self._db = opened.writer
+        self._writing = threading.Lock()
+        self._finding = threading.Lock()
+        self._browsing = threading.Lock()
+        self._closed = False
+        self._version = self._data_version()
+        self.corrupt: int = self._one(COUNT_SPOILT)
+        """Records set aside."""
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool = True, test_hook_no_sync: bool = False) -> Self:
+        """`test_hook_no_sync` breaks the promise on purpose, so that a test of it can fail."""
+        return cls(open_file(path, create=create, synced=not test_hook_no_sync), path)
+
+    def close(self) -> None:
+        with self._writing, self._finding, self._browsing:
+            if not self._closed:
+                self._closed = True
+                close_file(self._opened)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, synced at the end (1, 8)."""
+        with self._writing:
+            self._check_open()
+            committing = False
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                committing = True
+                self._db.execute("COMMIT")
+            except BaseException as error:
+                self._roll_back()
+                if isinstance(error, apsw.Error):
+                    raise translate(error, path=self.path, committing=committing) from error
+                raise
+
+    def _roll_back(self) -> None:
+        try:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        except apsw.Error:
+            pass  # what made us roll back is the news; SQLite undoes the rest by itself
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable(
+                f"The spool {self.path} is closed. Nothing of this was done; what was accepted is"
+                " on the disk. Start again: unspool serve"
+            )
+
+    def accept(self, entries: Sequence[Entry], /) -> list[Acceptance]:
+        try:
+            with self._transaction():
+                return self._accept(entries)
+        except _SpoiltRows as found:
+            raise self._fail_closed(found.ids) from found
+
+    def _accept(self, entries: Sequence[Entry]) -> list[Acceptance]:
+        known: dict[Key, Entry] = {}
+        ids: dict[Key, int] = {}
+        for row in self._db.execute(FIND, (names([entry.message.key for entry in entries]),)):
+            ids[row[1]] = row[0]
+            known[row[1]] = _entry_or_give_up(row)
+        fresh: dict[Key, Entry] = {}
+        gone: list[int] = []
+        answers: list[Acceptance] = []
+        for entry in entries:
+            key = entry.message.key
+            old = known.get(key)
+            if old is not None:
+                if old.message.fingerprint != entry.message.fingerprint:
+                    answers.append(Mismatch(bare(old)))
+                    continue
+                if old.state is not State.CLAIMED or old.leased_until > entry.message.accepted_at:
+                    answers.append(Duplicate(bare(old)))
+                    continue
+                entry = replace(entry, attempt=old.attempt + 1)  # taken over (3)
+                if fresh.pop(key, None) is None:
+                    gone.append(ids[key])
+            known[key] = fresh[key] = entry
+            answers.append(New(entry))
+        if gone:
+            self._delete(gone)
+        if fresh:
+            self._insert(list(fresh.values()))
+        return answers
+
+    def _insert(self, entries: Sequence[Entry]) -> None:
+        write_rows(self._db.execute, [message_row(entry) for entry in entries], head=INSERT_MESSAGE)
+        # Inside one transaction the ids of new rows follow one another.
+        first = self._db.last_insert_rowid() - len(entries) + 1
+        bodies = [body_row(id_, entry) for id_, entry in enumerate(entries, first)]
+        write_rows(self._db.execute, bodies, head=INSERT_BODY)
+        self._line_up([entry for entry in entries if entry.state is State.WAITING])
+
+    def _delete(self, ids: Sequence[int]) -> None:
+        listed = encode_json(ids).decode()
+        for statement in DELETE:
+            self._db.execute(statement, (listed,))
+
+    def _line_up(self, entries: Sequence[Entry]) -> None:
+        """Let the head of each of these lines be the one that is ready (5)."""
+        lines = {
+            (entry.message.destination, entry.message.order_key)
+            for entry in entries
+            if entry.message.order_key
+        }
+        for destination, order_key in lines:
+            self._db.execute(LINE_UP, (destination, order_key, len(entries) + 2))
+
+    def lease(
+        self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
+    ) -> list[Lease]:
+        with self._transaction():
+            rows: list[Any] = []
+            for destination, limit in wants.items():
+                rows += self._db.execute(LEASABLE, (destination, now, limit)).fetchall()
+            return self._lease(rows, until)
+
+    def seize(self, keys: Sequence[Key], /, *, now: Instant, until: Instant) -> list[Lease | None]:
+        with self._transaction():
+            rows = self._db.execute(SEIZABLE, (names(keys), now)).fetchall()
+            leases = {lease.entry.message.key: lease for lease in self._lease(rows, until)}
+            return [leases.pop(key, None) for key in keys]  # a key given twice is seized once
+
+    def expire(self, *, now: Instant, until: Instant, limit: int) -> list[Lease]:
+        with self._transaction():
+            return self._lease(self._db.execute(EXPIRED, (now, limit)).fetchall(), until)
+
+    def _lease(self, rows: Sequence[Any], until: Instant) -> list[Lease]:
+        leases: list[Lease] = []
+        ids: list[int] = []
+        for row in rows:
+            try:
+                entry = entry_of(row)
+            except Spoilt:
+                self._set_aside(row[0])
+                continue
+            leased = replace(entry, attempt=entry.attempt + 1, leased_until=until)
+            leases.append(Lease(leased, until, entry.leased_until != 0))
+            ids.append(row[0])
+        if ids:
+            self._db.execute(LEASE, (until, encode_json(ids).decode()))
+        return leases
+
+    def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> list[bool]:
+        with self._transaction():
+            keys = [lease.entry.message.key for lease, _ in settlements]
+            listed: Any
+            [[listed]] = self._db.execute(TOKENS, (names(list(dict.fromkeys(keys))),)).fetchall()
+            tokens = {
+                key: (id_, state, attempt, bytes.fromhex(nonce))
+                for key, id_, state, attempt, nonce in _decode_tokens(listed)
+            }
+            kept: list[bool] = []
+            ends: dict[int, tuple[Lease, Verdict]] = {}
+            for lease, verdict in settlements:
+                key = lease.entry.message.key
+                token = tokens.get(key)
+                good = token is not None and _may_settle(token, lease, verdict)
+                kept.append(good)
+                if token is None or not good:
+                    continue  # I3
+                if token[0] in ends:  # settled twice in one batch: the first must be there first
+                    self._write_ends(ends)
+                    ends = {}
+                ends[token[0]] = (lease, verdict)
+                after = LIFE[State(token[1])][type(verdict)]
+                if after is None:
+                    del tokens[key]
+                else:
+                    tokens[key] = (token[0], after.value, *token[2:])
+            if ends:
+                self._write_ends(ends)
+            return kept
+
+    def _write_ends(self, ends: Mapping[int, tuple[Lease, Verdict]]) -> None:
+        messages: list[Sequence[Any]] = []
+        bodies: list[Sequence[Any]] = []
+        gone: list[int] = []
+        for id_, (lease, verdict) in ends.items():
+            if isinstance(verdict, Forgotten):
+                gone.append(id_)
+                continue
+            ordered = lease.entry.message.order_key != ""
+            messages.append(verdict_row(id_, verdict, ordered=ordered))
+            if isinstance(verdict, Delivered):
+                bodies.append((id_, pack_answer(verdict.answer)))
+            elif not isinstance(verdict, Deferred):
+                bodies.append((id_, None))
+        write_rows(self._db.execute, messages, head=SETTLE_MESSAGE[0], tail=SETTLE_MESSAGE[1])
+        write_rows(self._db.execute, bodies, head=SETTLE_BODY[0], tail=SETTLE_BODY[1])
+        if gone:
+            self._delete(gone)
+        self._line_up([lease.entry for lease, _ in ends.values()])
+
+    def sweep(self, *, now: Instant, limit: int) -> int:
+        went = 0
+        while went < limit:
+            count = min(SWEEP_ROWS, limit - went)
+            with self._transaction():
+                rows: list[Any] = self._db.execute(SWEEPABLE, (now, count)).fetchall()
+                entries = [id_ for id_, keep_until in rows if keep_until <= now]
+                answers = [id_ for id_, keep_until in rows if keep_until > now]
+                if entries:
+                    self._delete(entries)
+                if answers:
+                    for statement in FORGET_ANSWERS:
+                        self._db.execute(statement, (encode_json(answers).decode(),))
+            went += len(rows)
+            if len(rows) < count:
+                break
+        return went
+
+    # -- what is spoilt --------------------------------------------------------------------------
+
+    def _set_aside(self, id_: int) -> None:
+        """Out of everybody's way, with all its bytes (12). Its line goes on without it."""
+        self._db.execute(SET_ASIDE, (id_,))
+        self.corrupt += self._db.changes()
+        line = self._db.execute(
+            "SELECT destination, order_key FROM message WHERE id = ? AND order_key <> ''", (id_,)
+        ).fetchone()
+        if line is not None:
+            self._db.execute(LINE_UP, (*line, 2))
+
+    def _fail_closed(self, ids: Sequence[int]) -> Corrupt:
+        with self._transaction():
+            for id_ in ids:
+                self._set_aside(id_)
+        return Corrupt(
+            f"{len(ids)} record(s) in the spool {self.path} failed their checksum. They were set"
+            " aside with all their bytes; nothing is run under their keys, and the rest goes on."
+            " See what is left: unspool queue --all"
+        )
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self, lock: threading.Lock) -> Iterator[None]:
+        with lock:
+            self._check_open()
+            try:
+                yield
+            except apsw.Error as error:
+                raise translate(error, path=self.path, committing=True) from error
+
+    def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
+        with self._reading(self._finding):
+            entries, spoilt = sqlite_read.find(self._opened.finder, keys)
+        if spoilt:
+            raise self._fail_closed(spoilt)
+        return entries
+
+    def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
+        with self._reading(self._finding):
+            return sqlite_read.survey(self._opened.finder, after, limit)
+
+    def browse(
+        self, query: Query, /, *, after: Key | None, limit: int, requests: bool = False
+    ) -> Sequence[Entry]:
+        with self._reading(self._browsing):
+            entries, spoilt = sqlite_read.browse(
+                self._opened.browser, query, after, limit, requests
+            )
+        if spoilt:
+            self._fail_closed(spoilt)  # set aside; the people see the rest
+        return entries
+
+    def tally(self, edges: Sequence[Instant], /) -> Sequence[Tally]:
+        with self._reading(self._browsing):
+            return sqlite_read.tally(self._opened.browser, edges)
+
+    def changed(self) -> bool:
+        """Has another process changed the file since this was last asked?"""
+        with self._reading(self._writing):
+            before, self._version = self._version, self._data_version()
+        return self._version != before
+
+    def _data_version(self) -> int:
+        return self._one("PRAGMA data_version")
+
+    def _one(self, statement: str) -> int:
+        number: Any
+        [[number]] = self._db.execute(statement).fetchall()
+        return int(number)
+
+
+class _SpoiltRows(Exception):
+    """Rows that cannot be read, found in the middle of a transaction."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        super().__init__(f"spoilt: {ids}")
+        self.ids = ids
+
+
+def _entry_or_give_up(row: Sequence[Any]) -> Entry:
+    try:
+        return entry_of(row)
+    except Spoilt as error:
+        raise _SpoiltRows([row[0]]) from error
+
+
+def _may_settle(token: tuple[int, int, int, bytes], lease: Lease, verdict: Verdict) -> bool:
+    """The fence (6): this very entry, under its latest lease, in a state the verdict can end.
+
+    The nonce tells a claim from the one that was forgotten before it under the same key.
+    """
+    _, state, attempt, nonce = token
+    entry = lease.entry
+    return (
+        state < SPOILT
+        and attempt == entry.attempt
+        and nonce == entry.message.nonce
+        and type(verdict) in LIFE[State(state)]
+    )

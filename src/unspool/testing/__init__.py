@@ -1,0 +1,6 @@
+"""What tests of unspool, and of what is built on it, are made with. Shipped, public, kept stable.
+
+conformance    is this a spool? Clause by clause, for spools of other people too
+clock          virtual time: waiting takes none, and a deadlock is an error
+world          a simulated world: a destination with weather, a node that can be killed, a history
+"""

@@ -1,0 +1,277 @@
+"""What is SQLite's own: the file, what it measures and promises, and how it is opened."""
+
+# ruff: noqa: ASYNC221, ASYNC240 - nothing else runs in these loops
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import apsw
+import pytest
+
+from unspool.errors import CannotCreate, Misconfigured, Newer, Unavailable
+from unspool.spools.open import open_spool
+from unspool.spools.protocol import New, Survives
+from unspool.spools.sqlite import SqliteSpool
+from unspool.spools.sqlite_file import IN_MEMORY
+from unspool.spools.sqlite_schema import APPLICATION_ID, LEASABLE, SURVEY, SWEEPABLE
+from unspool.spools.sqlite_store import SqliteStore
+from unspool.testing.conformance.values import (
+    HERE,
+    NOW,
+    key,
+    waiting,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "unspool.db"
+
+
+def plain(path: Path) -> apsw.Connection:
+    """The file as anybody else would open it."""
+    return apsw.Connection(str(path))
+
+
+# -- what is promised is measured --------------------------------------------------------------
+
+
+async def test_the_file_is_in_wal_and_fully_synced(path: Path) -> None:
+    store = SqliteStore.open(path)
+    assert store._db.pragma("journal_mode") == "wal"
+    assert store._db.pragma("synchronous") == 2
+    assert store._db.pragma("page_size") == 8192
+    assert tuple(map(int, apsw.sqlite_lib_version().split("."))) >= (3, 51, 3)
+    in_memory = any(name in store.promises.detail for name in IN_MEMORY)
+    assert store.promises.survives is (Survives.PROCESS if in_memory else Survives.POWER)
+    assert "synchronous=FULL" in store.promises.detail
+    store.close()
+
+
+async def test_without_sync_it_does_not_promise_a_power_cut(path: Path) -> None:
+    spool = await SqliteSpool.open(path, test_hook_no_sync=True)
+    assert spool.promises.survives is Survives.PROCESS
+    assert "synchronous=OFF" in spool.promises.detail
+    await spool.aclose()
+
+
+async def test_a_file_in_memory_does_not_promise_a_power_cut() -> None:
+    folder = Path("/dev/shm/unspool-test-" + str(os.getpid()))
+    try:
+        folder.mkdir()
+        shutil.copy("/proc/self/mountinfo", folder)
+    except OSError:
+        pytest.skip("no /dev/shm to write in")
+    try:
+        spool = await SqliteSpool.open(folder / "unspool.db")
+        assert spool.promises.survives is Survives.PROCESS
+        assert "tmpfs" in spool.promises.detail
+        await spool.aclose()
+    finally:
+        shutil.rmtree(folder)
+
+
+async def test_every_commit_is_synced(path: Path, tmp_path: Path) -> None:
+    """1, 8. An accept, a lease and a settle each end in an fsync of the WAL: seen from outside."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    log = tmp_path / "strace"
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from unspool.testing.conformance.values import *\n"
+        "from unspool.spools.sqlite_store import SqliteStore\n"
+        "s = SqliteStore.open(Path(sys.argv[1]))\n"
+        "for step in ('accept', 'lease', 'settle'):\n"
+        "    sys.stderr.write(step); sys.stderr.flush()\n"
+        "    if step == 'accept': s.accept([waiting('a')])\n"
+        "    if step == 'lease': [l] = s.lease({HERE: 1}, now=NOW, until=LEASED_UNTIL)\n"
+        "    if step == 'settle': s.settle([(l, delivered())])\n"
+        "sys.stderr.write('end'); sys.stderr.flush()\n"
+    )
+    trace = ["strace", "-f", "-y", "-o", str(log), "-e", "trace=fsync,fdatasync,write"]
+    ran = subprocess.run(
+        [*trace, sys.executable, "-c", program, str(path)], capture_output=True, check=False
+    )
+    if not log.exists() or ran.returncode:
+        pytest.skip(f"strace does not run here: {ran.stderr.decode()[-200:]}")
+    text = log.read_text()
+    for step, following in (("accept", "lease"), ("lease", "settle"), ("settle", "end")):
+        part = text.split(f'"{step}"')[1].split(f'"{following}"')[0]
+        assert "unspool.db-wal>) = 0" in part, f"{step} returned before its WAL was synced"
+
+
+# -- the file ------------------------------------------------------------------------------------
+
+
+async def test_nobody_else_may_read_it(path: Path) -> None:
+    old = os.umask(0)
+    try:
+        spool = await SqliteSpool.open(path)
+    finally:
+        os.umask(old)
+    await spool.accept([waiting("a")])
+    for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm"), Path(f"{path}-lock")):
+        assert stat.S_IMODE(name.stat().st_mode) == 0o600, name
+    await spool.aclose()
+
+
+async def test_closing_leaves_one_file_and_no_thread(path: Path) -> None:
+    import threading
+
+    before = threading.active_count()
+    spool = await SqliteSpool.open(path)
+    await spool.accept([waiting("a")])
+    assert threading.active_count() > before
+    await spool.aclose()
+    assert threading.active_count() == before
+    assert sorted(p.name for p in path.parent.iterdir()) == ["unspool.db", "unspool.db-lock"]
+    with pytest.raises(Unavailable, match="closed"):
+        await spool.find([key("a")])
+
+
+def test_one_spool_serves_one_loop_after_another(path: Path) -> None:
+    spool = asyncio.run(SqliteSpool.open(path))
+    asyncio.run(_accept_and_wait(spool, "a"))
+    asyncio.run(_accept_and_wait(spool, "b"))
+    found = asyncio.run(spool.find([key("a"), key("b")]))
+    assert all(found)
+    asyncio.run(spool.aclose())
+
+
+async def _accept_and_wait(spool: SqliteSpool, name: str) -> None:
+    await spool.accept([waiting(name)])
+    await asyncio.wait_for(spool.wait_arrival(), 5)
+
+
+async def test_a_newer_file_is_left_alone(path: Path) -> None:
+    SqliteStore.open(path).close()
+    other = plain(path)
+    other.pragma("user_version", 99)
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(Newer, match="pip install -U unspool"):
+        await SqliteSpool.open(path)
+    assert path.read_bytes() == before
+
+
+async def test_what_is_no_database_is_left_alone(path: Path) -> None:
+    for text in (b"hello\n", b"not a database at all. " * 1_000):
+        path.write_bytes(text)
+        with pytest.raises(Misconfigured, match="not a database"):
+            await SqliteSpool.open(path)
+        assert path.read_bytes() == text
+
+
+async def test_somebody_elses_database_is_left_alone(path: Path) -> None:
+    other = plain(path)
+    other.execute("CREATE TABLE theirs (x)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(Misconfigured, match="not a spool"):
+        await SqliteSpool.open(path)
+    assert path.read_bytes() == before
+
+
+async def test_an_empty_file_becomes_a_spool(path: Path) -> None:
+    path.touch()
+    spool = await SqliteSpool.open(path)
+    assert list(await spool.accept([waiting("a")])) == [New(waiting("a"))]
+    await spool.aclose()
+    assert plain(path).pragma("application_id") == APPLICATION_ID
+
+
+async def test_a_missing_folder_or_file_is_said(path: Path) -> None:
+    with pytest.raises(CannotCreate, match="mkdir -p"):
+        await SqliteSpool.open(path.parent / "no" / "unspool.db")
+    with pytest.raises(Misconfigured, match="There is no spool"):
+        await SqliteSpool.open(path, create=False)
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+async def test_what_cannot_be_written_is_said(path: Path, what: str) -> None:
+    """As an ordinary user: root may write anywhere."""
+    if what == "file":
+        SqliteStore.open(path).close()
+        path.chmod(0o444)
+    path.parent.chmod(0o555)
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom unspool.errors import CannotCreate\n"
+        "from unspool.spools.sqlite_store import SqliteStore\n"
+        "import os\nif os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "try: SqliteStore.open(Path('unspool.db'))\n"
+        "except CannotCreate as error: print(error)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=path.parent, capture_output=True, check=False
+    )
+    path.parent.chmod(0o755)
+    assert b"cannot be opened for writing" in ran.stdout, ran.stderr
+    assert b"ls -ld" in ran.stdout
+
+
+# -- how it is found -----------------------------------------------------------------------------
+
+
+def test_nothing_hot_looks_at_every_row(path: Path) -> None:
+    store = SqliteStore.open(path)
+    plans = {
+        "survey": (SURVEY, ("", 10)),
+        "lease": (LEASABLE, (HERE, NOW, 10)),
+        "sweep": (SWEEPABLE, (NOW, 10)),
+        "orphans": ("SELECT 1 FROM message WHERE state = 0 AND leased_until > 1", ()),
+    }
+    for name, (statement, values) in plans.items():
+        rows = store._db.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+        steps = [str(row[3]) for row in rows]
+        assert not [step for step in steps if step.startswith("SCAN m")], (name, steps)
+        assert not [step for step in steps if "TEMP B-TREE" in step], (name, steps)
+    store.close()
+
+
+async def test_open_by_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url, path in (
+        ("sqlite:///relative.db", tmp_path / "relative.db"),
+        (f"sqlite:///{tmp_path}/absolute.db", tmp_path / "absolute.db"),
+    ):
+        spool = await open_spool(url)
+        await spool.aclose()
+        assert path.exists()
+    spool = await open_spool("memory:")
+    assert spool.promises.survives is Survives.NOTHING
+    for url, advice in (
+        ("sqllite:///x.db", "Did you mean sqlite:///x.db"),
+        ("x.db", "sqlite:///x.db"),
+        ("sqlite:x.db", "three slashes"),
+        ("gopher://x", "Known: memory:, sqlite:"),
+        ("memory:x", "no names"),
+    ):
+        with pytest.raises(Misconfigured) as caught:
+            await open_spool(url)
+        assert advice in str(caught.value)
+
+
+async def test_other_packages_add_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that says so in its metadata, as pip would install it."""
+    about = tmp_path / "their_spool-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-spool\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[unspool.spools]\ntheirs = their_spool:open_it\n")
+    (tmp_path / "their_spool.py").write_text(
+        "from unspool.spools.memory import MemorySpool\n"
+        "async def open_it(url):\n"
+        "    spool = MemorySpool()\n    spool.url = url\n    return spool\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spool = await open_spool("theirs://somewhere/else")
+    assert vars(spool)["url"] == "theirs://somewhere/else"
+    with pytest.raises(Misconfigured, match="Did you mean theirs:x"):
+        await open_spool("thiers:x")

@@ -1,0 +1,234 @@
+"""SQLite held against the memory model: any history, with restarts in it, ends alike."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec.structs import replace
+
+from unspool.core.lifecycle import (
+    Bounced,
+    Deferred,
+    Delivered,
+    Forgotten,
+    Reason,
+    State,
+    Verdict,
+)
+from unspool.core.message import (
+    NEVER,
+    Attempt,
+    Destination,
+    Instant,
+    Key,
+    Message,
+    Request,
+    Response,
+)
+from unspool.spools.memory import MemorySpool
+from unspool.spools.protocol import Entry, Lease, New, Query
+from unspool.spools.sqlite import SqliteSpool
+
+T = TypeVar("T")
+
+EXAMPLES = int(os.environ.get("UNSPOOL_EXAMPLES", "100"))
+MEMORY = Path("/dev/shm")
+"""Nothing here is about the disk, and memory takes thousands of histories."""
+
+START = 1_000_000
+NAMES = "abcdefgh"
+LANES = (Destination("http://a"), Destination("http://b"))
+WANTS = st.dictionaries(st.sampled_from(LANES), st.integers(1, 4), min_size=1)
+
+entries = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(NAMES),
+        "form": st.sampled_from([State.WAITING, State.WAITING, State.CLAIMED, State.DELIVERED]),
+        "print_": st.sampled_from([b"one", b"one", b"one", b"another"]),
+        "lane": st.sampled_from(LANES),
+        "order_key": st.sampled_from(["", "", "x", "y"]),
+        "due_in": st.sampled_from([0, 0, 50, NEVER]),
+        "keep": st.integers(1, 400),
+        "lifetime": st.sampled_from([100, 400, 5_000]),
+        "repeat": st.booleans(),
+    }
+)
+verdicts = st.one_of(
+    st.builds(lambda ms: ("deferred", ms), st.sampled_from([0, 30, 100, NEVER])),
+    st.builds(lambda ms: ("delivered", ms), st.integers(1, 400)),
+    st.builds(lambda ms: ("bounced", ms), st.integers(1, 400)),
+    st.just(("forgotten", 0)),
+)
+
+
+class SqliteIsMemory(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+        self.now = START
+        self.made = 0
+        self.leases: list[Lease] = []
+        self.model = MemorySpool()
+        self.sqlite = self._open()
+
+    def _open(self) -> SqliteSpool:
+        # What is proved here does not hang on the sync, and goes ten times as far without it.
+        return self.run(SqliteSpool.open(self.folder / "s.db", test_hook_no_sync=True))
+
+    def run(self, verb: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(verb)
+
+    def teardown(self) -> None:
+        self.run(self.sqlite.aclose())
+        self.loop.close()
+        shutil.rmtree(self.folder)
+
+    def _entry(
+        self, *, name: str, form: State, print_: bytes, lane: Destination, order_key: str,
+        due_in: int, keep: int, lifetime: int, repeat: bool,
+    ) -> Entry:  # fmt: skip
+        self.made += 1
+        claimed, settled = form is State.CLAIMED, form is State.DELIVERED
+        return Entry(
+            message=Message(
+                key=Key(name),
+                fingerprint=print_,
+                destination=lane,
+                accepted_at=Instant(self.now),
+                expires_at=Instant(self.now + lifetime),
+                nonce=self.made.to_bytes(16, "big"),
+                name=name * 2,
+                order_key=order_key,
+                repeat=repeat,
+                request=Request(b"POST", b"/", ((b"N", b"%d" % self.made),), b"body"),
+            ),
+            state=form,
+            due_at=Instant(min(NEVER, self.now + due_in)),
+            attempt=0 if form is State.WAITING else 1,
+            leased_until=Instant(self.now + 60 if claimed else 0),
+            answer=self._answer() if settled else None,
+            settled_at=Instant(self.now if settled else 0),
+            keep_until=Instant(self.now + keep if claimed or settled else 0),
+            answer_until=Instant(self.now + keep // 2 if settled else 0),
+        )
+
+    def _answer(self) -> Response:
+        return Response(200, b"OK", ((b"A", b"%d" % self.made),), b"answer")
+
+    @rule(batch=st.lists(entries, min_size=1, max_size=5))
+    def accept(self, batch: list[dict[str, Any]]) -> None:
+        made = [self._entry(**fields) for fields in batch]
+        expected = self.run(self.model.accept(made))
+        assert list(self.run(self.sqlite.accept(made))) == list(expected)
+        for answer in expected:
+            if isinstance(answer, New) and answer.entry.state is State.CLAIMED:
+                self.leases.append(Lease(answer.entry, answer.entry.leased_until))
+
+    @rule(wants=WANTS, term=st.sampled_from([20, 60]))
+    def lease(self, wants: dict[Destination, int], term: int) -> None:
+        now, until = Instant(self.now), Instant(self.now + term)
+        expected = self.run(self.model.lease(wants, now=now, until=until))
+        assert list(self.run(self.sqlite.lease(wants, now=now, until=until))) == list(expected)
+        self.leases += expected
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), ends=st.lists(verdicts, min_size=1, max_size=4))
+    def settle(self, data: st.DataObject, ends: list[tuple[str, int]]) -> None:
+        """Early, late, twice, in one batch or after everything else."""
+        pairs = [(data.draw(st.sampled_from(self.leases)), self._verdict(*end)) for end in ends]
+        expected = self.run(self.model.settle(pairs))
+        assert list(self.run(self.sqlite.settle(pairs))) == list(expected)
+
+    def _verdict(self, kind: str, ms: int) -> Verdict:
+        self.made += 1
+        at = Instant(min(NEVER, self.now + ms))
+        trail = (Attempt(self.made, Instant(self.now), 200, "", "answered"),)
+        match kind:
+            case "deferred":
+                return Deferred(at, trail)
+            case "delivered":
+                half = Instant(self.now + ms // 2)
+                return Delivered(self._answer(), at, half, trail, stored=ms % 2 == 0)
+            case "bounced":
+                return Bounced(Reason.UNKNOWN, at, trail)
+        return Forgotten()
+
+    @rule(keys=st.lists(st.sampled_from(NAMES), min_size=1, max_size=4))
+    def seize(self, keys: list[str]) -> None:
+        names, now, until = [Key(key) for key in keys], Instant(self.now), Instant(self.now + 40)
+        expected = self.run(self.model.seize(names, now=now, until=until))
+        assert list(self.run(self.sqlite.seize(names, now=now, until=until))) == list(expected)
+        self.leases += [lease for lease in expected if lease is not None]
+
+    @rule(limit=st.integers(1, 4))
+    def expire(self, limit: int) -> None:
+        now, until = Instant(self.now), Instant(self.now + 40)
+        expected = self.run(self.model.expire(now=now, until=until, limit=limit))
+        assert list(self.run(self.sqlite.expire(now=now, until=until, limit=limit))) == list(
+            expected
+        )
+        self.leases += expected
+
+    @rule(ms=st.integers(1, 120))
+    def time_passes(self, ms: int) -> None:
+        self.now += ms
+
+    @rule()
+    def sweep(self) -> None:
+        """To the end: which go first is nobody's business."""
+        now = Instant(self.now)
+        expected = self.run(self.model.sweep(now=now, limit=1_000))
+        assert self.run(self.sqlite.sweep(now=now, limit=1_000)) == expected
+
+    @rule()
+    def restart(self) -> None:
+        """Alone: what was leased was a dead process's, and is free; the next is told."""
+        self.run(self.sqlite.aclose())
+        self.sqlite = self._open()
+        assert self.sqlite.store.sole
+        for key, entry in self.model.entries.items():
+            if entry.state in (State.WAITING, State.CLAIMED) and entry.leased_until:
+                self.model.entries[key] = replace(entry, leased_until=Instant(1))
+
+    @rule()
+    def hand_over(self) -> None:
+        """Another process takes over while this one still has it open: leases stay."""
+        other = self._open()
+        assert not other.store.sole
+        self.run(self.sqlite.aclose())
+        self.sqlite = other
+
+    @invariant()
+    def alike(self) -> None:
+        keys = [Key(name) for name in NAMES]
+        assert list(self.run(self.sqlite.find(keys))) == list(self.run(self.model.find(keys)))
+        for query in (Query(), Query(held=True), Query(destination=LANES[0], held=False)):
+            arguments: dict[str, Any] = {"after": None, "limit": 99, "requests": True}
+            assert list(self.run(self.sqlite.browse(query, **arguments))) == list(
+                self.run(self.model.browse(query, **arguments))
+            )
+        edges = [Instant(self.now - age) for age in (0, 50, 200)]
+        assert list(self.run(self.sqlite.tally(edges))) == list(self.run(self.model.tally(edges)))
+        for after in (None, LANES[0]):
+            assert list(self.run(self.sqlite.survey(after=after, limit=9))) == list(
+                self.run(self.model.survey(after=after, limit=9))
+            )
+
+
+TestSqliteIsMemory = SqliteIsMemory.TestCase
+TestSqliteIsMemory.settings = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
