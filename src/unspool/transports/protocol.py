@@ -13,9 +13,19 @@ Whoever receives a Response with a `rest` must read it to its end or close it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from ..core.message import Answer, Request
+
+
+class Prompt(Protocol):
+    """What a transport may offer besides: an attempt that is under way when the call returns."""
+
+    def begin(self, request: Request, done: Callable[[Answer], None], /, *, repeat: bool) -> bool:
+        """True: it was sent, and `done` gets the Answer, exactly once, perhaps before this returns.
+        False: nothing was begun (no connection is at hand); `attempt` it. `done` must not raise."""
+        ...
 
 
 class Transport(Protocol):
