@@ -1,0 +1,218 @@
+"""Writing: the answers of one connection become bytes, no faster than the caller takes them.
+
+    writing.small(response)                 a whole answer on a connection that lives on: the usual
+    await writing.answer(response, …)       any answer; says whether the connection lives on
+    writing.stuck(now_ms)                   has the caller taken nothing for too long?
+
+Framing (RFC 9112 §6.3): Content-Length where the length is known, else chunks, or for HTTP/1.0 the
+end of the connection. An answer whose body breaks off (`Severed`), or has more or fewer bytes than
+were declared, ends in a reset: what came can never be taken for the whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+from ..core.message import Reader, Response, Severed
+from ..problems import problem
+from .head import CHUNKED, CLOSE, KEEP_ALIVE, Unwritable, head
+
+if TYPE_CHECKING:
+    from .http import Door
+
+log: Final = logging.getLogger("unspool.door")
+
+_JOIN_MAX_BYTES: Final = 64 * 1024
+"""Larger bodies are written by themselves: copying them costs more than a second write."""
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class Writing:
+    """The writing half of one connection."""
+
+    __slots__ = (
+        "_door", "_drained", "_rest", "_stuck_bytes", "_stuck_since", "_transport", "lost",
+    )  # fmt: skip
+
+    def __init__(self, door: Door, transport: asyncio.Transport) -> None:
+        self._door = door
+        self._transport = transport
+        self._drained: asyncio.Future[None] | None = None
+        self._rest: Reader | None = None
+        self._stuck_bytes = 0
+        self._stuck_since = 0
+        self.lost = False
+
+    # the socket's side
+
+    def pause(self) -> None:
+        if self._drained is None:
+            self._drained = asyncio.get_running_loop().create_future()
+
+    def resume(self) -> None:
+        self._stuck_since = self._door.now_ms
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+
+    def lose(self) -> None:
+        """The caller is gone: whoever waits for it waits no longer."""
+        self.lost = True
+        self.resume()
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            rest.close()
+
+    def stuck(self, now_ms: int) -> bool:
+        size = self._transport.get_write_buffer_size()
+        if size == 0 or self._stuck_bytes == 0 or size < self._stuck_bytes:
+            self._stuck_since = now_ms
+        self._stuck_bytes = size
+        return now_ms - self._stuck_since > self._door.limits.write_ms
+
+    @property
+    def full(self) -> bool:
+        return self._drained is not None
+
+    async def drain(self) -> None:
+        """Until the caller has taken most of what it was sent, or is gone."""
+        if self._drained is not None:
+            await self._drained
+
+    def reset(self) -> None:
+        """End the connection so that nobody can take what was sent for the whole.
+
+        An answer without length would look whole if the connection merely closed, so it is reset:
+        SO_LINGER of zero seconds, on whatever object the event loop shows for the socket.
+        """
+        self._door.broken_off_total += 1
+        shown = self._transport.get_extra_info("socket")
+        if shown is not None:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(shown.fileno())) as same:
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
+
+    # answers
+
+    def write(self, data: bytes) -> None:
+        if not self.lost:
+            self._transport.write(data)
+
+    def small(self, response: Response) -> None:
+        """The fast path: everything is here, and the connection lives on."""
+        body = response.body
+        status = response.status
+        try:
+            if status == 204 or status == 304:
+                written = head(response, framing=_length_of(response), date=self._door.date)
+                body = b""
+            else:
+                framing = b"Content-Length: %d\r\n" % len(body)
+                written = head(response, framing=framing, date=self._door.date)
+        except Unwritable as fault:
+            self.small(self.mistake(f"An answer cannot be written: {fault}"))
+            return
+        if len(body) < _JOIN_MAX_BYTES:
+            self._transport.write(written + body)
+        else:
+            self._transport.write(written)
+            self._transport.write(body)
+
+    def mistake(self, what: str) -> Response:
+        """A broken contract on our side of the door: told to the log, and to the caller as 500."""
+        log.exception("%s; the caller gets a 500", what)
+        self._door.mistakes_total += 1
+        return problem("internal")
+
+    async def answer(self, response: Response, *, head_only: bool, old: bool, keep: bool) -> bool:
+        """Write any answer. False: the connection ends here."""
+        rest = response.rest
+        status = response.status
+        chunked = False
+        if status == 204 or status == 304:
+            framing = _length_of(response)
+        elif rest is None:
+            length = response.length if head_only and response.length >= 0 else len(response.body)
+            framing = b"Content-Length: %d\r\n" % length
+        elif response.length >= 0:
+            framing = b"Content-Length: %d\r\n" % response.length
+        elif old:
+            framing = b""
+            keep = keep and head_only
+        else:
+            framing = CHUNKED
+            chunked = not head_only
+        framing += CLOSE if not keep else KEEP_ALIVE if old else b""
+        try:
+            written = head(response, framing=framing, date=self._door.date)
+        except Unwritable as fault:
+            if rest is not None:
+                rest.close()
+            response = self.mistake(f"An answer cannot be written: {fault}")
+            return await self.answer(response, head_only=head_only, old=old, keep=keep)
+        if head_only or status == 204 or status == 304:
+            self.write(written)
+            if rest is not None:
+                rest.close()
+            return keep
+        body = response.body
+        if chunked and body:
+            body = b"%x\r\n%b\r\n" % (len(body), body)
+        self.write(written + body)
+        if rest is None:
+            return keep
+        left = -1 if response.length < 0 else response.length - len(response.body)
+        return await self._pour(rest, left, chunked) and keep
+
+    async def _pour(self, rest: Reader, left: int, chunked: bool) -> bool:
+        """Write what streams. False: it broke off, or the caller did."""
+        self._rest = rest
+        counted = left >= 0
+        try:
+            while True:
+                if self._drained is not None:
+                    await self._drained
+                if self.lost:
+                    return False
+                data = await rest.read()
+                if not data:
+                    break
+                left -= len(data)
+                if counted and left < 0:
+                    raise Severed("There were more bytes than were declared.")
+                self.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
+            if counted and left:
+                raise Severed("There were fewer bytes than were declared.")
+        except Severed as severed:
+            if not self.lost:
+                log.info("An answer broke off on its way: %s", severed)
+                self.reset()
+            return False
+        except Exception:
+            if not self.lost:
+                log.exception("An answer could not be read to its end")
+                self._door.mistakes_total += 1
+                self.reset()
+            return False
+        else:
+            self._rest = None
+            if chunked:
+                self.write(b"0\r\n\r\n")
+            return True
+        finally:
+            if self._rest is not None:
+                self._rest = None
+                rest.close()
+
+
+def _length_of(response: Response) -> bytes:
+    """What a 304 may say of the body it spares (RFC 9110 §8.6); of a 204, nothing."""
+    if response.status == 204 or response.length < 0:
+        return b""
+    return b"Content-Length: %d\r\n" % response.length
