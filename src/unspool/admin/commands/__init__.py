@@ -1,0 +1,1 @@
+"""The commands of `unspool`, one file for each or for each family."""

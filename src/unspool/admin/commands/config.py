@@ -1,0 +1,58 @@
+"""`unspool config`: what holds, and where each value came from."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+import msgspec
+
+from ...config import Effective, load
+from ...settings import SETTINGS, commented, shown
+from .serve import with_flags
+
+
+@click.command()
+@click.option("--defaults", is_flag=True, help="A whole unspool.toml, every key commented out.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, one for a setting.")
+def config(*, defaults: bool, as_json: bool, **flags: Any) -> int:
+    """Show every setting's value, and where it came from.
+
+    Takes the flags of `serve`, so that a command line can be tried before it is run. Exits 78 where
+    a setting is wrong.
+    """
+    if defaults:
+        click.echo(commented(), nl=False)
+        return 0
+    effective = load(flags, os.environ, config=flags.pop("config") or "")
+    for line in _lines(effective) if as_json else _table(effective):
+        click.echo(line)
+    return 0
+
+
+def _table(effective: Effective) -> list[str]:
+    rows = [
+        (f"{name} = {shown(setting, getattr(effective.settings, name))}", effective.origins[name])
+        for name, setting in SETTINGS.items()
+    ]
+    width = min(44, max(len(text) for text, _ in rows))
+    head = f"# file: {effective.file or 'none'}"
+    return [head, *(f"{text:<{width}}  # {origin}" for text, origin in rows)]
+
+
+def _lines(effective: Effective) -> list[bytes]:
+    return [
+        msgspec.json.encode(
+            {
+                "name": name,
+                "value": getattr(effective.settings, name),
+                "origin": effective.origins[name],
+                "default": setting.default,
+            }
+        )
+        for name, setting in SETTINGS.items()
+    ]
+
+
+with_flags(config)

@@ -1,0 +1,50 @@
+"""Logs: one event, one line, on stderr. Text for a terminal, JSON for everything else.
+
+The package logs through the standard library under `unspool.…`, so that whoever embeds it decides.
+Only the command sets anything up, and it never logs bodies, credentials or keys.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+
+def start(*, level: str, form: str) -> None:
+    """Send the package's log to stderr. `form`: auto, json or text."""
+    if form == "auto":
+        form = "text" if sys.stderr.isatty() else "json"
+    stamped: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: list[structlog.typing.Processor] = (
+        [
+            # Without the frames' variables: they hold what we promise never to log.
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+            ),
+            structlog.processors.JSONRenderer(),
+        ]
+        if form == "json"
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=stamped,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger("unspool")
+    root.handlers[:] = [handler]
+    root.propagate = False
+    root.setLevel(level.upper())

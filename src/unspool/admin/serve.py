@@ -1,0 +1,221 @@
+"""Serve: the relay as a process, or as several that share listeners and spool.
+
+    serve(settings) -> exit code
+
+One process opens the spool, the door and the dispatcher and runs until SIGTERM or SIGINT: then it
+accepts no more, finishes what is in flight within `drain_ms`, leaves the rest in the spool and
+exits 0. A second signal stops now: what was accepted is in the spool either way.
+
+With `--workers N` the parent opens the listeners, forks, and starts again whoever dies. It opens no
+spool and no loop: a parent that does nothing has nothing to lose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import uvloop
+
+from .. import __version__
+from ..clock import SystemClock
+from ..core.message import Instant
+from ..errors import CannotCreate, Misconfigured
+from ..ingress.http import Door
+from ..ingress.limits import Limits as DoorLimits
+from ..ingress.listen import Opened, listener, open_listener
+from ..node import Node
+from ..problems import PREFIX
+from ..settings import Settings
+from ..spools.open import open_spool, path_of
+from ..spools.protocol import Spool, Survives
+from ..transports.http import HttpTransport
+from ..transports.limits import Limits as OutLimits
+from ..transports.protocol import Transport
+from ..transports.servers import Servers
+from . import logs
+from .notify import notify
+from .plan import plan_of
+from .wording import span
+
+log = logging.getLogger("unspool.serve")
+
+GC_THRESHOLD: Final = 20_000
+"""Requests leave no cycles behind; looking for them 30 times less often is worth a tenth."""
+
+
+def serve(settings: Settings) -> int:
+    """Run the relay. Returns the exit code; raises `Broken` where it cannot start."""
+    logs.start(level=settings.log_level, form=settings.log_format)
+    tls = _door_tls(settings)
+    listening = [one for text in settings.listen for one in open_listener(listener(text, tls=tls))]
+    if settings.workers == 1:
+        return uvloop.run(_run(settings, listening, first=True))
+    from .workers import supervise
+
+    return supervise(
+        settings.workers,
+        lambda number: uvloop.run(_run(settings, listening, first=number == 0)),
+        drain_ms=settings.drain_ms,
+    )
+
+
+async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) -> int:
+    spool = await open_spool(settings.spool[0])
+    transport = _transport(settings)
+    try:
+        node = await Node.open(
+            plan=plan_of(settings),
+            spool=spool,
+            transport=transport,
+            disk_free=_disk_free(settings.spool[0]),
+        )
+        door = Door(node.relay, limits=_door_limits(settings))
+        await door.listen(listening)
+        node.start()
+        if first:
+            await _announce(settings, listening, node, spool)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 20, 50)
+        notify("READY=1")
+        await _until_told()
+        notify("STOPPING=1")
+        log.info("draining: no new requests; in flight: %d", door.statistics().connections)
+        node.draining = True
+        node.hurry()
+        await asyncio.gather(
+            door.close(drain_ms=settings.drain_ms), node.stop(drain_ms=settings.drain_ms)
+        )
+        log.info("drained: %d messages wait in the spool", max(0, node.custody.backlog))
+    finally:
+        await transport.aclose()
+        await spool.aclose()
+    return 0
+
+
+async def _until_told() -> None:
+    """Until SIGTERM or SIGINT. The next one stops at once: the spool has what was accepted."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def hear(number: int) -> None:
+        if told.is_set():
+            os._exit(128 + number)
+        told.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, hear, number)
+    await told.wait()
+
+
+def _transport(settings: Settings) -> Transport:
+    limits = OutLimits(
+        connections_max=settings.upstream_connections_max,
+        keep_max_bytes=settings.answer_max_bytes,
+        connect_ms=settings.connect_ms,
+        first_byte_ms=settings.first_byte_ms,
+        idle_ms_between_bytes=settings.idle_ms,
+        total_ms=settings.total_ms,
+    )
+    servers: list[Transport] = []
+    for origin in settings.to:
+        tls = None
+        if origin.startswith("https://"):
+            try:
+                tls = ssl.create_default_context(cafile=settings.upstream_ca or None)
+            except (OSError, ssl.SSLError) as error:
+                raise Misconfigured(
+                    f"upstream_ca: {settings.upstream_ca!r} cannot be read as certificates: "
+                    f"{error}. Nothing was started. Give a file in PEM form."
+                ) from error
+        servers.append(HttpTransport(origin, limits=limits, tls=tls))
+    if len(servers) == 1:
+        return servers[0]
+    return Servers(servers, clock=SystemClock(), conduct=plan_of(settings).conduct)
+
+
+def _door_limits(settings: Settings) -> DoorLimits:
+    return DoorLimits(
+        head_max_bytes=settings.head_max_bytes,
+        fields_max=settings.fields_max,
+        body_max_bytes=settings.body_max_bytes,
+        head_ms=settings.head_ms,
+        body_ms=settings.body_idle_ms,
+        keepalive_ms=settings.keepalive_ms,
+        connections_max=settings.connections_max,
+    )
+
+
+def _door_tls(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.tls_cert:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+    except (OSError, ssl.SSLError) as error:
+        raise CannotCreate(
+            f"The certificate {settings.tls_cert!r} cannot be loaded: {error}. Nothing was "
+            "started. Give PEM files with --tls-cert and --tls-key that belong together."
+        ) from error
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _disk_free(url: str) -> Callable[[], int | None] | None:
+    path = path_of(url)
+    if path is None:
+        return None
+
+    def free() -> int | None:
+        try:
+            found = os.statvfs(path.parent)
+        except OSError:
+            return None
+        return found.f_bavail * found.f_frsize
+
+    return free
+
+
+async def _announce(
+    settings: Settings, listening: Sequence[Opened], node: Node, spool: Spool
+) -> None:
+    """Four lines: where it listens, where to, what it keeps, where to look."""
+    rows = await spool.tally([Instant(0)])
+    waiting = sum(sum(row.counts) + row.held for row in rows)
+    oldest = min((row.oldest_at for row in rows), default=None)
+    depth = f"{waiting} waiting"
+    if waiting and oldest is not None:
+        depth += f", oldest {span(node.clock.now() - oldest)}"
+    promises = spool.promises
+    survives = {
+        Survives.NOTHING: "survives nothing",
+        Survives.PROCESS: "survives kill -9",
+        Survives.POWER: "survives a power cut",
+        Survives.MACHINE: "survives the host",
+    }[promises.survives]
+    where = " ".join(one.address for one in listening)
+    say = (
+        f"unspool {__version__} listens at {where}\n"
+        f"  delivers to  {' '.join(settings.to)}\n"
+        f"  spool        {settings.spool[0]}: {depth}; {survives} ({promises.detail})\n"
+        f"  look         unspool queue --spool {settings.spool[0]} · {listening[0].address}"
+        f"{PREFIX}health\n"
+    )
+    if promises.survives < node.plan.required:
+        say += (
+            f"  WARNING      this spool {survives}, and `survives` asks for "
+            f"{node.plan.required.name.lower()}: nothing will be saved.\n"
+            f"               Use another spool, or say --survives "
+            f"{promises.survives.name.lower()}\n"
+        )
+    sys.stderr.write(say)
+    sys.stderr.flush()

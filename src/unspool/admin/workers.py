@@ -1,0 +1,87 @@
+"""Workers: several processes over the same listeners and the same spool.
+
+    supervise(count, work, drain_ms=…) -> exit code
+
+The parent forks before any loop or spool exists, waits, and forks again for a worker that dies: its
+leases and claims come due by themselves. SIGTERM and SIGINT go to all; the second one at once.
+Workers die with their parent (prctl, where there is one), so none is left holding the port.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+log = logging.getLogger("unspool.workers")
+
+RESTART_MS: Final = 500
+PR_SET_PDEATHSIG: Final = 1
+
+
+def supervise(count: int, work: Callable[[int], int], *, drain_ms: int) -> int:
+    """Keep `count` workers running until told to stop. 0 if all that were told drained."""
+    workers: dict[int, int] = {}
+    stopping = False
+
+    def hear(number: int, _frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for pid in workers:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+    for number in range(count):
+        workers[_fork(number, work)] = number
+    signal.signal(signal.SIGTERM, hear)
+    signal.signal(signal.SIGINT, hear)
+    worst = 0
+    while workers:
+        try:
+            pid, status = os.wait()
+        except ChildProcessError:
+            break
+        number = workers.pop(pid, -1)
+        code = os.waitstatus_to_exitcode(status)
+        if stopping:
+            worst = max(worst, code if code > 0 else 128 - code if code < 0 else 0)
+            continue
+        log.warning("worker %d (pid %d) ended with %d; starting it again", number, pid, code)
+        time.sleep(RESTART_MS / 1000)
+        if not stopping:
+            workers[_fork(number, work)] = number
+    return worst
+
+
+def _fork(number: int, work: Callable[[int], int]) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _die_with(parent)
+    code = 70
+    try:
+        code = work(number)
+    except BaseException:
+        log.exception("worker %d failed", number)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _die_with(parent: int) -> None:
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    except (OSError, AttributeError):
+        return  # no Linux: whoever kills the parent kills the group
+    if os.getppid() != parent:
+        os._exit(0)

@@ -1,0 +1,135 @@
+"""Custody: the relay's hand on a spool. Many single calls in, few batches out.
+
+    custody.admit(now)                may we take responsibility now?
+    await custody.accept(entry)       take it; durable when this returns (I1)
+    await custody.find(key)           what is known of a key
+    await custody.settle(lease, v)    end a lease
+    await custody.open()              the spool's secret, made on first use
+
+It also remembers how the spool does: after a write that failed it is left alone for a moment, so
+that an outage of the disk costs a refusal and not a timeout for each sender.
+
+The secret lives in the spool as an entry of its own that is never swept: wherever the messages are,
+what their receipts were made with is too, on every engine and for every relay that shares it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Final
+
+from .core.admission import Health, Reject, Terms, admit
+from .core.lifecycle import State, Verdict
+from .core.message import NEVER, Destination, Instant, Key, Message, Response
+from .errors import Full, Refused, Unavailable
+from .spools.committer import Committer
+from .spools.protocol import Acceptance, Entry, Lease, New, Spool
+
+SECRET_KEY: Final = Key("unspool.secret........")
+SECRET_BYTES: Final = 32
+TROUBLE_MS: Final = 1_000
+"""How long a spool that failed is left alone."""
+BATCH_MAX: Final = 512
+WAITING_MAX: Final = 20_000
+
+
+class Custody:
+    def __init__(
+        self, *, spool: Spool, terms: Terms, disk_free: Callable[[], int | None] | None = None
+    ) -> None:
+        self.spool: Final = spool
+        self.terms: Final = terms
+        self.backlog = 0
+        """Waiting messages, roughly: what was counted at start and what came and went since."""
+        self._disk_free = disk_free
+        self._trouble = ""
+        self._trouble_until = Instant(0)
+        self._looked_at = Instant(0)
+        self._free_bytes: int | None = None
+        self._accepts: Committer[Entry, Acceptance] = Committer(
+            spool.accept, batch_max=BATCH_MAX, waiting_max=WAITING_MAX
+        )
+        self._settles: Committer[tuple[Lease, Verdict], bool] = Committer(
+            spool.settle, batch_max=BATCH_MAX, waiting_max=WAITING_MAX
+        )
+        self._finds: Committer[Key, Entry | None] = Committer(
+            spool.find, batch_max=BATCH_MAX, waiting_max=WAITING_MAX
+        )
+
+    async def open(self, *, now: Instant, chance: Callable[[int], bytes] = os.urandom) -> bytes:
+        """The spool's secret. Whoever asks first makes it; everybody else gets the same."""
+        secret = chance(SECRET_BYTES)
+        entry = Entry(
+            message=Message(
+                key=SECRET_KEY,
+                fingerprint=b"",
+                destination=Destination(""),
+                accepted_at=now,
+                expires_at=NEVER,
+                nonce=b"",
+            ),
+            state=State.DELIVERED,
+            due_at=NEVER,
+            answer=Response(status=200, reason=b"", fields=(), body=secret),
+            settled_at=now,
+            keep_until=NEVER,
+            answer_until=NEVER,
+        )
+        [known] = await self.spool.accept([entry])
+        answer = known.entry.answer
+        if answer is None or len(answer.body) != SECRET_BYTES:
+            [found] = await self.spool.find([SECRET_KEY])
+            answer = found.answer if found else None
+        assert answer is not None, "I10: a spool without its secret"
+        self.backlog = sum(
+            sum(row.counts) + row.held for row in await self.spool.tally([Instant(0)])
+        )
+        return answer.body
+
+    def health(self, now: Instant) -> Health:
+        if self._disk_free is not None and now - self._looked_at > TROUBLE_MS:
+            self._looked_at = now
+            self._free_bytes = self._disk_free()
+        return Health(
+            trouble=self._trouble,
+            trouble_until=self._trouble_until,
+            backlog=self.backlog,
+            disk_free_bytes=self._free_bytes,
+        )
+
+    def admit(self, now: Instant) -> Reject | None:
+        return admit(terms=self.terms, health=self.health(now), now=now)
+
+    async def accept(self, entry: Entry, *, now: Instant) -> Acceptance:
+        """Take an entry in. Raises `Full` (it did not happen) or `Unavailable` (nobody knows)."""
+        try:
+            acceptance = await self._accepts.submit(entry)
+        except Refused as error:
+            self._failed(error, now)
+            raise
+        self._trouble = ""
+        if entry.state is State.WAITING and isinstance(acceptance, New):
+            self.backlog += 1
+        return acceptance
+
+    async def settle(self, lease: Lease, verdict: Verdict, *, now: Instant) -> bool:
+        try:
+            return await self._settles.submit((lease, verdict))
+        except Refused as error:
+            self._failed(error, now)
+            raise
+
+    async def find(self, key: Key) -> Entry | None:
+        return await self._finds.submit(key)
+
+    def _failed(self, error: Refused, now: Instant) -> None:
+        assert isinstance(error, Full | Unavailable | Refused)
+        self._trouble = str(error).split(".", 1)[0]
+        self._trouble_until = Instant(now + TROUBLE_MS)
+
+    async def drain(self) -> None:
+        """Everything that was submitted is done."""
+        await self._accepts.drain()
+        await self._settles.drain()
+        await self._finds.drain()

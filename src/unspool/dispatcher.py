@@ -1,0 +1,312 @@
+"""The dispatcher: saved messages, later. The loop between the spool and the transport.
+
+    dispatcher = Dispatcher(…)
+    await dispatcher.run()        until stop(); survey, lease, attempt, settle, and round again
+    dispatcher.wake()             something may be startable: look now
+    await dispatcher.stop(ms)     lease no more; let what is under way end, for so long
+
+Whom and how many is the scheduler's to say, what becomes of a message the lifecycle's; here is
+only the doing. A lease that is never settled, because this process died, comes due by itself: there
+is no recovery to run. Leases are longer than an attempt can take, so nobody renews them (I4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+from random import random
+from typing import Final
+
+from .clock import Clock
+from .core.lifecycle import (
+    Deferred,
+    Delivered,
+    Policy,
+    Reason,
+    Verdict,
+    bounced,
+    decide,
+    overdue,
+)
+from .core.message import Answer, Cause, Destination, Failure, Instant, Request, Response, Sent
+from .core.outcome import cause_of, judge, retry_after
+from .core.scheduler import LANES_MAX, LaneDue, Scheduler
+from .custody import Custody
+from .errors import Refused, UnspoolError
+from .gather import gather
+from .receipts import Board
+from .spools.protocol import SKEW_MS, Lease
+from .transports.protocol import Transport
+
+log = logging.getLogger("unspool.dispatcher")
+
+SPOOL_TROUBLE_MS: Final = 1_000
+SWEEP_MS: Final = 10_000
+SWEEP_PAUSE_MS: Final = 50
+EXPIRY_GRACE_MS: Final = 10_000
+ARRIVAL_PAUSE_MS: Final = 20
+RACE_MS: Final = 50
+"""How long to leave a message alone that the survey saw and the lease did not get."""
+SWEEP_MAX: Final = 1_000
+
+
+class Dispatcher:
+    def __init__(
+        self,
+        *,
+        custody: Custody,
+        transport: Transport,
+        scheduler: Scheduler,
+        board: Board,
+        policy: Policy,
+        clock: Clock,
+        lease_ms: int,
+        serves: Collection[Destination],
+        chance: Callable[[], float] = random,
+    ) -> None:
+        assert lease_ms >= 10 * SKEW_MS, "I4: a lease no longer than the clocks differ"
+        self.scheduler: Final = scheduler
+        self.delivered = 0
+        self.bounced = 0
+        self.deferred = 0
+        self._custody = custody
+        self._transport = transport
+        self._board = board
+        self._policy = policy
+        self._clock = clock
+        self._lease_ms = lease_ms
+        self._serves = frozenset(serves)
+        self._strange: set[Destination] = set()
+        self._chance = chance
+        self._awake = asyncio.Event()
+        self._stopping = False
+        self._attempts: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        self._awake.set()
+
+    async def run(self) -> None:
+        """Deliver until `stop`. Trouble with the spool is waited out, never fatal."""
+        helpers = [
+            asyncio.create_task(self._listen(), name="unspool arrivals"),
+            asyncio.create_task(self._sweep(), name="unspool sweep"),
+        ]
+        try:
+            while not self._stopping:
+                self._awake.clear()
+                try:
+                    wake_at = await self._round()
+                except UnspoolError as error:
+                    log.warning("the spool did not answer the dispatcher: %s", error)
+                    wake_at = Instant(self._clock.now() + SPOOL_TROUBLE_MS)
+                except Exception:
+                    log.exception("the dispatcher made a mistake; it goes on")
+                    wake_at = Instant(self._clock.now() + SPOOL_TROUBLE_MS)
+                await self._sleep(wake_at)
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
+    async def _round(self) -> Instant:
+        """One look: lease what can start now, start it, and say when to look again."""
+        scheduler, spool = self.scheduler, self._custody.spool
+        lanes: Sequence[LaneDue] = await spool.survey(after=scheduler.place, limit=LANES_MAX)
+        scheduler.moved(lanes, limit=LANES_MAX)
+        lanes = [lane for lane in lanes if self._is_ours(lane.destination)]
+        now = self._clock.now()
+        wants = scheduler.wants(lanes, now=now)
+        if wants and not self._stopping:
+            until = Instant(now + self._lease_ms)
+            leases = await spool.lease(wants, now=now, until=until)
+            scheduler.served(wants)
+            for lease in leases:
+                self._start(lease)
+            if not leases:
+                # Somebody else was quicker. Looking again at once would be a race without an end.
+                return Instant(max(now + RACE_MS, scheduler.wakes_at(lanes, now=now)))
+        return scheduler.wakes_at(lanes, now=now)
+
+    def _is_ours(self, destination: Destination) -> bool:
+        """Other destinations' messages may share this spool: our transport does not lead there."""
+        if destination in self._serves:
+            return True
+        if destination not in self._strange:
+            self._strange.add(destination)
+            log.warning("messages wait for %s, to which nothing here delivers", destination)
+        return False
+
+    async def _sleep(self, wake_at: Instant) -> None:
+        left_ms = wake_at - self._clock.now()
+        if left_ms <= 0:
+            await asyncio.sleep(0)
+            return
+        try:
+            async with asyncio.timeout(left_ms / 1000):
+                await self._awake.wait()
+        except TimeoutError:
+            pass
+
+    def _start(self, lease: Lease) -> None:
+        """Begin an attempt; or end the lease without one, where that is what is right by now."""
+        entry = lease.entry
+        lane = self.scheduler.lane(entry.message.destination)
+        now = self._clock.now()
+        verdict: Verdict | None = overdue(
+            entry.message,
+            attempt=entry.attempt,
+            abandoned=lease.abandoned,
+            trail=entry.trail,
+            now=now,
+            policy=self._policy,
+        )
+        if verdict is None and (self._stopping or not lane.room(now)):
+            # The weather turned while the spool was asked (I7, I8).
+            verdict = Deferred(due_at=entry.due_at, trail=entry.trail)
+        if verdict is None:
+            lane.began(now)
+            task = asyncio.create_task(self._attempt(lease, now))
+        else:
+            task = asyncio.create_task(self._settle(lease, verdict))
+        self._attempts.add(task)
+        task.add_done_callback(self._attempts.discard)
+
+    # --- one message ----------------------------------------------------------------------
+
+    async def _attempt(self, lease: Lease, began_at: Instant) -> None:
+        entry = lease.entry
+        message = entry.message
+        answer = await self._answer(lease)
+        now = self._clock.now()
+        self.scheduler.lane(message.destination).ended(
+            judge(answer),
+            key=message.key,
+            now=now,
+            chance=self._chance(),
+            hint_ms=retry_after(answer, now=now),
+            detail=cause_of(answer)[1],
+        )
+        self.wake()  # a place in the window is free; the settle need not be waited for
+        verdict = decide(
+            message,
+            answer,
+            attempt=entry.attempt,
+            trail=entry.trail,
+            began_at=began_at,
+            now=now,
+            policy=self._policy,
+        )
+        await self._settle(lease, verdict)
+
+    async def _answer(self, lease: Lease) -> Answer:
+        """One try. Our own mistakes are failures too: they must not lose a message."""
+        message = lease.entry.message
+        assert message.request is not None, "I1: a message in custody without its request"
+        number = (b"Unspool-Attempt", b"%d" % lease.entry.attempt)
+        request = message.request
+        onwards = Request(request.method, request.target, [*request.fields, number], request.body)
+        left_ms = max(0, lease.until - SKEW_MS - self._clock.now())
+        try:
+            # However many servers there are to try: when the lease ends, another may begin (I4).
+            async with asyncio.timeout(left_ms / 1000):
+                answer = await self._transport.attempt(onwards, repeat=message.repeat)
+                if isinstance(answer, Response) and answer.rest is not None:
+                    keeping = self._policy.keeping
+                    answer = await gather(
+                        answer, max_bytes=keeping.answer_max_bytes, timeout_ms=self._lease_ms // 3
+                    )
+                    if isinstance(answer, Response) and answer.rest is not None:
+                        answer.rest.close()  # too large to keep: the fact and the head are kept
+        except TimeoutError:
+            return Failure(Cause.HTTP_RESPONSE_TIMEOUT, "no answer within its lease", Sent.MAYBE)
+        except Exception as error:
+            log.exception("an attempt failed by our own mistake")
+            return Failure(Cause.PROXY_INTERNAL_ERROR, type(error).__name__, Sent.MAYBE)
+        return answer
+
+    async def _settle(self, lease: Lease, verdict: Verdict) -> None:
+        """Write the verdict down, again and again while the lease is ours."""
+        while True:
+            now = self._clock.now()
+            try:
+                kept = await self._custody.settle(lease, verdict, now=now)
+                break
+            except Refused as error:
+                if now >= lease.until:
+                    log.warning("a verdict could not be written; it comes due again: %s", error)
+                    return
+            await asyncio.sleep(SPOOL_TROUBLE_MS / 1000)
+        if kept:
+            self._count(verdict)
+            self._board.post(lease.entry.message.key)
+        self.wake()
+
+    def _count(self, verdict: Verdict) -> None:
+        if isinstance(verdict, Deferred):
+            self.deferred += 1
+            return
+        self._custody.backlog -= 1
+        if isinstance(verdict, Delivered):
+            self.delivered += 1
+        else:
+            self.bounced += 1
+
+    # --- beside the loop ------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                await self._custody.spool.wait_arrival()
+            except UnspoolError as error:
+                log.warning("the spool does not tell of arrivals: %s", error)
+                await asyncio.sleep(SPOOL_TROUBLE_MS / 1000)
+            self.wake()
+            # Under load something arrives all the time; to look for it all the time would cost
+            # the spool's thread more than it finds.
+            await asyncio.sleep(ARRIVAL_PAUSE_MS / 1000)
+
+    async def _sweep(self) -> None:
+        """The broom: bounce what is too old, forget what was kept long enough."""
+        while True:
+            await asyncio.sleep(SWEEP_MS / 1000)
+            spool = self._custody.spool
+            try:
+                while await self._expire() >= SWEEP_MAX:
+                    await asyncio.sleep(SWEEP_PAUSE_MS / 1000)
+                while await spool.sweep(now=self._clock.now(), limit=SWEEP_MAX) >= SWEEP_MAX:
+                    await asyncio.sleep(SWEEP_PAUSE_MS / 1000)
+            except UnspoolError as error:
+                log.warning("the sweep was interrupted: %s", error)
+
+    async def _expire(self) -> int:
+        """Bounce what nobody will attempt any more, as where a lane is closed for days (I2).
+
+        A little late on purpose: in an open lane a message comes due at its expiry and has one
+        last attempt, as in Postfix.
+        """
+        now = self._clock.now()
+        leases = await self._custody.spool.expire(
+            now=Instant(now - EXPIRY_GRACE_MS), until=Instant(now + self._lease_ms), limit=SWEEP_MAX
+        )
+        keeping = self._policy.keeping
+        await asyncio.gather(
+            *(
+                self._settle(
+                    lease,
+                    bounced(Reason.EXPIRED, now=now, keeping=keeping, trail=lease.entry.trail),
+                )
+                for lease in leases
+            )
+        )
+        return len(leases)
+
+    async def stop(self, *, drain_ms: int) -> None:
+        """Lease no more; let attempts end for `drain_ms`; what is left comes due by itself."""
+        self._stopping = True
+        self.wake()
+        if self._attempts:
+            _done, late = await asyncio.wait(self._attempts, timeout=drain_ms / 1000)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)

@@ -1,0 +1,189 @@
+"""A node: a spool, a relay and a dispatcher, wired together. The one place that constructs.
+
+    node = await Node.open(spool=…, transport=…, destination=…, …)
+    node.start();  response = await node.relay(request, caller);  await node.stop(drain_ms=…)
+
+The command `serve` makes one per process; tests make theirs over a memory spool and a clock of
+their own. Nothing in the package is global.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from hashlib import blake2b
+from random import random
+from typing import Final
+
+import msgspec
+
+from .clock import Clock, SystemClock
+from .core.admission import Terms
+from .core.lane import Conduct
+from .core.lifecycle import Policy
+from .core.message import Destination, Value
+from .core.scheduler import ATTEMPTS_MAX, Scheduler
+from .custody import Custody
+from .dispatcher import Dispatcher
+from .passage import Options
+from .receipts import Board, Receipts
+from .relay import Relay
+from .saving import Saving
+from .spools.protocol import Spool, Survives
+from .transports.protocol import Transport
+
+
+class Plan(Value, frozen=True):
+    """Everything a node is told; the settings of the same names, in the core's types."""
+
+    options: Options
+    required: Survives = Survives.POWER
+    backlog_max: int = 0
+    disk_free_min_bytes: int = 0
+    attempts_max: int = ATTEMPTS_MAX
+    conduct: Conduct = Conduct()
+    alone: bool = True
+    """Nobody else settles messages of this spool while we run."""
+
+
+def plan_for(destination: str, *, via: str = "unspool", policy: Policy | None = None) -> Plan:
+    """A plan with everything at its default, for tests and small uses."""
+    options = Options(destination=Destination(destination), via=via, policy=policy or Policy())
+    return Plan(options=options)
+
+
+class Node:
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        secret: bytes,
+        custody: Custody,
+        transport: Transport,
+        clock: Clock,
+        chance: Callable[[int], bytes],
+        luck: Callable[[], float],
+    ) -> None:
+        # Relays in a row are all called unspool; the spool's secret tells them apart.
+        mark = blake2b(secret, digest_size=4, person=b"unspool via").hexdigest()
+        options = msgspec.structs.replace(plan.options, via=f"{plan.options.via}-{mark}")
+        self.plan: Final = plan
+        self.custody: Final = custody
+        self.clock: Final = clock
+        self.scheduler: Final = Scheduler(attempts_max=plan.attempts_max, conduct=plan.conduct)
+        self.draining = False
+        board = self._board = Board(clock=clock, alone=plan.alone)
+        self.dispatcher: Final = Dispatcher(
+            custody=custody,
+            transport=transport,
+            scheduler=self.scheduler,
+            board=board,
+            policy=options.policy,
+            clock=clock,
+            lease_ms=options.lease_ms,
+            serves=(options.destination,),
+            chance=luck,
+        )
+        self.relay: Final = Relay(
+            options=options,
+            secret=secret,
+            custody=custody,
+            saving=Saving(
+                options=options,
+                custody=custody,
+                board=board,
+                clock=clock,
+                chance=chance,
+            ),
+            receipts=Receipts(
+                custody=custody,
+                board=board,
+                clock=clock,
+                keeping=options.policy.keeping,
+                wait_max_ms=options.wait_max_ms,
+                ready=self.ready,
+            ),
+            transport=transport,
+            lane=self.scheduler.lane(options.destination),
+            clock=clock,
+            wake=self.dispatcher.wake,
+            luck=luck,
+        )
+        self._running: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        plan: Plan,
+        spool: Spool,
+        transport: Transport,
+        clock: Clock | None = None,
+        chance: Callable[[int], bytes] = os.urandom,
+        luck: Callable[[], float] = random,
+        disk_free: Callable[[], int | None] | None = None,
+    ) -> Node:
+        """A node over this spool, which stays the caller's to close."""
+        clock = clock or SystemClock()
+        terms = Terms(
+            survives=spool.promises.survives,
+            required=plan.required,
+            backlog_max=plan.backlog_max,
+            disk_free_min_bytes=plan.disk_free_min_bytes,
+        )
+        custody = Custody(spool=spool, terms=terms, disk_free=disk_free)
+        secret = await custody.open(now=clock.now(), chance=chance)
+        return cls(
+            plan=plan,
+            secret=secret,
+            custody=custody,
+            transport=transport,
+            clock=clock,
+            chance=chance,
+            luck=luck,
+        )
+
+    def start(self) -> None:
+        """Begin delivering."""
+        assert self._running is None
+        self._running = asyncio.create_task(self.dispatcher.run(), name="unspool dispatcher")
+
+    @property
+    def _delivers(self) -> bool:
+        """Is there a dispatcher? Without one, what is accepted would wait for a restart."""
+        return self._running is not None and not self._running.done()
+
+    def ready(self) -> dict[str, object]:
+        """How it does, for probes and people."""
+        now = self.clock.now()
+        reject = self.custody.admit(now)
+        promises = self.custody.spool.promises
+        return {
+            "ready": not self.draining and reject is None and self._delivers,
+            "delivers": self._delivers,
+            "draining": self.draining,
+            "takes_custody": reject is None,
+            "why_not": reject.detail if reject else None,
+            "survives": promises.survives.name.lower(),
+            "backlog": self.custody.backlog,
+            "delivered": self.dispatcher.delivered,
+            "deferred": self.dispatcher.deferred,
+            "bounced": self.dispatcher.bounced,
+            "lanes": msgspec.to_builtins(self.scheduler.statistics().lanes),
+        }
+
+    def hurry(self) -> None:
+        """Whoever waits for an answer gets the receipt now."""
+        self._board.hurry()
+
+    async def stop(self, *, drain_ms: int) -> None:
+        """Deliver no more; let what is under way end. What is left stays in the spool."""
+        self.draining = True
+        await self.dispatcher.stop(drain_ms=drain_ms)
+        if self._running is not None:
+            self.dispatcher.wake()
+            await self._running
+            self._running = None
+            await self.dispatcher.stop(drain_ms=drain_ms)  # what it had just leased when told
+        await self.custody.drain()

@@ -1,0 +1,67 @@
+"""A passage: one request on its way through the relay, with what was decided of it so far.
+
+Options        how a relay behaves: the settings it reads
+Passage        filled in from top to bottom of the road
+forwarded(…)   the Forwarded field (RFC 7239)
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .core.fields import Onward
+from .core.lifecycle import Policy
+from .core.message import Destination, Field, Instant, Key, Request, Value
+from .core.prefer import Wishes
+from .ingress.protocol import Caller
+from .spools.protocol import Lease
+
+
+class Options(Value, frozen=True):
+    """How this relay behaves; see the settings of the same names."""
+
+    destination: Destination
+    via: str
+    policy: Policy = Policy()
+    scope_fields: tuple[bytes, ...] = (b"authorization", b"cookie")
+    key_max_chars: int = 255
+    lifetime_ms: int = 5 * 24 * 3600 * 1000
+    wait_max_ms: int = 60_000
+    lease_ms: int = 90_000
+    total_ms: int = 60_000
+    repeat_always: bool = False
+    forwarded: bool = True
+    claims: bool = False
+    """Others may try the same key at the same time: write claims down."""
+
+
+class Passage(msgspec.Struct):
+    request: Request
+    """As it goes on: our own fields added, the attempt's number not yet."""
+    head: Onward
+    wishes: Wishes
+    began_at: Instant
+    repeat: bool
+    """May it be sent again after it may have been applied?"""
+    lifetime_ms: int
+    order_key: str = ""
+    name: str = ""
+    """The sender's Idempotency-Key."""
+    key: Key = Key("")
+    fingerprint: bytes | None = None
+    claim: Lease | None = None
+    tried: bool = False
+    """An attempt was made: it belongs on the trail, and the next one waits its turn."""
+
+
+def forwarded(caller: Caller, host: bytes | None) -> Field:
+    """Who asked whom, by which scheme (RFC 7239 §4)."""
+    peer = caller.peer
+    if ":" in peer:
+        peer = f'"[{peer}]"'
+    elif peer == "unix":
+        peer = "unknown"
+    value = f"for={peer};proto={caller.scheme}".encode()
+    if host and b'"' not in host and b"\\" not in host:
+        value += b';host="' + host + b'"'
+    return b"Forwarded", value

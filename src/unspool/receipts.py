@@ -1,0 +1,308 @@
+"""Receipts: what the sender holds instead of the answer.
+
+    token(nonce, key) / read_token(text)      the capability: whoever has it may ask
+    board.post(key) · board.wait(key, …)      who waits here for what the dispatcher settles
+    Receipts.serve(request)                   GET, GET …/response, DELETE under /_unspool/
+
+A token is 128 random bits and the message's key. There is no listing, and an unknown token looks
+like one that was forgotten. A stored answer is somebody else's bytes served from our origin: it is
+sandboxed, never cached, and speaks for nothing but itself (design section 6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hmac import compare_digest
+from typing import Final
+
+import msgspec
+
+from .clock import Clock
+from .core.fields import harmless
+from .core.lifecycle import Keeping, Reason, State, bounced, extended
+from .core.message import NEVER, Attempt, Field, Instant, Key, Request, Response, Sent
+from .custody import Custody
+from .problems import PREFIX, PROBLEMS, problem, proxy_status
+from .spools.protocol import Entry
+
+RECEIPTS: Final = PREFIX + "receipts/"
+_TOKEN: Final = re.compile(r"([A-Za-z0-9_-]{22})([A-Za-z0-9_.-]{22})")
+_TARGET: Final = re.compile(rb"/_unspool/receipts/([^/?]+)(/response)?(?:\?(.*))?")
+_PROBLEM: Final = re.compile(rb"/_unspool/problems/([a-z-]+)")
+SEIZE_MS: Final = 30_000
+POLL_MS: Final = 500
+"""How often a waiter looks for itself where others may settle too."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def token(nonce: bytes, key: Key) -> str:
+    return urlsafe_b64encode(nonce).rstrip(b"=").decode() + key
+
+
+def read_token(text: str) -> tuple[bytes, Key] | None:
+    """Nonce and key; None where it is no token of ours."""
+    found = _TOKEN.fullmatch(text)
+    if found is None:
+        return None
+    return urlsafe_b64decode(found[1] + "=="), Key(found[2])
+
+
+def stamp(instant: Instant) -> str:
+    """RFC 3339, UTC, to the millisecond."""
+    return datetime.fromtimestamp(instant / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+class Board:
+    """Who waits for which message to settle, in this process."""
+
+    def __init__(self, *, clock: Clock, alone: bool) -> None:
+        self._clock = clock
+        self._alone = alone
+        self._waiting: dict[Key, list[asyncio.Future[None]]] = {}
+        self._hurried = False
+
+    def hurry(self) -> None:
+        """Nobody waits any longer: we are shutting down, and a receipt is as good elsewhere."""
+        self._hurried = True
+        for key in list(self._waiting):
+            self.post(key)
+
+    def post(self, key: Key) -> None:
+        """This message has a new verdict."""
+        for future in self._waiting.pop(key, ()):
+            if not future.done():
+                future.set_result(None)
+
+    async def settled(self, custody: Custody, key: Key, *, timeout_ms: int) -> Entry | None:
+        """The entry once it is delivered or bounced, or as it is when the time is up.
+
+        Looks after it has put itself on the board, never before: what settles in between is seen.
+        """
+        until = self._clock.now() + timeout_ms
+        while True:
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(key, []).append(future)
+            try:
+                entry = await custody.find(key)
+                left = until - self._clock.now()
+                done = entry is None or entry.state is not State.WAITING
+                if done or left <= 0 or self._hurried:
+                    return entry
+                pause_ms = left if self._alone else min(left, POLL_MS)
+                await asyncio.wait([future], timeout=pause_ms / 1000)
+            finally:
+                self._forget(key, future)
+
+    def _forget(self, key: Key, future: asyncio.Future[None]) -> None:
+        row = self._waiting.get(key)
+        if row is not None and future in row:
+            row.remove(future)
+            if not row:
+                del self._waiting[key]
+
+
+def describe(entry: Entry, *, now: Instant, survives: str) -> dict[str, object]:
+    """A receipt as its holder sees it. Readers ignore members they do not know."""
+    message = entry.message
+    mine = RECEIPTS + token(message.nonce, message.key)
+    state = "waiting" if entry.state is State.CLAIMED else entry.state.name.lower()
+    out: dict[str, object] = {
+        "receipt": mine,
+        "state": state,
+        "survives": survives,
+        "accepted_at": stamp(message.accepted_at),
+        "attempts": [
+            {"number": a.number, "at": stamp(a.at), "status": a.status or None, "cause": a.cause,
+             "sent": a.sent}
+            for a in entry.trail
+        ],
+    }  # fmt: skip
+    if message.name:
+        out["idempotency_key"] = message.name
+    if entry.state is State.WAITING:
+        out["expires_at"] = stamp(message.expires_at)
+        out["held"] = entry.due_at == NEVER
+        out["attempting"] = entry.leased_until > now
+        out["next_attempt_at"] = None if entry.due_at == NEVER else stamp(entry.due_at)
+    elif entry.state is State.DELIVERED:
+        out["delivered_at"] = stamp(entry.settled_at)
+        if entry.answer is not None:
+            out["status"] = entry.answer.status
+        out["response"] = mine + "/response"
+    elif entry.state is State.BOUNCED:
+        out["bounced_at"] = stamp(entry.settled_at)
+        out["reason"] = entry.reason
+        out["where"] = "Responsibility has come back to you."
+    return out
+
+
+def retry_after_s(entry: Entry, now: Instant) -> int:
+    """How long the holder of a receipt may well wait before asking again."""
+    if entry.state is not State.WAITING or entry.due_at == NEVER:
+        return 60
+    return max(1, min(3600, -(-(entry.due_at - now) // 1000) + 1))
+
+
+def accepted(
+    entry: Entry, *, now: Instant, survives: str, applied: bytes = b"", cause: str = ""
+) -> Response:
+    """202: we have it (RFC 9110 §15.3.3, with mail's meaning). Only after the spool has synced."""
+    message = entry.message
+    location = RECEIPTS + token(message.nonce, message.key)
+    fields: list[Field] = [
+        (b"Location", location.encode()),
+        (b"Content-Type", b"application/json"),
+        (b"Retry-After", b"%d" % retry_after_s(entry, now)),
+        (b"Cache-Control", b"no-store"),
+        proxy_status("", cause or "saved for delivery"),
+    ]
+    if applied:
+        fields.append((b"Preference-Applied", applied))
+    body = _encode(describe(entry, now=now, survives=survives))
+    return Response(status=202, reason=b"Accepted", fields=fields, body=body)
+
+
+class Receipts:
+    """Serves what is under /_unspool/."""
+
+    def __init__(
+        self,
+        *,
+        custody: Custody,
+        board: Board,
+        clock: Clock,
+        keeping: Keeping,
+        wait_max_ms: int,
+        ready: Callable[[], dict[str, object]],
+    ) -> None:
+        self._custody = custody
+        self._board = board
+        self._clock = clock
+        self._keeping = keeping
+        self._wait_max_ms = wait_max_ms
+        self._ready = ready
+
+    @property
+    def survives(self) -> str:
+        return self._custody.spool.promises.survives.name.lower()
+
+    async def serve(self, request: Request) -> Response:
+        if request.rest is not None:
+            request.rest.close()
+        if found := _TARGET.fullmatch(request.target):
+            return await self._receipt(request, found)
+        if request.method not in (b"GET", b"HEAD"):
+            return problem("method", fields=[(b"Allow", b"GET, HEAD")])
+        if found := _PROBLEM.fullmatch(request.target):
+            return self._problem(found[1].decode())
+        if request.target == b"/_unspool/health":
+            return self._health()
+        return problem("not-found")
+
+    async def _receipt(self, request: Request, found: re.Match[bytes]) -> Response:
+        read = read_token(found[1].decode("latin-1"))
+        entry = await self._custody.find(read[1]) if read else None
+        if read is None or entry is None or not compare_digest(entry.message.nonce, read[0]):
+            return problem("receipt-unknown")
+        if not entry.message.nonce:
+            return problem("receipt-unknown")
+        if request.method == b"DELETE" and not found[2]:
+            return await self._cancel(entry)
+        if request.method not in (b"GET", b"HEAD"):
+            allow = b"GET, HEAD" if found[2] else b"GET, HEAD, DELETE"
+            return problem("method", fields=[(b"Allow", allow)])
+        wait_ms = self._wait_ms(found[3] or b"")
+        if wait_ms is None:
+            return problem("field-malformed", "`wait` takes a number of seconds: ?wait=30")
+        if wait_ms:
+            entry = await self._board.settled(self._custody, read[1], timeout_ms=wait_ms) or entry
+        return self._answer(entry) if found[2] else self._state(entry)
+
+    def _wait_ms(self, query: bytes) -> int | None:
+        for part in query.split(b"&"):
+            name, _, value = part.partition(b"=")
+            if name == b"wait":
+                if not value.isdigit() or len(value) > 9:
+                    return None
+                return min(int(value) * 1000, self._wait_max_ms)
+        return 0
+
+    def _state(self, entry: Entry) -> Response:
+        now = self._clock.now()
+        fields: list[Field] = [
+            (b"Content-Type", b"application/json"),
+            (b"Cache-Control", b"no-store"),
+            (b"Referrer-Policy", b"no-referrer"),
+            proxy_status(""),
+        ]
+        if entry.state is State.WAITING:
+            fields.append((b"Retry-After", b"%d" % retry_after_s(entry, now)))
+        body = _encode(describe(entry, now=now, survives=self.survives))
+        return Response(status=200, reason=b"", fields=fields, body=body)
+
+    def _answer(self, entry: Entry) -> Response:
+        """The upstream's answer itself, once there is one."""
+        now = self._clock.now()
+        if entry.state is State.BOUNCED:
+            name = "unknown" if entry.reason == Reason.UNKNOWN else "bounced"
+            return problem(name, f"it ended as {entry.reason}")
+        if entry.state is not State.DELIVERED:
+            return accepted(entry, now=now, survives=self.survives)
+        answer = entry.answer
+        if answer is None or now >= entry.answer_until:
+            return problem("expired", "it was delivered; the answer is no longer kept")
+        fields = [
+            *harmless(answer.fields),
+            (b"X-Content-Type-Options", b"nosniff"),
+            (b"Content-Security-Policy", b"sandbox; default-src 'none'"),
+            (b"Cache-Control", b"no-store"),
+            (b"Referrer-Policy", b"no-referrer"),
+            (b"Unspool-Answered-At", stamp(entry.settled_at).encode()),
+        ]
+        if not entry.stored:
+            fields.append((b"Unspool-Body-Kept", b"?0"))
+        return Response(answer.status, answer.reason, fields, answer.body)
+
+    async def _cancel(self, entry: Entry) -> Response:
+        """DELETE: no further attempt. What was tried before may have had its effect."""
+        now = self._clock.now()
+        if entry.state is State.WAITING:
+            key = entry.message.key
+            until = Instant(now + SEIZE_MS)
+            [lease] = await self._custody.spool.seize([key], now=now, until=until)
+            if lease is not None:
+                end = Attempt(lease.entry.attempt, now, 0, "cancelled by its sender", Sent.NEVER)
+                verdict = bounced(
+                    Reason.CANCELLED,
+                    now=now,
+                    keeping=self._keeping,
+                    trail=extended(lease.entry.trail, end),
+                )
+                if await self._custody.settle(lease, verdict, now=now):
+                    self._custody.backlog -= 1
+                    self._board.post(key)
+                    found = await self._custody.find(key)
+                    return self._state(found or entry)
+        return problem("settled", f"it is {describe(entry, now=now, survives='')['state']}")
+
+    def _problem(self, name: str) -> Response:
+        row = PROBLEMS.get(name)
+        if row is None:
+            return problem("not-found")
+        text = f"{name} ({row.status})\n\n{row.title}.\n{row.where}\n{row.advice}\n"
+        fields = [(b"Content-Type", b"text/plain; charset=utf-8"), proxy_status("")]
+        return Response(status=200, reason=b"", fields=fields, body=text.encode())
+
+    def _health(self) -> Response:
+        body = self._ready()
+        fields = [
+            (b"Content-Type", b"application/json"),
+            (b"Cache-Control", b"no-store"),
+            proxy_status(""),
+        ]
+        return Response(200 if body["ready"] else 503, b"", fields, _encode(body))

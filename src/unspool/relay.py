@@ -1,0 +1,387 @@
+"""The relay: one request, now. A function from a request to an answer.
+
+    relay = Relay(…); response = await relay(request, caller)
+
+The road, in this order (design section 2):
+
+    1  fields.onward      what goes on, and what speaks to us
+    2  idempotency.recall is the key known? the same answer again, or the same receipt
+    3  lane.probe         may it go now, or is the destination known to be down?
+    4  transport.attempt  one try
+    5  outcome.judge      OK and FAIL are passed on (and remembered, if keyed)
+    6  admission.admit    an ERROR: may we take responsibility?
+    7  custody.accept     saved, synced: 202 with a receipt
+
+Promises: nothing is answered 202 before the spool has it (I1); a key gets one answer, and only in
+the scope it was recorded in (I5, I10); what was not saved is passed back as it is, with the reason.
+Never raises: whatever goes wrong is an answer.
+
+Bugs: a PUT that waits in the spool is delivered after a newer PUT that went through at once. Who
+minds sends `Unspool-Order`, or If-Match.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from random import random
+from typing import Final
+
+import msgspec
+
+from .answers import WHY_LARGE, WHY_SAFE, WHY_UNKEYED, closed, passed_back, replayed
+from .clock import Clock
+from .core.fields import Onward, onward, values
+from .core.idempotency import Do, Unreadable, read_key, recall
+from .core.lane import Lane
+from .core.lifecycle import State
+from .core.message import (
+    IDEMPOTENT_METHODS,
+    SAFE_METHODS,
+    Answer,
+    Cause,
+    Failure,
+    Field,
+    Instant,
+    Key,
+    Request,
+    Response,
+    Sent,
+    fingerprint,
+    identify,
+)
+from .core.outcome import Judgement, Outcome, cause_of, judge, repeatable, retry_after
+from .core.prefer import NONE, read_prefer
+from .custody import Custody
+from .errors import Corrupt, Refused
+from .express import Express
+from .gather import gather
+from .ingress.protocol import Caller
+from .passage import Options, Passage, forwarded
+from .problems import PREFIX, problem
+from .receipts import POLL_MS, Receipts
+from .saving import Saving
+from .transports.protocol import Transport
+
+log = logging.getLogger("unspool.relay")
+
+_OURS: Final = PREFIX.encode()
+_FIRST: Final[Field] = (b"Unspool-Attempt", b"1")
+SWEEP_MAX: Final = 1_000
+
+
+class Running(msgspec.Struct):
+    """A key that is being tried in this process just now."""
+
+    fingerprint: bytes
+    done: asyncio.Future[None]
+
+
+class Relay:
+    def __init__(
+        self,
+        *,
+        options: Options,
+        secret: bytes,
+        custody: Custody,
+        saving: Saving,
+        receipts: Receipts,
+        transport: Transport,
+        lane: Lane,
+        clock: Clock,
+        wake: Callable[[], None],
+        luck: Callable[[], float] = random,
+    ) -> None:
+        self._options = options
+        self._secret = secret
+        self._custody = custody
+        self._saving = saving
+        self._receipts = receipts
+        self._transport = transport
+        self._prompt: Callable[..., bool] | None = getattr(transport, "begin", None)
+        self._overtaken: set[asyncio.Task[Response]] = set()
+        self._lane = lane
+        self._clock = clock
+        self._wake = wake
+        self._luck = luck
+        self._via: Field = (b"Via", b"1.1 " + options.via.encode())
+        self._running: dict[Key, Running] = {}
+        self._live = 0
+
+    async def __call__(self, request: Request, caller: Caller, /) -> Response:
+        return await self._guarded(request, self._handle(request, caller))
+
+    async def _guarded(self, request: Request, road: Awaitable[Response]) -> Response:
+        try:
+            return await road
+        except Corrupt as error:
+            log.error("a record is spoilt: %s", error)
+            return problem("refused", "what we know of this key cannot be read", retry_after_s=60)
+        except Refused as error:
+            return problem("refused", str(error), retry_after_s=1)
+        except Exception:
+            log.exception("the relay made a mistake with %r", request.method)
+            return problem("internal")
+
+    # --- the express road -------------------------------------------------------------------
+
+    def begin(self, request: Request, caller: Caller, done: Callable[[Response], None], /) -> bool:
+        """Steps 1, 3, 4 and 5 for a request that asks for nothing, while all is well.
+
+        The same decisions as below, without a coroutine: forwarding is most of what a relay does
+        (see ingress.protocol.Express). Whatever turns out otherwise goes on below at step 5.
+        """
+        if self._prompt is None or not self._lane.calm or request.target.startswith(_OURS):
+            return False
+        head = onward(request.fields)
+        if head.speaks:
+            return False
+        fields = head.fields
+        fields.append(self._via)
+        if self._options.forwarded:
+            fields.append(forwarded(caller, head.host))
+        fields.append(_FIRST)
+        onwards = Request(request.method, request.target, fields, request.body)
+        return self._prompt(
+            onwards,
+            Express(self, onwards, head, self._clock.now(), done),
+            repeat=self._options.repeat_always or request.method in IDEMPOTENT_METHODS,
+        )
+
+    def take_over(self, express: Express, answer: Answer) -> None:
+        """An answer that is not simply passed on: the road below, from step 5."""
+        onwards = express.onwards
+        passage = self._plain(
+            Request(onwards.method, onwards.target, onwards.fields[:-1], onwards.body),
+            express.head,
+            began_at=express.began_at,
+        )
+        passage.tried = True
+        task = asyncio.get_running_loop().create_task(
+            self._guarded(onwards, self._judged(passage, answer))
+        )
+        self._overtaken.add(task)
+
+        def tell(task: asyncio.Task[Response]) -> None:
+            self._overtaken.discard(task)
+            if not task.cancelled():
+                express.done(task.result())
+
+        task.add_done_callback(tell)
+
+    @property
+    def calm(self) -> bool:
+        return self._lane.calm
+
+    # --- 1  what goes on, and what speaks to us ---------------------------------------------
+
+    def _plain(self, request: Request, head: Onward, *, began_at: Instant) -> Passage:
+        """The passage of a request that asks for nothing."""
+        return Passage(
+            request=request,
+            head=head,
+            wishes=NONE,
+            began_at=began_at,
+            repeat=self._options.repeat_always or request.method in IDEMPOTENT_METHODS,
+            lifetime_ms=self._options.lifetime_ms,
+        )
+
+    async def _handle(self, request: Request, caller: Caller) -> Response:
+        if request.target.startswith(_OURS):
+            return await self._receipts.serve(request)
+        head = onward(request.fields)
+        if head.vias and any(self._options.via.encode() in via for via in head.vias):
+            return problem("loop")
+        fields = head.fields
+        fields.append(self._via)
+        if self._options.forwarded:
+            fields.append(forwarded(caller, head.host))
+        onwards = Request(
+            request.method, request.target, fields, request.body, request.rest, request.length
+        )
+        if not head.asks:
+            return await self._pass(self._plain(onwards, head, began_at=self._clock.now()))
+        return await self._asked(onwards, head, request.fields)
+
+    async def _asked(self, request: Request, head: Onward, raw: Sequence[Field]) -> Response:
+        """A request that speaks to us: by key, preference, order or lifetime."""
+        options = self._options
+        safe = request.method in SAFE_METHODS
+        name = None if safe else read_key(head.keys, chars_max=options.key_max_chars)
+        if isinstance(name, Unreadable):
+            return closed(request, problem("key-malformed", name.why))
+        lifetime_ms = options.lifetime_ms
+        if head.lifetime:
+            if not head.lifetime.isdigit() or not 0 < int(head.lifetime[:12]) < 10**9:
+                why = "Unspool-Lifetime takes a number of seconds, at least 1"
+                return closed(request, problem("field-malformed", why))
+            lifetime_ms = min(lifetime_ms, int(head.lifetime) * 1000)
+        if len(head.order) > options.key_max_chars or not head.order.isascii():
+            why = f"Unspool-Order takes at most {options.key_max_chars} ASCII characters"
+            return closed(request, problem("field-malformed", why))
+        passage = Passage(
+            request=request,
+            head=head,
+            wishes=read_prefer(head.prefers, wait_max_ms=options.wait_max_ms),
+            began_at=self._clock.now(),
+            repeat=bool(name) or options.repeat_always or request.method in IDEMPOTENT_METHODS,
+            lifetime_ms=lifetime_ms,
+            order_key=head.order.decode(),
+        )
+        if request.rest is not None:
+            if passage.wishes.respond_async or passage.order_key:
+                return closed(request, problem("too-large"))
+            return await self._pass(passage)
+        if name:
+            passage.name = name
+            # As they came: a field that ends here may still tell callers apart (I10).
+            scope = [b"\0".join(values(raw, field)) for field in options.scope_fields]
+            return await self._keyed(passage, scope)
+        return await self._pass(passage)
+
+    # --- 2  is the key known? ---------------------------------------------------------------
+
+    async def _keyed(self, passage: Passage, scope: Sequence[bytes]) -> Response:
+        key = passage.key = identify(
+            self._secret, scope=scope, destination=self._options.destination, name=passage.name
+        )
+        print_ = passage.fingerprint = fingerprint(passage.request)
+        until = passage.began_at + passage.wishes.wait_ms
+        while (running := self._running.get(key)) is not None:
+            if running.fingerprint != print_:
+                return problem("key-reused")
+            left = until - self._clock.now()
+            if left <= 0:
+                return problem("running", retry_after_s=1)
+            await asyncio.wait([running.done], timeout=left / 1000)
+        running = Running(print_, asyncio.get_running_loop().create_future())
+        self._running[key] = running  # before the first await: one runs, however many come (I5)
+        try:
+            known = await self._known(passage, until=until)
+            return await self._pass(passage) if known is None else known
+        finally:
+            del self._running[key]
+            running.done.set_result(None)
+
+    async def _known(self, passage: Passage, *, until: int) -> Response | None:
+        """The answer for a key that is known; None: it is ours to try."""
+        swept = False
+        while True:
+            now = self._clock.now()
+            if self._options.claims:
+                entry = await self._saving.claim(passage, now=now)
+            else:
+                entry = await self._custody.find(passage.key)
+            assert passage.fingerprint is not None
+            what = recall(entry, fingerprint=passage.fingerprint, now=now)
+            if entry is None:
+                return None
+            if what.do is Do.RUN and entry.state in (State.DELIVERED, State.BOUNCED):
+                # Kept long enough, and still in the way of a new entry under its key (J6).
+                if swept:
+                    return problem("expired")
+                await self._custody.spool.sweep(now=now, limit=SWEEP_MAX)
+                swept = True
+            elif what.do is Do.WAIT and now < until:
+                await asyncio.sleep(min(POLL_MS, until - now) / 1000)
+            else:
+                break
+        if what.do is Do.RUN:
+            return None
+        if what.do is Do.REPLAY:
+            return replayed(entry)
+        if what.do is Do.ATTACH:
+            return await self._saving.promised(passage, entry)
+        if what.do is Do.WAIT:
+            return problem("running", retry_after_s=1)
+        return problem(what.problem, what.detail)
+
+    # --- 3 to 5  one try --------------------------------------------------------------------
+
+    async def _pass(self, passage: Passage) -> Response:
+        now = self._clock.now()
+        if passage.wishes.respond_async or passage.order_key:
+            return await self._saving.save(passage, None)
+        lane = self._lane
+        if not lane.probe(now):
+            wait_s = max(1, -(-(lane.opens_at(now) - now) // 1000))
+            detail = f"not tried: {lane.last_trouble or 'it is known to be down'}"
+            failure = Failure(Cause.CONNECTION_REFUSED, detail, Sent.NEVER)
+            return await self._troubled(passage, failure, judge(failure), retry_after_s=wait_s)
+        passage.tried = True
+        request = passage.request
+        answer = await self._transport.attempt(
+            Request(
+                request.method,
+                request.target,
+                [*request.fields, _FIRST],
+                request.body,
+                request.rest,
+                request.length,
+            ),
+            repeat=passage.repeat and request.rest is None,
+        )
+        return await self._judged(passage, answer)
+
+    async def _judged(self, passage: Passage, answer: Answer) -> Response:
+        """Step 5: what is it?"""
+        if passage.name and isinstance(answer, Response) and answer.rest is not None:
+            answer = await self._gathered(answer)
+        judgement = judge(answer)
+        if judgement.outcome is Outcome.ERROR:
+            self._saw(passage, answer, judgement)
+            return await self._troubled(passage, answer, judgement)
+        assert isinstance(answer, Response)
+        if not self._lane.calm:
+            self._saw(passage, answer, judgement)
+        if passage.name and passage.request.rest is None:
+            return await self._saving.record(passage, answer)
+        return answer
+
+    def _saw(self, passage: Passage, answer: Answer, judgement: Judgement) -> None:
+        """The lane's weather; and whoever waits for it to clear is told."""
+        self._live += 1
+        now = self._clock.now()
+        was_open = self._lane.is_open(now)
+        self._lane.saw(
+            judgement,
+            key=passage.key or Key(f"live-{self._live}"),
+            now=now,
+            chance=self._luck(),
+            hint_ms=retry_after(answer, now=now),
+            detail=cause_of(answer)[1],
+        )
+        if not was_open and self._lane.is_open(now):
+            self._wake()
+
+    async def _gathered(self, answer: Response) -> Answer:
+        """A keyed answer is recorded before it is passed on, so we want it whole if it is small."""
+        return await gather(
+            answer,
+            max_bytes=self._options.policy.keeping.answer_max_bytes,
+            timeout_ms=self._options.total_ms,
+        )
+
+    # --- 6 and 7  responsibility: see saving.py -----------------------------------------------
+
+    async def _troubled(
+        self,
+        passage: Passage,
+        answer: Answer,
+        judgement: Judgement,
+        *,
+        retry_after_s: int | None = None,
+    ) -> Response:
+        """No answer that stands. Save it, or pass it back and say why not."""
+        request = passage.request
+        if request.rest is not None:
+            why = WHY_LARGE
+        elif request.method in SAFE_METHODS:
+            why = WHY_SAFE
+        elif not repeatable(judgement, repeat=passage.repeat):
+            why = WHY_UNKEYED
+        else:
+            return await self._saving.save(passage, answer)
+        await self._saving.forget(passage)
+        return closed(request, passed_back(answer, why, retry_after_s=retry_after_s))

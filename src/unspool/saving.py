@@ -1,0 +1,208 @@
+"""Saving: what the relay writes into the spool about a request that is on its way.
+
+    await saving.claim(passage)             we are trying it: nobody else may (shared spools)
+    await saving.record(passage, answer)    the answer, before anybody sees it (I6)
+    await saving.forget(passage)            nothing came of it: the key is free again
+    await saving.save(passage, answer)      responsibility: 202 once it is durable, not before (I1)
+    await saving.promised(passage, entry)   the real answer if it comes in time, else the receipt
+
+On a spool of our own there are no claims: a keyed request costs one commit, when its outcome is
+known. Where others may try the same key, it costs two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from .answers import passed_back, settled
+from .clock import Clock
+from .core.idempotency import worth_remembering
+from .core.lifecycle import Deferred, Forgotten, State, attempted, delivered
+from .core.message import Answer, Attempt, Instant, Message, Response, mint, seal
+from .core.outcome import cause_of, retry_after
+from .core.schedule import next_due
+from .custody import Custody
+from .errors import Refused
+from .passage import Options, Passage
+from .problems import problem
+from .receipts import Board, accepted
+from .spools.protocol import Entry, Lease, Mismatch, New
+
+ORDERED_WAIT_MS: Final = 10_000
+"""An ordered request goes through the spool; its sender still gets a quick answer itself."""
+
+
+class Saving:
+    def __init__(
+        self,
+        *,
+        options: Options,
+        custody: Custody,
+        board: Board,
+        clock: Clock,
+        chance: Callable[[int], bytes],
+    ) -> None:
+        self._options = options
+        self._custody = custody
+        self._board = board
+        self._clock = clock
+        self._chance = chance
+
+    @property
+    def _survives(self) -> str:
+        return self._custody.spool.promises.survives.name.lower()
+
+    async def claim(self, passage: Passage, *, now: Instant) -> Entry | None:
+        """Write down that we are trying it. None: the claim is ours."""
+        until = Instant(now + self._options.lease_ms)
+        entry = Entry(
+            message=self._sealed(passage, now),
+            state=State.CLAIMED,
+            due_at=now,
+            attempt=1,
+            leased_until=until,
+            keep_until=Instant(until + self._options.lease_ms),
+        )
+        acceptance = await self._custody.accept(entry, now=now)
+        if isinstance(acceptance, New):
+            passage.claim = Lease(entry=acceptance.entry, until=until)
+            return None
+        return acceptance.entry
+
+    async def record(self, passage: Passage, answer: Response) -> Response:
+        """Remember the answer before anybody sees it (I6); or that there is nothing to remember.
+
+        Where it cannot be remembered the sender still gets it: it is true, and they are told.
+        """
+        try:
+            await self._remember(passage, answer)
+        except Refused:
+            fields = [*answer.fields, (b"Idempotency-Stored", b"false")]
+            return msgspec.structs.replace(answer, fields=fields)
+        return answer
+
+    async def _remember(self, passage: Passage, answer: Response) -> None:
+        now = self._clock.now()
+        if not worth_remembering(answer.status):
+            await self.forget(passage)
+            return
+        first = attempted(1, answer, at=passage.began_at)
+        verdict = delivered(answer, now=now, keeping=self._options.policy.keeping, trail=(first,))
+        if passage.claim is not None:
+            await self._custody.settle(passage.claim, verdict, now=now)
+            return
+        await self._custody.accept(
+            Entry(
+                message=self._sealed(passage, now, request=False),
+                state=State.DELIVERED,
+                due_at=now,
+                attempt=1,
+                trail=verdict.trail,
+                answer=verdict.answer,
+                stored=verdict.stored,
+                settled_at=now,
+                keep_until=verdict.keep_until,
+                answer_until=verdict.answer_until,
+            ),
+            now=now,
+        )
+
+    async def forget(self, passage: Passage) -> None:
+        if passage.claim is not None:
+            await self._custody.settle(passage.claim, Forgotten(), now=self._clock.now())
+
+    async def save(self, passage: Passage, answer: Answer | None) -> Response:
+        """Take responsibility: 202 once the spool has it, and not before (I1)."""
+        now = self._clock.now()
+        if (reject := self._custody.admit(now)) is not None:
+            await self.forget(passage)
+            return self._not_saved(answer, reject.detail, reject.retry_after_s)
+        try:
+            entry = await self._keep(passage, answer if passage.tried else None, now)
+        except Refused as error:
+            return self._not_saved(answer, str(error), 1)
+        if isinstance(answer, Response) and answer.rest is not None:
+            answer.rest.close()
+        if entry is None:
+            return problem("key-reused")
+        return await self.promised(passage, entry, answer)
+
+    def _not_saved(self, answer: Answer | None, why: str, retry_after_s: int | None) -> Response:
+        if isinstance(answer, Response):
+            return passed_back(answer, why)
+        return problem("refused", why, retry_after_s=retry_after_s)
+
+    async def _keep(self, passage: Passage, answer: Answer | None, now: Instant) -> Entry | None:
+        """The entry in the spool; None where the key turned out to be another request's."""
+        claim = passage.claim
+        message = claim.entry.message if claim else self._sealed(passage, now)
+        due_at = now
+        trail: tuple[Attempt, ...] = ()
+        if answer is not None:
+            due_at = next_due(
+                message,
+                attempt=1,
+                now=now,
+                retry_after_ms=retry_after(answer, now=now),
+                pace=self._options.policy.pace,
+            )
+            trail = (attempted(1, answer, at=passage.began_at),)
+        entry = Entry(
+            message=message,
+            state=State.WAITING,
+            due_at=due_at,
+            attempt=claim.entry.attempt if claim else len(trail),
+            trail=trail,
+        )
+        if claim is not None:
+            kept = await self._custody.settle(claim, Deferred(due_at, trail), now=now)
+            if kept:
+                self._custody.backlog += 1
+                return entry
+            return await self._custody.find(message.key)  # somebody took the claim over (I3)
+        acceptance = await self._custody.accept(entry, now=now)
+        return None if isinstance(acceptance, Mismatch) else acceptance.entry
+
+    def _sealed(self, passage: Passage, now: Instant, *, request: bool = True) -> Message:
+        key = passage.key
+        if not key:
+            key = passage.key = mint(now=now, chance=self._chance(11))
+        message = seal(
+            passage.request,
+            key=key,
+            name=passage.name,
+            destination=self._options.destination,
+            now=now,
+            lifetime_ms=passage.lifetime_ms,
+            nonce=self._chance(16),
+            repeat=passage.repeat,
+            order_key=passage.order_key,
+            # A minted key is nobody's to reuse: nothing to compare.
+            print_=passage.fingerprint if passage.fingerprint is not None else b"",
+        )
+        return message if request else msgspec.structs.replace(message, request=None)
+
+    async def promised(
+        self, passage: Passage, entry: Entry, answer: Answer | None = None
+    ) -> Response:
+        """It is saved. The real answer if it comes in time, else the receipt."""
+        wishes = passage.wishes
+        wait_ms = wishes.wait_ms
+        if passage.order_key and not wait_ms and not wishes.respond_async:
+            wait_ms = min(ORDERED_WAIT_MS, self._options.wait_max_ms)
+        if entry.state is State.WAITING and wait_ms:
+            left = max(0, passage.began_at + wait_ms - self._clock.now())
+            found = await self._board.settled(self._custody, entry.message.key, timeout_ms=left)
+            entry = found or entry
+        if entry.state in (State.DELIVERED, State.BOUNCED):
+            return settled(entry)
+        return accepted(
+            entry,
+            now=self._clock.now(),
+            survives=self._survives,
+            applied=b"respond-async" if wishes.respond_async else b"",
+            cause="" if answer is None else f"saved: {cause_of(answer)[1]}",
+        )
