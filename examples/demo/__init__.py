@@ -1,0 +1,1 @@
+"""The demonstration: requests that survive a broken service. `python -m examples.demo`."""

@@ -1,0 +1,103 @@
+"""Every example in the docs runs, and prints what the page says it prints."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from unspool.config import load
+
+from .page import FENCE, ROOT, Block, blocks, free_ports, matches, run
+
+RELAY = (
+    "unspool serve --to http://127.0.0.1:8000 --spool sqlite:///unspool.db 2>/dev/null &\n"
+    "for i in $(seq 50); do curl -s -o /dev/null http://127.0.0.1:8700/_unspool/health && break;"
+    " sleep 0.1; done\n"
+    "curl -s -o /dev/null http://127.0.0.1:8700/orders -H 'Idempotency-Key: \"order-7\"'"
+    ' -d \'{"item": "tea"}\'\n'
+)
+"""What the how-tos take for granted: a relay, a service that is down, and one message."""
+
+SESSIONS = {
+    "docs/tutorial/break-a-service.md": "",
+    "docs/howto/keys.md": RELAY,
+    "docs/howto/queue.md": RELAY,
+}
+SHOWN = {"README.md", "docs/howto/run-it.md"}
+"""Pages whose commands name other people's folders: run one by one below."""
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_the_commands_of_the_page_do_what_it_says(name: str, tmp_path: Path) -> None:
+    session = blocks(ROOT / name)
+    service, weather, relay = free_ports(3)
+    replace = {"8000": str(service), "8001": str(weather), "8700": str(relay)}
+    before = SESSIONS[name]
+    for old, new in replace.items():
+        before = before.replace(old, new)
+    results = run(session, folder=tmp_path, replace=replace, before=before)
+    assert len(results) == len(session), f"stopped after block {len(results)}: {results}"
+    for block in session:
+        code, printed = results[block.number]
+        assert code == 0, f"{block.commands}\n-> {code}\n{printed}"
+        if block.expected is not None:
+            assert matches(block.expected, printed), (
+                f"{block.commands}\nprints\n{printed}\nand the page says\n{block.expected}"
+            )
+
+
+def test_every_page_with_commands_is_run_somewhere() -> None:
+    pages = {
+        str(page.relative_to(ROOT))
+        for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+        if blocks(page)
+    }
+    generated = {f"docs/reference/{name}.md" for name in ("settings", "commands", "problems")}
+    assert pages - generated == set(SESSIONS) | SHOWN
+
+
+def test_the_four_things_of_the_readme_work(tmp_path: Path) -> None:
+    session = blocks(ROOT / "README.md")
+    serve, send, ask, see = session
+    _service, relay = free_ports(2)
+    serve = Block(0, serve.commands.rstrip().replace("./run", "unspool") + " &\nsleep 2\n", None)
+    send = Block(1, send.commands.rstrip() + " | tee answer; echo\n", None)
+    token = "$(sed -n 's#^Location: /_unspool/receipts/\\([^ ]*\\).*#\\1#p' answer | tr -d '\\r')"
+    ask = Block(2, ask.commands.replace("…?wait=30", token + "?wait=1"), None)
+    see = Block(3, see.commands.replace("./run", "unspool"), None)
+    results = run(
+        [serve, send, ask, see],
+        folder=tmp_path,
+        replace={"8700": str(relay), "127.0.0.1:8000": "127.0.0.1:1"},
+    )
+    assert "202 Accepted" in results[1][1]
+    assert '"state":"waiting"' in results[2][1]
+    assert "order-42" in results[3][1]
+
+
+def test_the_configuration_examples_are_read() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        if page.name == "settings.md":
+            continue
+        for fence in FENCE.finditer(page.read_text("utf-8")):
+            if fence[1] == "toml":
+                load(tomllib.loads(fence[2]), {})
+
+
+def test_the_python_examples_run() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for fence in FENCE.finditer(page.read_text("utf-8")):
+            if fence[1] == "python":
+                exec(compile(fence[2], str(page), "exec"), {"__name__": "example"})
+
+
+def test_run_it_for_real_names_settings_that_exist() -> None:
+    text = (ROOT / "docs/howto/run-it.md").read_text("utf-8")
+    flags = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text)) - {"defaults", "json", "config"}
+    load({flag.replace("-", "_"): None for flag in flags}, {})
+    from unspool.settings import SETTINGS
+
+    assert {flag.replace("-", "_") for flag in flags} <= set(SETTINGS)
