@@ -23,7 +23,7 @@ _LINES: Final[dict[int, tuple[bytes, bytes]]] = {
 
 _LENGTHS: Final = frozenset({4, 10, 14, 17})
 """Of the names that need a look: date, connection, keep-alive, content-length, transfer-…"""
-_FRAMING: Final = frozenset({b"connection", b"keep-alive", b"content-length", b"transfer-encoding"})
+FRAMING: Final = frozenset({b"connection", b"keep-alive", b"content-length", b"transfer-encoding"})
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE: Final = b"Connection: close\r\n"
@@ -54,7 +54,7 @@ def head(response: Response, *, framing: bytes, date: bytes) -> bytes:
     for name, value in response.fields:
         if len(name) in _LENGTHS:
             lower = name.lower()
-            if lower in _FRAMING:
+            if lower in FRAMING:
                 continue
             if lower == b"date":
                 date = b""

@@ -1,0 +1,259 @@
+"""The express road, from door to service and back, over real sockets.
+
+Each test first warms the road up: the first request of a connection to the service is carried by
+the other road, because there is no connection at hand yet. `took` says which road a request took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+from callers import Calling, call, opened
+from hostile import GOOD, Hostile, Script, answers, both_loops, eventually, reset_at_once
+
+from unspool.core.message import Request, Response
+from unspool.ingress.http import Door
+from unspool.ingress.protocol import Caller
+from unspool.node import Node, plan_for
+from unspool.spools.memory import MemorySpool
+from unspool.spools.protocol import Survives
+from unspool.transports.http import HttpTransport
+
+POST = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"
+PUT = POST.replace(b"POST", b"PUT")
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+FAILS = b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy"
+
+
+class Counted:
+    """The relay, with a count of which road each request took."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.express = 0
+        self.other = 0
+
+    def begin(self, request: Request, caller: Caller, done: Callable[[Response], None], /) -> bool:
+        begun = self.node.relay.begin(request, caller, done)
+        self.express += begun
+        return begun
+
+    async def __call__(self, request: Request, caller: Caller, /) -> Response:
+        self.other += 1
+        return await self.node.relay(request, caller)
+
+
+@contextlib.asynccontextmanager
+async def road(*scripts: Script) -> AsyncIterator[tuple[Calling, Counted, Hostile, Door]]:
+    async with Hostile(*scripts) as server:
+        transport = HttpTransport(server.origin)
+        plan = msgspec.structs.replace(plan_for(server.origin), required=Survives.NOTHING)
+        spool = MemorySpool()
+        node = await Node.open(plan=plan, spool=spool, transport=transport)
+        counted = Counted(node)
+        async with opened(counted) as door, call(door) as caller:
+            yield caller, counted, server, door
+        await node.stop(drain_ms=0)
+        await transport.aclose()
+
+
+async def warm(caller: Calling, counted: Counted) -> None:
+    await caller.send(POST)
+    assert (await caller.answer()).status == 200
+    assert (counted.express, counted.other) == (0, 1)
+
+
+@both_loops
+async def test_an_ordinary_request_takes_it_and_is_unchanged() -> None:
+    """The answer is the service's own, and the request carries what the other road adds."""
+    async with road(answers(GOOD)) as (caller, counted, server, _):
+        await warm(caller, counted)
+        await caller.send(POST)
+        answer = await caller.answer()
+        assert (answer.status, answer.body, answer["X-Good"]) == (200, b"ok", "yes")
+        assert (counted.express, counted.other) == (1, 1)
+        first, second = server.requests
+        assert sorted(first.fields) == sorted(second.fields)
+        assert b"Unspool-Attempt: 1" in second.fields
+        assert second.body == b"hi"
+
+
+@both_loops
+async def test_what_asks_for_something_does_not_take_it() -> None:
+    """A key, a preference, an order: each is for the other road. So are HEAD and our own pages."""
+    async with road(answers(GOOD)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        for line in (
+            b'Idempotency-Key: "k"', b"Prefer: wait=1", b"Unspool-Lifetime: 60", b"Via: 1.1 other",
+        ):  # fmt: skip
+            await caller.send(POST.replace(b"Host: x", b"Host: x\r\n" + line))
+            assert (await caller.answer()).status == 200
+        await caller.send(GET.replace(b"GET / ", b"GET /_unspool/nothing "))
+        assert (await caller.answer()).status == 404
+        assert counted.express == 0
+
+
+@both_loops
+async def test_a_failure_that_may_be_repeated_is_saved() -> None:
+    """A PUT that met a 503 on the express road: 202, and it is in the spool once."""
+    async with road(answers(GOOD, FAILS)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        await caller.send(PUT)
+        answer = await caller.answer()
+        assert answer.status == 202
+        assert counted.express == 1
+        [kept] = [e for e in counted.node.custody.spool.entries.values() if e.message.request]
+        names = [name for name, _ in kept.message.request.fields]
+        assert b"Unspool-Attempt" not in names
+        assert kept.message.request.body == b"hi"
+        assert [a.number for a in kept.trail] == [1]
+
+
+@both_loops
+async def test_a_failure_that_may_not_be_repeated_is_passed_back_with_the_reason() -> None:
+    """An unkeyed POST that met a 503 gets that 503, and is told why it was not saved."""
+    async with road(answers(GOOD, FAILS)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        await caller.send(POST)
+        answer = await caller.answer()
+        assert (answer.status, answer.body) == (503, b"busy")
+        assert "send an Idempotency-Key" in answer["Proxy-Status"]
+        assert counted.express == 1
+
+
+@both_loops
+async def test_a_service_that_resets_is_no_silence() -> None:
+    """The connection dies under a PUT: it goes out once more, and the second answer stands."""
+
+    async def one_then_reset(peer: object) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await reset_at_once(peer)
+
+    async with road(one_then_reset, answers(GOOD)) as (caller, counted, server, _):
+        await warm(caller, counted)
+        await caller.send(PUT)
+        assert (await caller.answer()).status == 200
+        assert counted.express == 1
+        assert server.connections == 2
+
+
+@both_loops
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    """However they are carried, answers come in the order of the requests."""
+    numbered = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n%02d" % n for n in range(30)]
+    async with road(answers(*numbered)) as (caller, counted, _, _):
+        await caller.send(POST)
+        assert (await caller.answer()).body == b"00"
+        await caller.send(POST * 29)
+        assert [int((await caller.answer()).body) for _ in range(29)] == list(range(1, 30))
+        assert counted.express >= 1
+
+
+@both_loops
+async def test_a_large_answer_is_handed_over_to_stream() -> None:
+    """What is too large to keep streams, though the request took the express road."""
+    size = 3 * 1024 * 1024
+    large = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"y" * size
+    async with road(answers(GOOD, large, GOOD)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        await caller.send(POST)
+        answer = await caller.answer()
+        assert len(answer.body) == size
+        assert counted.express == 1
+        await caller.send(POST)
+        assert (await caller.answer()).body == b"ok"
+
+
+@both_loops
+async def test_a_half_closed_caller_gets_its_answer() -> None:
+    """The caller has shut its writing side while its request is on the express road."""
+    gate = asyncio.Event()
+
+    async def late(peer: object) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await gate.wait()
+        await peer.send(GOOD)
+        await peer.gone()
+
+    async with road(late) as (caller, counted, _, _):
+        await warm(caller, counted)
+        await caller.send(POST)
+        caller.writer.write_eof()
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert (await caller.answer()).status == 200
+        assert await caller.rest() == b""
+        assert counted.express == 1
+
+
+@both_loops
+async def test_a_caller_that_vanished_leaves_nothing_behind() -> None:
+    """Its answer is dropped, its connection forgotten, and the service's connection reused."""
+    gate = asyncio.Event()
+
+    async def late(peer: object) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await gate.wait()
+        await peer.send(GOOD)
+        await answers(GOOD)(peer)
+
+    async with road(late) as (caller, counted, server, door):
+        await warm(caller, counted)
+        await caller.send(POST)
+        await eventually(lambda: len(server.requests) == 2)
+        caller.vanish()
+        await eventually(lambda: door.statistics().connections == 0)
+        gate.set()
+        async with call(door) as another:
+            await another.send(POST)
+            assert (await another.answer()).status == 200
+        assert server.connections == 1
+
+
+@both_loops
+async def test_a_closing_door_says_so() -> None:
+    """The answer to what was under way when the door began to close ends its connection."""
+    gate = asyncio.Event()
+
+    async def late(peer: object) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await gate.wait()
+        await peer.send(GOOD)
+        await peer.gone()
+
+    async with road(late) as (caller, counted, server, door):
+        await warm(caller, counted)
+        await caller.send(POST)
+        await eventually(lambda: len(server.requests) == 2)
+        closing = asyncio.create_task(door.close(drain_ms=2000))
+        await asyncio.sleep(0.02)
+        gate.set()
+        answer = await caller.answer()
+        assert (answer.status, answer["Connection"]) == (200, "close")
+        assert await closing == 0
+        assert counted.express == 1
+
+
+@both_loops
+async def test_a_lane_in_trouble_closes_the_road() -> None:
+    """After a failure the lane is no longer calm: the other road, until it is again."""
+    async with road(answers(GOOD, FAILS, GOOD)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        await caller.send(POST)
+        assert (await caller.answer()).status == 503
+        await caller.send(POST)
+        assert (await caller.answer()).status == 200
+        assert (counted.express, counted.other) == (1, 2)
+        await caller.send(POST)
+        assert (await caller.answer()).status == 200
+        assert (counted.express, counted.other) == (2, 2)
