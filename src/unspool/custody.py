@@ -5,6 +5,7 @@
     await custody.find(key)           what is known of a key
     await custody.settle(lease, v)    end a lease
     await custody.open()              the spool's secret, made on first use
+    await custody.count()             how many wait already
 
 It also remembers how the spool does: after a write that failed it is left alone for a moment, so
 that an outage of the disk costs a refusal and not a timeout for each sender.
@@ -40,6 +41,8 @@ class Custody:
     ) -> None:
         self.spool: Final = spool
         self.terms: Final = terms
+        self.survives: Final = spool.promises.survives.name.lower()
+        """The grade as receipts tell it: measured once, when the spool was opened."""
         self.backlog = 0
         """Waiting messages, roughly: what was counted at start and what came and went since."""
         self._disk_free = disk_free
@@ -82,10 +85,12 @@ class Custody:
             [found] = await self.spool.find([SECRET_KEY])
             answer = found.answer if found else None
         assert answer is not None, "I10: a spool without its secret"
-        self.backlog = sum(
-            sum(row.counts) + row.held for row in await self.spool.tally([Instant(0)])
-        )
         return answer.body
+
+    async def count(self) -> None:
+        """How many wait already. Beside the work: a spool of ten million takes seconds to tally."""
+        rows = await self.spool.tally([Instant(0)])
+        self.backlog += sum(sum(row.counts) + row.held for row in rows)
 
     def health(self, now: Instant) -> Health:
         if self._disk_free is not None and now - self._looked_at > TROUBLE_MS:

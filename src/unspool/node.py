@@ -10,7 +10,6 @@ their own. Nothing in the package is global.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from hashlib import blake2b
 from random import random
@@ -18,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from .chance import Chance
 from .clock import Clock, SystemClock
 from .core.admission import Terms
 from .core.lane import Conduct
@@ -111,6 +111,7 @@ class Node:
             luck=luck,
         )
         self._running: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -120,12 +121,13 @@ class Node:
         spool: Spool,
         transport: Transport,
         clock: Clock | None = None,
-        chance: Callable[[int], bytes] = os.urandom,
+        chance: Callable[[int], bytes] | None = None,
         luck: Callable[[], float] = random,
         disk_free: Callable[[], int | None] | None = None,
     ) -> Node:
         """A node over this spool, which stays the caller's to close."""
         clock = clock or SystemClock()
+        chance = chance or Chance()
         terms = Terms(
             survives=spool.promises.survives,
             required=plan.required,
@@ -134,6 +136,8 @@ class Node:
         )
         custody = Custody(spool=spool, terms=terms, disk_free=disk_free)
         secret = await custody.open(now=clock.now(), chance=chance)
+        if plan.backlog_max:
+            await custody.count()  # a limit that is asked for holds from the first request on
         return cls(
             plan=plan,
             secret=secret,
@@ -148,6 +152,8 @@ class Node:
         """Begin delivering."""
         assert self._running is None
         self._running = asyncio.create_task(self.dispatcher.run(), name="unspool dispatcher")
+        if not self.plan.backlog_max:
+            self._counting = asyncio.create_task(self.custody.count(), name="unspool count")
 
     @property
     def _delivers(self) -> bool:
@@ -181,6 +187,9 @@ class Node:
         """Deliver no more; let what is under way end. What is left stays in the spool."""
         self.draining = True
         await self.dispatcher.stop(drain_ms=drain_ms)
+        if self._counting is not None:
+            self._counting.cancel()
+            await asyncio.gather(self._counting, return_exceptions=True)
         if self._running is not None:
             self.dispatcher.wake()
             await self._running

@@ -7,6 +7,8 @@ forwarded(…)   the Forwarded field (RFC 7239)
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from .core.fields import Onward
@@ -54,6 +56,7 @@ class Passage(msgspec.Struct):
     """An attempt was made: it belongs on the trail, and the next one waits its turn."""
 
 
+@lru_cache(maxsize=4096)
 def forwarded(caller: Caller, host: bytes | None) -> Field:
     """Who asked whom, by which scheme (RFC 7239 §4)."""
     peer = caller.peer

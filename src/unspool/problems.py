@@ -9,6 +9,7 @@ row says what happened, where the request is now, and what to do; `detail` says 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -140,6 +141,7 @@ PROBLEMS: Final[dict[str, Problem]] = {
 _encode = msgspec.json.Encoder().encode
 
 
+@lru_cache(maxsize=1024)
 def proxy_status(error: str, detail: str = "", *, received: int = 0) -> Field:
     """The Proxy-Status field (RFC 9209 §2): who answered, and why."""
     value = "unspool"

@@ -53,7 +53,7 @@ class Saving:
 
     @property
     def _survives(self) -> str:
-        return self._custody.spool.promises.survives.name.lower()
+        return self._custody.survives
 
     async def claim(self, passage: Passage, *, now: Instant) -> Entry | None:
         """Write down that we are trying it. None: the claim is ours."""

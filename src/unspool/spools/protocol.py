@@ -26,17 +26,20 @@ The contract, clause by clause (the conformance suite proves each):
    may not be repeated (`message.repeat` is False) is durable before it is returned.
 5. Order. Of the waiting messages of one destination under one order key only the head, the one
    accepted first, can be leased: while it waits, is held or is leased, the others wait.
-6. Fence. The attempt number is the token. `settle` under a lease whose number is no longer the
-   entry's, or of an entry that has settled, changes nothing and gives False (I3). A late settle
-   that nobody has overtaken is good.
+6. Fence. The attempt number is the token, and with it the message's nonce, which is fresh for every
+   accept: it tells a claim from one that was forgotten under the same key. `settle` under a lease
+   whose token is no longer the entry's, or of an entry that has settled, changes nothing and gives
+   False (I3). A late settle that nobody has overtaken is good.
 7. Settle. Delivered and Bounced end custody: the request is dropped, the answer (if any) kept.
    Deferred makes it waiting, due at its `due_at`, free at once. Forgotten removes a claim; of a
    message that waits it is refused: False.
 8. Durability of verdicts. A settle is durable when it returns: nobody is shown an answer that a
    power cut could take back.
 9. Survey by name, not by due time, so that a thousand closed lanes cannot hide an open one. Held
-   messages (due NEVER) do not count; a leased one counts at its lease's end.
-10. Browse in order of acceptance, from `after` on. Tally counts waiting messages by age.
+   messages (due NEVER) do not count, nor do those behind the head of their order; a leased one
+   counts at its lease's end.
+10. Browse in order of acceptance, from `after` on; behind an unknown `after` there is nothing.
+    Tally counts waiting messages by age.
 11. Sweep removes settled entries and abandoned claims whose `keep_until` has passed, and the
     answers whose `answer_until` has; at most `limit` a call. It never touches what waits.
 12. Trouble. `Unavailable` after a write means that it may or may not have happened: doing it again

@@ -166,7 +166,7 @@ class Site:
         for status, often in weather.statuses.items():
             if (dice := dice - often) < 0:
                 await self._pause(weather.quick_ms)
-                return self._trouble(status, weather)
+                return self._trouble(request, status, weather)
         # When it is cut short, it may have been done already, or never will be.
         await self._pause(weather.quick_ms)
         answer = self._apply(request, number)
@@ -176,10 +176,11 @@ class Site:
     async def _pause(self, most_ms: int) -> None:
         await asyncio.sleep(self._random.uniform(0, most_ms) / 1000)
 
-    def _trouble(self, status: int, weather: Weather) -> Response:
+    def _trouble(self, request: Request, status: int, weather: Weather) -> Response:
         hint = status == 429 or (status == 503 and self._random.random() < 0.5)
         fields = [(b"Retry-After", b"%d" % weather.retry_after_s)] if hint else []
-        return Response(status=status, reason=b"Simulated", fields=fields, body=b"trouble")
+        body = b"%b by %b, trouble" % (request.body, field(request, b"Authorization") or b"")
+        return Response(status=status, reason=b"Simulated", fields=fields, body=body)
 
     def _apply(self, request: Request, number: int) -> Response:
         who = field(request, b"Authorization") or b""

@@ -68,10 +68,10 @@ class HttpTransport:
             return Failure(Cause.PROXY_INTERNAL_ERROR, f"not sent: {complaint}", Sent.NEVER)
         pool = self._pool
         streamed = request.rest is not None
-        connection: Connection | Failure
-        if repeat and not streamed and self._idle:
-            connection = self._idle.pop()
-        else:
+        connection: Connection | Failure | None = None
+        if self._idle:
+            connection = self._idle.pop() if repeat and not streamed else pool.sound()
+        if connection is None:
             connection = await pool.obtain()
             if isinstance(connection, Failure):
                 return connection
