@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from .core.fields import Onward
 from .core.message import Answer, Instant, Request, Response
 from .core.outcome import STANDS
 
@@ -26,19 +25,17 @@ class TakesOver(Protocol):
 class Express:
     """A request on the express road, told its answer in the middle of a read."""
 
-    __slots__ = ("_relay", "began_at", "done", "head", "onwards")
+    __slots__ = ("_relay", "began_at", "done", "onwards")
 
     def __init__(
         self,
         relay: TakesOver,
         onwards: Request,
-        head: Onward,
         began_at: Instant,
         done: Callable[[Response], None],
     ) -> None:
         self._relay = relay
         self.onwards = onwards
-        self.head = head
         self.began_at = began_at
         self.done = done
 

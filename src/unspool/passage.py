@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import msgspec
 
-from .core.fields import Onward
 from .core.lifecycle import Policy
 from .core.message import Destination, Field, Instant, Key, Request, Value
 from .core.prefer import Wishes
@@ -40,7 +39,6 @@ class Options(Value, frozen=True):
 class Passage(msgspec.Struct):
     request: Request
     """As it goes on: our own fields added, the attempt's number not yet."""
-    head: Onward
     wishes: Wishes
     began_at: Instant
     repeat: bool

@@ -17,7 +17,7 @@ from base64 import urlsafe_b64decode
 from binascii import b2a_base64
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from hmac import compare_digest
 from typing import Final
 
@@ -117,38 +117,68 @@ class Board:
                 del self._waiting[key]
 
 
-def describe(entry: Entry, *, now: Instant, survives: str) -> dict[str, object]:
+class Tried(msgspec.Struct, frozen=True):
+    """An attempt as a receipt tells it."""
+
+    number: int
+    at: str
+    status: int | None
+    cause: str
+    sent: str
+
+
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     """A receipt as its holder sees it. Readers ignore members they do not know."""
+
+    receipt: str
+    state: str
+    survives: str
+    accepted_at: str
+    attempts: list[Tried]
+    idempotency_key: str = ""
+    expires_at: str = ""
+    held: bool | None = None
+    attempting: bool | None = None
+    next_attempt_at: str | None = ""
+    delivered_at: str = ""
+    status: int = 0
+    response: str = ""
+    bounced_at: str = ""
+    reason: str = ""
+    where: str = ""
+
+
+def describe(entry: Entry, *, now: Instant, survives: str) -> Receipt:
+    """The receipt of this entry, as it is now."""
     message = entry.message
     mine = RECEIPTS + token(message.nonce, message.key)
-    out: dict[str, object] = {
-        "receipt": mine,
-        "state": _NAMES[entry.state],
-        "survives": survives,
-        "accepted_at": stamp(message.accepted_at),
-        "attempts": [
-            {"number": a.number, "at": stamp(a.at), "status": a.status or None, "cause": a.cause,
-             "sent": a.sent}
-            for a in entry.trail
-        ],
-    }  # fmt: skip
-    if message.name:
-        out["idempotency_key"] = message.name
-    if entry.state is State.WAITING:
-        out["expires_at"] = stamp(message.expires_at)
-        out["held"] = entry.due_at == NEVER
-        out["attempting"] = entry.leased_until > now
-        out["next_attempt_at"] = None if entry.due_at == NEVER else stamp(entry.due_at)
-    elif entry.state is State.DELIVERED:
-        out["delivered_at"] = stamp(entry.settled_at)
-        if entry.answer is not None:
-            out["status"] = entry.answer.status
-        out["response"] = mine + "/response"
-    elif entry.state is State.BOUNCED:
-        out["bounced_at"] = stamp(entry.settled_at)
-        out["reason"] = entry.reason
-        out["where"] = "Responsibility has come back to you."
-    return out
+    known = partial(Receipt, mine, _NAMES[entry.state], survives, stamp(message.accepted_at))
+    trail = [Tried(a.number, stamp(a.at), a.status or None, a.cause, a.sent) for a in entry.trail]
+    state = entry.state
+    if state is State.DELIVERED:
+        return known(
+            trail,
+            message.name,
+            delivered_at=stamp(entry.settled_at),
+            status=entry.answer.status if entry.answer is not None else 0,
+            response=mine + "/response",
+        )
+    if state is State.BOUNCED:
+        return known(
+            trail,
+            message.name,
+            bounced_at=stamp(entry.settled_at),
+            reason=entry.reason,
+            where="Responsibility has come back to you.",
+        )
+    return known(
+        trail,
+        message.name,
+        stamp(message.expires_at),
+        entry.due_at == NEVER,
+        entry.leased_until > now,
+        None if entry.due_at == NEVER else stamp(entry.due_at),
+    )
 
 
 def retry_after_s(entry: Entry, now: Instant) -> int:
@@ -164,7 +194,7 @@ def accepted(
     """202: we have it (RFC 9110 §15.3.3, with mail's meaning). Only after the spool has synced."""
     receipt = describe(entry, now=now, survives=survives)
     fields: list[Field] = [
-        (b"Location", str(receipt["receipt"]).encode()),
+        (b"Location", receipt.receipt.encode()),
         (b"Content-Type", b"application/json"),
         (b"Retry-After", b"%d" % retry_after_s(entry, now)),
         (b"Cache-Control", b"no-store"),
@@ -296,7 +326,7 @@ class Receipts:
                     self._board.post(key)
                     found = await self._custody.find(key)
                     return self._state(found or entry)
-        return problem("settled", f"it is {describe(entry, now=now, survives='')['state']}")
+        return problem("settled", f"it is {_NAMES[entry.state]}")
 
     def _problem(self, name: str) -> Response:
         row = PROBLEMS.get(name)

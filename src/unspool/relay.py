@@ -32,7 +32,7 @@ import msgspec
 
 from .answers import WHY_LARGE, WHY_SAFE, WHY_UNKEYED, closed, passed_back, replayed
 from .clock import Clock
-from .core.fields import Onward, onward, values
+from .core.fields import Onward, onward, ordinary, values
 from .core.idempotency import Do, Unreadable, read_key, recall
 from .core.lane import Lane
 from .core.lifecycle import State
@@ -134,18 +134,22 @@ class Relay:
         """
         if self._prompt is None or not self._lane.calm or request.target.startswith(_OURS):
             return False
-        head = onward(request.fields)
-        if head.speaks:
-            return False
-        fields = head.fields
+        found = ordinary(request.fields)
+        if found is not None:
+            fields, host = found
+        else:
+            head = onward(request.fields)
+            if head.speaks:
+                return False
+            fields, host = head.fields, head.host or b""
         fields.append(self._via)
         if self._options.forwarded:
-            fields.append(forwarded(caller, head.host))
+            fields.append(forwarded(caller, host))
         fields.append(_FIRST)
         onwards = Request(request.method, request.target, fields, request.body)
         return self._prompt(
             onwards,
-            Express(self, onwards, head, self._clock.now(), done),
+            Express(self, onwards, self._clock.now(), done),
             repeat=self._options.repeat_always or request.method in IDEMPOTENT_METHODS,
         )
 
@@ -154,7 +158,6 @@ class Relay:
         onwards = express.onwards
         passage = self._plain(
             Request(onwards.method, onwards.target, onwards.fields[:-1], onwards.body),
-            express.head,
             began_at=express.began_at,
         )
         passage.tried = True
@@ -176,11 +179,10 @@ class Relay:
 
     # --- 1  what goes on, and what speaks to us ---------------------------------------------
 
-    def _plain(self, request: Request, head: Onward, *, began_at: Instant) -> Passage:
+    def _plain(self, request: Request, *, began_at: Instant) -> Passage:
         """The passage of a request that asks for nothing."""
         return Passage(
             request=request,
-            head=head,
             wishes=NONE,
             began_at=began_at,
             repeat=self._options.repeat_always or request.method in IDEMPOTENT_METHODS,
@@ -201,7 +203,7 @@ class Relay:
             request.method, request.target, fields, request.body, request.rest, request.length
         )
         if not head.asks:
-            return await self._pass(self._plain(onwards, head, began_at=self._clock.now()))
+            return await self._pass(self._plain(onwards, began_at=self._clock.now()))
         return await self._asked(onwards, head, request.fields)
 
     async def _asked(self, request: Request, head: Onward, raw: Sequence[Field]) -> Response:
@@ -222,7 +224,6 @@ class Relay:
             return closed(request, problem("field-malformed", why))
         passage = Passage(
             request=request,
-            head=head,
             wishes=read_prefer(head.prefers, wait_max_ms=options.wait_max_ms),
             began_at=self._clock.now(),
             repeat=bool(name) or options.repeat_always or request.method in IDEMPOTENT_METHODS,

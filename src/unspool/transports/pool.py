@@ -10,8 +10,8 @@ Whatever stands in the way is a Failure, never an exception, and nothing was sen
 Last in, first out keeps few connections warm and lets the others grow idle and close. Waiters are
 served in order: a connection that becomes free goes to the first of them and a newcomer cannot take
 it. One sweep looks at all connections every 50 ms while anything is busy; no timer is set per
-request. A process that stood still for a second (suspended, or a loop that was blocked) skips one
-sweep, so that answers which lie in the kernel by then are read and not given up.
+request. Both event loops read before they run timers, so a loop that was blocked finds the answers
+that lie in the kernel before it finds them overdue.
 
 Names are resolved for each new connection; the addresses are tried one after the other, and each
 gets its share of `connect_ms`. No proxy is taken from the environment.
@@ -32,7 +32,6 @@ from .connection import Connection
 from .limits import Limits
 
 SWEEP_S: Final = 0.05
-STOOD_STILL_S: Final = 1.0
 
 _UNROUTABLE: Final = frozenset(
     {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EAFNOSUPPORT}
@@ -94,7 +93,6 @@ class Pool:
         self._requests = 0  # on connections that are gone
         self._retired = 0  # of those connections, the ones that were used
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
 
     def statistics(self) -> Statistics:
         requests = self._requests + sum(c.requests for c in self._all)
@@ -280,17 +278,15 @@ class Pool:
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
-        self._due = loop.time() + delay
-        self._timer = loop.call_at(self._due, self._sweep)
+        self._timer = loop.call_later(delay, self._sweep)
 
     def _sweep(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if now - self._due < STOOD_STILL_S:
-            for connection in tuple(self._all):
-                connection.check(now)
-            self._expire(now)
+        for connection in tuple(self._all):
+            connection.check(now)
+        self._expire(now)
         if not self._all and not self.waiting:
             self.brisk = False
         elif self.waiting or len(self.idle) < len(self._all):
