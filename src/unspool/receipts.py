@@ -17,7 +17,7 @@ from base64 import urlsafe_b64decode
 from binascii import b2a_base64
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from hmac import compare_digest
 from typing import Final
 
@@ -152,11 +152,15 @@ def describe(entry: Entry, *, now: Instant, survives: str) -> Receipt:
     """The receipt of this entry, as it is now."""
     message = entry.message
     mine = RECEIPTS + token(message.nonce, message.key)
-    known = partial(Receipt, mine, _NAMES[entry.state], survives, stamp(message.accepted_at))
+    name, accepted_at = _NAMES[entry.state], stamp(message.accepted_at)
     trail = [Tried(a.number, stamp(a.at), a.status or None, a.cause, a.sent) for a in entry.trail]
     state = entry.state
     if state is State.DELIVERED:
-        return known(
+        return Receipt(
+            mine,
+            name,
+            survives,
+            accepted_at,
             trail,
             message.name,
             delivered_at=stamp(entry.settled_at),
@@ -164,14 +168,22 @@ def describe(entry: Entry, *, now: Instant, survives: str) -> Receipt:
             response=mine + "/response",
         )
     if state is State.BOUNCED:
-        return known(
+        return Receipt(
+            mine,
+            name,
+            survives,
+            accepted_at,
             trail,
             message.name,
             bounced_at=stamp(entry.settled_at),
             reason=entry.reason,
             where="Responsibility has come back to you.",
         )
-    return known(
+    return Receipt(
+        mine,
+        name,
+        survives,
+        accepted_at,
         trail,
         message.name,
         stamp(message.expires_at),

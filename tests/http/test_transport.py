@@ -507,6 +507,15 @@ async def test_a_server_that_reads_slowly_slows_the_sender_down() -> None:
         await transport.aclose()
 
 
+@both_loops
+async def test_a_slow_sender_is_not_the_fault_of_the_server() -> None:
+    body = Body(b"a", 0.3, b"b")
+    request = Request(b"POST", b"/", [(b"Host", b"h")], b"", body, 2)
+    async with Hostile(answers(GOOD)) as server:
+        limits = {"first_byte_ms": 60, "idle_ms_between_bytes": 60, "total_ms": 100}
+        assert good(await ask(server, request, **limits)).body == b"ok"
+
+
 # -- the pool -----------------------------------------------------------------------------------
 
 
@@ -598,6 +607,38 @@ async def test_cancelled_waiters_lose_no_place() -> None:
         assert (now.busy, now.waiting) == (0, 0)
         async with asyncio.timeout(1):
             assert good(await transport.attempt(GET)).body == b"ok"
+        await transport.aclose()
+
+
+@both_loops
+async def test_a_waiter_cancelled_with_a_place_in_hand_passes_it_on() -> None:
+    async with Hostile(silent, answers(GOOD)) as server:
+        transport = HttpTransport(server.origin, limits=Limits(connections_max=1))
+        first, second, third = [asyncio.create_task(transport.attempt(GET)) for _ in range(3)]
+        await eventually(lambda: server.open == 1 and transport.statistics().waiting == 2)
+        (connection,) = transport._pool._all
+        connection.give_up(Cause.CONNECTION_TERMINATED, "for the test")
+        second.cancel()  # the place is promised to it, and it has not run since
+        async with asyncio.timeout(1):
+            assert good(await third).body == b"ok"
+        bad(await first, Cause.CONNECTION_TERMINATED)
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        await transport.aclose()
+
+
+@both_loops
+async def test_a_fresh_connection_takes_the_place_of_an_idle_one() -> None:
+    async with Hostile(answers(GOOD)) as server:
+        transport = HttpTransport(server.origin, limits=Limits(connections_max=1))
+        good(await transport.attempt(GET))
+        async with asyncio.timeout(1):
+            connection = await transport._pool.obtain(fresh=True)
+        assert not isinstance(connection, Failure)
+        assert connection.requests == 0
+        connection.close()
+        assert transport.statistics().opened == 2
+        assert good(await transport.attempt(GET)).body == b"ok"
         await transport.aclose()
 
 

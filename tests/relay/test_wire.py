@@ -78,8 +78,9 @@ async def test_keyed_trouble_is_saved_and_delivered_later(trouble: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "status"), [(says(500, b"oops"), 500), (says(503, b"oops"), 503), (RESET, 502), (SLOW, 504)]
-)  # fmt: skip
+    ("trouble", "status"),
+    [(says(500, b"oops"), 500), (says(503, b"oops"), 503), (RESET, 502), (SLOW, 504)],
+)
 async def test_what_may_not_be_repeated_is_passed_back_with_the_reason(
     trouble: Any, status: int
 ) -> None:

@@ -84,19 +84,12 @@ async def _http(
         first, length = await _first_part(body, fields, body_max_bytes)
     except Severed:
         return
-    request = Request(
-        scope["method"].encode(),
-        _target(scope),
-        fields,
-        first,
-        None if body.ended else body,
-        length,
-    )
+    rest = None if body.ended else body
+    request = Request(scope["method"].encode(), _target(scope), fields, first, rest, length)
     client = scope.get("client")
     caller = Caller(peer=client[0] if client else "unix", scheme=scope.get("scheme", "http"))
     response = await _run_to_its_end(handler, request, caller, running)
-    if request.rest is not None:
-        body.close()
+    body.close()
     await _answer(response, scope["method"] == "HEAD", receive, send)
 
 
@@ -131,11 +124,8 @@ def _drop(task: asyncio.Task[Response]) -> None:
 
 
 def _target(scope: Scope) -> bytes:
-    raw: bytes | None = scope.get("raw_path")
-    if raw:
-        path = raw.partition(b"?")[0]  # some servers leave the query in
-    else:
-        path = quote(scope["path"], safe=_PATH_SAFE).encode("ascii")
+    path: bytes = scope.get("raw_path") or quote(scope["path"], safe=_PATH_SAFE).encode("ascii")
+    path = path.partition(b"?")[0]  # some servers leave the query in
     query: bytes = scope.get("query_string", b"")
     return path + b"?" + query if query else path
 
@@ -258,7 +248,7 @@ async def _pour(
             raise
     finally:
         watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError, Exception):
             await watching
         if not ended and not gone.is_set():
             rest.close()
