@@ -72,3 +72,11 @@ def test_links_between_pages_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"
+
+
+def test_commands_named_in_messages_exist() -> None:
+    """An error that ends in a command must not send anybody to one that is not there."""
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for found in re.findall(r": unspool ([a-z]+)", path.read_text("utf-8")):
+            known = cli.get_command(click.Context(cli), found)
+            assert known is not None, f"{path.relative_to(ROOT)}: unspool {found}"

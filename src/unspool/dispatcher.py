@@ -20,6 +20,7 @@ from typing import Final
 
 from .clock import Clock
 from .core.lifecycle import (
+    Bounced,
     Deferred,
     Delivered,
     Policy,
@@ -278,6 +279,8 @@ class Dispatcher:
                     await asyncio.sleep(SWEEP_PAUSE_MS / 1000)
             except UnspoolError as error:
                 log.warning("the sweep was interrupted: %s", error)
+            except Exception:
+                log.exception("the sweep made a mistake; it goes on")
 
     async def _expire(self) -> int:
         """Bounce what nobody will attempt any more, as where a lane is closed for days (I2).
@@ -289,17 +292,14 @@ class Dispatcher:
         leases = await self._custody.spool.expire(
             now=Instant(now - EXPIRY_GRACE_MS), until=Instant(now + self._lease_ms), limit=SWEEP_MAX
         )
-        keeping = self._policy.keeping
-        await asyncio.gather(
-            *(
-                self._settle(
-                    lease,
-                    bounced(Reason.EXPIRED, now=now, keeping=keeping, trail=lease.entry.trail),
-                )
-                for lease in leases
-            )
-        )
+        await asyncio.gather(*(self._settle(lease, self._too_old(lease, now)) for lease in leases))
         return len(leases)
+
+    def _too_old(self, lease: Lease, now: Instant) -> Bounced:
+        # An attempt that was cut short may have been applied: that is worse than being late.
+        unknown = lease.abandoned and not lease.entry.message.repeat
+        reason = Reason.UNKNOWN if unknown else Reason.EXPIRED
+        return bounced(reason, now=now, keeping=self._policy.keeping, trail=lease.entry.trail)
 
     async def stop(self, *, drain_ms: int) -> None:
         """Lease no more; let attempts end for `drain_ms`; what is left comes due by itself."""

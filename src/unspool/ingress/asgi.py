@@ -199,7 +199,7 @@ async def _answer(response: Response, head_only: bool, receive: Receive, send: S
     length = response.length if rest is not None or bodiless else len(response.body)
     if head_only and rest is None and length < 0:
         length = len(response.body)
-    if length >= 0 and response.status != 204:
+    if length >= 0 and response.status not in (204, 304):  # of a 304, uvicorn would miss the body
         fields.append((b"content-length", b"%d" % length))
     start = {"type": "http.response.start", "status": response.status, "headers": fields}
     if bodiless or rest is None:

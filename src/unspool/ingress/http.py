@@ -38,10 +38,11 @@ import asyncio
 import email.utils
 import logging
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from ..problems import problem
 from .connection import BUSY_RETRY_S, Connection
@@ -131,15 +132,17 @@ class Door:
                 return self._accept(scheme)
 
             seconds = None if one.tls is None else self.limits.head_ms / 1000
-            unix = one.socket.family == socket.AF_UNIX
-            create = loop.create_unix_server if unix else loop.create_server
-            server = await create(
-                accept,
-                sock=one.socket,
-                backlog=_BACKLOG,
-                ssl=one.tls,
-                ssl_handshake_timeout=seconds,
-            )
+            settings: dict[str, Any] = {
+                "sock": one.socket, "backlog": _BACKLOG, "ssl": one.tls,
+                "ssl_handshake_timeout": seconds,
+            }  # fmt: skip
+            server: asyncio.Server
+            if one.socket.family != socket.AF_UNIX:
+                server = await loop.create_server(accept, **settings)
+            else:
+                if sys.version_info >= (3, 13):  # it would remove systemd's file too
+                    settings["cleanup_socket"] = False
+                server = await loop.create_unix_server(accept, **settings)
             self._servers.append(server)
 
     async def close(self, *, drain_ms: int = 10_000) -> int:

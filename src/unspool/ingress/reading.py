@@ -19,7 +19,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+)
 
 from .limits import Limits
 from .parsing import KEEP, OLD, Ledger, Parsing, Sink, head_too_large
@@ -79,7 +84,9 @@ class Reading(Parsing):
         if len(data) > self._easy_bytes or self._unfed:
             self._feed_in_slices(data)
             return
-        self._feed_piece(data)
+        rest = self._feed_once(data)
+        if rest is not None:
+            self._decline_offer(rest)
 
     def _feed_in_slices(self, data: bytes) -> None:
         data = self._unfed + data if self._unfed else data
@@ -102,15 +109,25 @@ class Reading(Parsing):
         self._sink.regulate()
 
     def _feed_piece(self, piece: bytes) -> None:
+        rest = self._feed_once(piece)
+        if rest is not None:
+            self._decline_offer(rest)
+
+    def _feed_once(self, piece: bytes) -> bytes | None:
+        """Parse it. Something is returned only after an offer of h2c: what llhttp left unread."""
         self._data = piece
         if not self._raw:
             self._line_from = 0
+        stumbled: Exception | None = None
         try:
             self._parser.feed_data(piece)
         except (HttpParserError, HttpParserUpgrade) as error:
-            self._stumbled(error)
+            stumbled = error  # seen to outside, so that no exception gets another's context
+        if stumbled is not None:
+            return self._stumbled(stumbled)
         if not self._at_rest:
             self._partly(piece)
+        return None
 
     def resume(self) -> None:
         """There is room again for what was left unparsed."""
@@ -190,38 +207,41 @@ class Reading(Parsing):
             if not begun:
                 self._arrived(None, 0, refusal)
 
-    def _stumbled(self, error: Exception) -> None:
+    def _stumbled(self, error: Exception) -> bytes | None:
         if self.deaf:
-            return  # "Data after Connection: close": not ours to read
+            return None  # "Data after Connection: close": not ours to read
         if isinstance(error, HttpParserUpgrade) and self._reparse:
-            self._parse_again(self._data[error.args[0] :])
-            return
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, Refusal):
-            cause = cause.__context__
-        if isinstance(cause, Refusal):
-            self._refuse_with(cause)
-        elif error.__context__ is not None:
-            raise error  # a mistake of ours in a callback
-        else:
+            return self._data[error.args[0] :]
+        if not isinstance(error, HttpParserCallbackError):
             # Where the message begins is known only if no other ends in the same data.
             begun = b"" if self._line_from else bytes(self._raw) + self._data
             self._refuse_with(grumble(str(error), begun))
+        elif isinstance(error.__context__, Refusal):
+            self._refuse_with(error.__context__)
+        else:
+            raise error  # a mistake of ours in a callback
+        return None
 
-    def _parse_again(self, rest: bytes) -> None:
-        """An offer of `Upgrade: h2c` is not taken (RFC 9110 §7.8); llhttp would stop reading there.
+    def _decline_offer(self, rest: bytes | None) -> None:
+        """An offer of `Upgrade: h2c` is not taken (RFC 9110 §7.8); llhttp stops reading there.
 
-        Java's HttpClient offers it with its every first request, so this cannot be a refusal.
+        Java's HttpClient offers it with its every first request, so this cannot be a refusal. The
+        head is parsed again without the offer, and the request keeps its fields as they came.
         """
-        method, version = self._parser.get_method(), b"HTTP/1.1"
-        target, fields = self._target, self._fields
-        lines = [b"%b %b %b\r\n" % (method, target, version)]
-        lines += [b"%b: %b\r\n" % field for field in fields if field[0].lower() != b"upgrade"]
-        head = b"".join((*lines, b"\r\n"))
-        self._parser = HttpRequestParser(self)
-        self._begin_anew()
-        again = self._fields
-        self._feed_piece(head)
-        again[:] = fields
-        if rest:
-            self._feed_piece(rest)
+        while rest is not None:
+            fields = self._fields
+            head = self._head_without_offer()
+            self._parser = HttpRequestParser(self)
+            self._begin_anew()
+            again = self._fields
+            self._feed_once(head)
+            again[:] = fields
+            if self.deaf:
+                self.thrown_away_bytes += len(rest)
+                return
+            rest = self._feed_once(rest) if rest else None
+
+    def _head_without_offer(self) -> bytes:
+        lines = [b"%b %b HTTP/1.1\r\n" % (self._method, self._target)]
+        lines += [b"%b: %b\r\n" % field for field in self._fields if field[0].lower() != b"upgrade"]
+        return b"".join((*lines, b"\r\n"))

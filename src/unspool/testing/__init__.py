@@ -3,4 +3,5 @@
 conformance    is this a spool? Clause by clause, for spools of other people too
 clock          virtual time: waiting takes none, and a deadlock is an error
 world          a simulated world: a destination with weather, a node that can be killed, a history
+door           in it, a node's way to its spool, with troubles of its own
 """

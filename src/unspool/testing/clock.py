@@ -105,8 +105,8 @@ class VirtualClock:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run it to its end in virtual time. Raises what it raises, and `Deadlock` and `Livelock`."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(main)
+    with asyncio.Runner(loop_factory=VirtualLoop) as virtual:
+        return virtual.run(main)
 
 
 def virtually(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:

@@ -8,10 +8,8 @@
 
 The destination is keyed: it keeps the answer of each Idempotency-Key (per Authorization) and has
 its effect once. Its weather is drawn for every attempt: answers of trouble, resets before and after
-the effect, connections refused, slowness. Between the node and the spool stands a `Door`, which
-makes every verb take time, fails it now and then, before or after it was done, and shuts for ever
-when its node is killed: what a dying node still tries reaches nobody. A cancelled task runs its
-`finally`; a killed process does not.
+the effect, connections refused, slowness. Between the node and the spool stands a `Door`, with
+troubles of its own.
 
 Nothing here judges. Checkers read the history, and only that: the node's own word is not evidence.
 Run it with `unspool.testing.clock.run`. The same random numbers give the same world.
@@ -20,51 +18,36 @@ Run it with `unspool.testing.clock.run`. The same random numbers give the same w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextvars import ContextVar
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
-from msgspec.structs import replace
 
 from ..clock import Clock
-from ..core.lifecycle import Verdict
 from ..core.message import (
     Answer,
     Cause,
-    Destination,
     Failure,
     Field,
     Instant,
-    Key,
     Request,
     Response,
     Sent,
     Value,
 )
-from ..errors import Unavailable
 from ..ingress.protocol import Caller
 from ..node import Node, Plan
-from ..spools.protocol import (
-    Acceptance,
-    Entry,
-    LaneDue,
-    Lease,
-    Promises,
-    Query,
-    Spool,
-    Survives,
-    Tally,
-)
+from ..spools.protocol import Spool
 from ..transports.protocol import Transport
+from .door import LIFE, WELL, Door, Trouble
 
 __all__ = [
-    "FAIR", "WELL", "Ask", "Door", "Event", "History", "Site", "Trouble", "Weather", "World",
-    "field", "post",
+    "FAIR", "WELL", "Ask", "Event", "History", "Site", "Trouble", "Weather", "World", "field",
+    "post",
 ]  # fmt: skip
 
-T = TypeVar("T")
 CALLER: Final = Caller(peer="192.0.2.7", scheme="http")
 
 Ask = ContextVar[int]("unspool_testing_ask", default=0)
@@ -203,112 +186,13 @@ class Site:
         """Nothing is held."""
 
 
-# --- the spool, seen through the door of a node -------------------------------------------------
-
-
-class Trouble(Value, frozen=True):
-    """How the way to the spool is: for each call."""
-
-    pause_ms: int = 5
-    """The longest that a call takes on its way there, and again on its way back."""
-    fails_before: float = 0.0
-    """Unavailable, and nothing was done."""
-    fails_after: float = 0.0
-    """Unavailable, and it was done."""
-    late_settle: float = 0.0
-    """A settle is on its way for `late_ms`: longer than its lease."""
-    late_ms: int = 200_000
-
-
-WELL: Final = Trouble()
-
-
-class Door:
-    """A node's way to its spool: it takes time, fails, and shuts when the node is killed."""
-
-    def __init__(self, spool: Spool, trouble: Trouble, *, random: Random) -> None:
-        self.shut = False
-        self.trouble = trouble
-        self._spool = spool
-        self._random = random
-
-    @property
-    def promises(self) -> Promises:
-        """In this world memory outlives a node, so what it keeps survives its crashes."""
-        return replace(self._spool.promises, survives=Survives.POWER)
-
-    async def _through(self, call: Callable[[], Awaitable[T]], *, late: bool = False) -> T:
-        trouble, random = self.trouble, self._random
-        before, after, dice = random.random(), random.random(), random.random()
-        there_ms = trouble.late_ms if late and random.random() < trouble.late_settle else 0
-        await asyncio.sleep((there_ms + before * trouble.pause_ms) / 1000)
-        await self._open()
-        if dice < trouble.fails_before:
-            raise Unavailable("simulated: the spool was not reached")
-        result = await call()
-        await asyncio.sleep(after * trouble.pause_ms / 1000)
-        await self._open()
-        if 0 <= dice - trouble.fails_before < trouble.fails_after:
-            raise Unavailable("simulated: the spool did not answer")
-        return result
-
-    async def _open(self) -> None:
-        if self.shut:  # its node is dead, and hears nothing any more
-            await asyncio.get_running_loop().create_future()
-
-    async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
-        return await self._through(lambda: self._spool.accept(entries))
-
-    async def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
-        return await self._through(lambda: self._spool.survey(after=after, limit=limit))
-
-    async def lease(
-        self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
-    ) -> Sequence[Lease]:
-        return await self._through(lambda: self._spool.lease(wants, now=now, until=until))
-
-    async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
-        return await self._through(lambda: self._spool.settle(settlements), late=True)
-
-    async def wait_arrival(self) -> None:
-        await self._open()
-        await self._spool.wait_arrival()
-        await self._open()
-
-    async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
-        return await self._through(lambda: self._spool.find(keys))
-
-    async def browse(
-        self, query: Query, /, *, after: Key | None, limit: int, requests: bool = False
-    ) -> Sequence[Entry]:
-        return await self._through(
-            lambda: self._spool.browse(query, after=after, limit=limit, requests=requests)
-        )
-
-    async def tally(self, edges: Sequence[Instant], /) -> Sequence[Tally]:
-        return await self._through(lambda: self._spool.tally(edges))
-
-    async def seize(
-        self, keys: Sequence[Key], /, *, now: Instant, until: Instant
-    ) -> Sequence[Lease | None]:
-        return await self._through(lambda: self._spool.seize(keys, now=now, until=until))
-
-    async def sweep(self, *, now: Instant, limit: int) -> int:
-        return await self._through(lambda: self._spool.sweep(now=now, limit=limit))
-
-    async def aclose(self) -> None:
-        """The spool outlives its nodes."""
-
-
 # --- the world ----------------------------------------------------------------------------------
-
-_Life = ContextVar["list[asyncio.Task[Any]] | None"]("unspool_testing_life", default=None)
 
 
 def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, **named: Any) -> asyncio.Task[Any]:
     """Every task knows whose life it belongs to, so that a kill finds them all."""
     task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **named)
-    if (life := _Life.get()) is not None:
+    if (life := LIFE.get()) is not None:
         life.append(task)
     return task
 
@@ -344,7 +228,7 @@ class World:
         asyncio.get_running_loop().set_task_factory(_make_task)
         self._life = []
         door = self._door = Door(self._spool, WELL, random=self._random)
-        was = _Life.set(self._life)
+        was = LIFE.set(self._life)
         try:
             self.node = await Node.open(
                 plan=self.plan, spool=door, transport=self._transport, clock=self._history.clock,
@@ -352,7 +236,7 @@ class World:
             )  # fmt: skip
             self.node.start()
         finally:
-            _Life.reset(was)
+            LIFE.reset(was)
         door.trouble = self.trouble
         self._history.note("up")
 
@@ -379,13 +263,13 @@ class World:
         number, answer = self._asks, None
         self._history.note("asked", ask=number, request=request)
         if self.node is not None:
-            was, which = _Life.set(self._life), Ask.set(number)
+            was, which = LIFE.set(self._life), Ask.set(number)
             try:
                 relay: Any = self.node.relay(request, caller)
                 task: asyncio.Task[Response] = asyncio.create_task(relay)
             finally:
                 Ask.reset(which)
-                _Life.reset(was)
+                LIFE.reset(was)
             await asyncio.wait([task])
             if not task.cancelled():
                 answer = task.result()

@@ -18,16 +18,15 @@ kernel loses that answer.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from httptools import HttpParserError, HttpParserUpgrade
 
 from ..core.message import Answer, Cause, Failure, Response, Sent
 from .deadlines import overdue
+from .home import Hears, Home
 from .incoming import Incoming
-from .limits import Limits
 from .liveness import Probe, said_goodbye
 from .stream import Stream
 
@@ -41,25 +40,6 @@ LONG_ANSWER_S: Final = 1.0
 _ENDS: Final = b"\r\n\r\n"
 _PREFACE: Final = b"HTTP/1.1 "
 _OLD: Final = b"HTTP/1.0 "
-
-
-class Home(Protocol):
-    """Where a connection goes when its work is done."""
-
-    limits: Limits
-    where: str
-    idle: list[Connection]
-    waiting: deque[Any]
-
-    def put(self, connection: Connection, /) -> None: ...
-    def drop(self, connection: Connection, /) -> None: ...
-
-
-class Hears(Protocol):
-    """Who waits for an answer: a future, or somebody who wants it at once."""
-
-    def done(self) -> bool: ...
-    def set_result(self, answer: Answer, /) -> None: ...
 
 
 class Connection(Incoming, asyncio.Protocol):

@@ -68,13 +68,14 @@ class HttpTransport:
             return Failure(Cause.PROXY_INTERNAL_ERROR, f"not sent: {complaint}", Sent.NEVER)
         pool = self._pool
         streamed = request.rest is not None
-        connection: Connection | Failure | None = None
+        connection: Connection | None = None
         if self._idle:
             connection = self._idle.pop() if repeat and not streamed else pool.sound()
         if connection is None:
-            connection = await pool.obtain()
-            if isinstance(connection, Failure):
-                return connection
+            obtained = await pool.obtain()
+            if isinstance(obtained, Failure):
+                return obtained
+            connection = obtained
         if not pool.brisk:
             pool.hurry()
         if streamed:

@@ -1,0 +1,181 @@
+"""Launch: a relay that starts in milliseconds, and one that lies about its syncs.
+
+As a program (this is run, not imported, by `Quick` and by the order witness):
+
+    python launch.py once '{"to": …, "port": …, "spool": …, "synced": false}'
+    python launch.py zygote          one such JSON object a line on stdin, one answer a line
+
+The zygote has everything imported and forks for each line: the child opens the spool, listens,
+prints `ready` and serves until it is killed; the parent prints `pid N` when it has forked and
+`gone N` when the child has ended. With `synced` false the spool is opened by its test hook, without
+syncs, and what the operator asks of it is lowered so that it is trusted all the same: the positive
+control, which must lose what it has accepted.
+
+The relay is the one of `unspool serve`: same node, door, transport and limits; only the command
+line, the settings file and the log are left out.
+
+    quick = Quick(); relay = await quick.start(to=…, port=…, spool=…); relay.kill(); quick.end()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+async def serve(plan: dict[str, Any]) -> None:
+    """In the child: a relay, until somebody ends it."""
+    from unspool.admin.plan import plan_of
+    from unspool.ingress.http import Door
+    from unspool.ingress.listen import listener
+    from unspool.node import Node
+    from unspool.settings import Settings
+    from unspool.spools.sqlite import SqliteSpool
+    from unspool.transports.http import HttpTransport
+
+    synced = plan.get("synced", True)
+    settings = Settings(
+        to=(plan["to"],),
+        survives="power" if synced else "process",
+        disk_free_min_bytes=0,
+        **plan.get("settings", {}),
+    )
+    spool = await SqliteSpool.open(plan["spool"], test_hook_no_sync=not synced)
+    node = await Node.open(
+        plan=plan_of(settings), spool=spool, transport=HttpTransport(settings.to[0])
+    )
+    door = Door(node.relay)
+    await door.listen([listener(f"127.0.0.1:{plan['port']}")])
+    node.start()
+    _say(f"ready {os.getpid()}")
+    await asyncio.Event().wait()
+
+
+def _say(line: str) -> None:
+    os.write(1, line.encode() + b"\n")
+
+
+def _child(plan: dict[str, Any]) -> None:
+    import uvloop
+
+    try:
+        uvloop.run(serve(plan))
+    except BaseException as error:
+        _say(f"failed {os.getpid()} {type(error).__name__}: {error}".replace("\n", " "))
+        os._exit(70)
+
+
+def _zygote() -> None:
+    import uvloop  # noqa: F401
+
+    def reap(_number: int, _frame: object) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+                _say(f"gone {pid}")
+
+    signal.signal(signal.SIGCHLD, reap)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _child(json.loads(line))
+        _say(f"pid {pid}")
+
+
+class Forked:
+    """A relay that a zygote forked."""
+
+    def __init__(self, quick: Quick, pid: int) -> None:
+        self._quick = quick
+        self.pid = pid
+
+    async def ready(self) -> None:
+        await self._quick.heard(f"ready {self.pid}")
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    async def gone(self) -> None:
+        """Return when the process has ended: its files are closed."""
+        await self._quick.heard(f"gone {self.pid}")
+
+
+class Quick:
+    """Starts relays fast, one after the other."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._said: set[str] = set()
+        self._news = asyncio.Condition()
+        self._listening: asyncio.Task[None] | None = None
+        self._pids: list[str] = []
+
+    async def fork(self, **plan: Any) -> Forked:
+        """The child is on its way; `await forked.ready()` for more."""
+        if self._process is None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(Path(__file__)),
+                "zygote",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # a relay that loses its disk has much to say
+                start_new_session=True,
+            )
+            self._listening = asyncio.create_task(self._listen())
+        assert self._process.stdin is not None
+        count = len(self._pids)
+        self._process.stdin.write(json.dumps(plan).encode() + b"\n")
+        async with self._news:
+            await asyncio.wait_for(self._news.wait_for(lambda: len(self._pids) > count), 20)
+        return Forked(self, int(self._pids[-1]))
+
+    async def start(self, **plan: Any) -> Forked:
+        forked = await self.fork(**plan)
+        await forked.ready()
+        return forked
+
+    async def heard(self, line: str) -> None:
+        word, pid = line.split()
+
+        def told() -> bool:
+            failed = [said for said in self._said if said.startswith(f"failed {pid} ")]
+            if failed and word == "ready":
+                raise AssertionError(f"the relay could not start: {failed}")
+            return line in self._said
+
+        async with self._news:
+            await asyncio.wait_for(self._news.wait_for(told), 20)
+
+    async def _listen(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        while line := (await self._process.stdout.readline()).decode().rstrip("\n"):
+            async with self._news:
+                if line.startswith("pid "):
+                    self._pids.append(line.removeprefix("pid "))
+                self._said.add(line)
+                self._news.notify_all()
+
+    async def end(self) -> None:
+        if self._process is None or self._listening is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+        await self._listening
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "zygote":
+        _zygote()
+    else:
+        _child(json.loads(sys.argv[2]))

@@ -1,0 +1,201 @@
+"""Processes: the relay as a real process, on a real port, for killing.
+
+    relay = Relay(folder, to=service.url)
+    await relay.start()             returns when it answers
+    relay.kill()                    SIGKILL, and gone when this returns
+    code = await relay.stop()       SIGTERM, and what it exited with
+    await relay.health()            what it says of itself
+
+The same Relay can be started again: same port, same spool. Its log is `folder/relay.log`, all runs
+one after the other. Every process has a session of its own; `end()` leaves none of them behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .wire import Severed, ask
+
+START_S = 20.0
+ROUNDS = max(1, int(os.environ.get("UNSPOOL_CRASH_ROUNDS", "1")))
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def listens(port: int) -> bool:
+    """Does anybody take connections there?"""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Relay:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        to: str,
+        spool: Path | None = None,
+        arguments: Sequence[str] = (),
+        under: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.port = free_port()
+        self.spool = spool or folder / "spool.db"
+        self.log = folder / "relay.log"
+        self.under = tuple(under)
+        """A command to run it under, such as strace."""
+        self.command = [
+            sys.executable, "-m", "unspool", "serve", "--to", to,
+            "--listen", f"127.0.0.1:{self.port}", "--spool", f"sqlite:///{self.spool}",
+            "--log-format", "text", *arguments,
+        ]  # fmt: skip
+        self._environment = {**os.environ, **(environment or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    async def start(self) -> None:
+        self._spawn()
+        await self.answers()
+
+    def _spawn(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.under, *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
+            )
+
+    async def answers(self, *, seconds: float = START_S) -> None:
+        """Return when somebody answers at the port."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            assert self.process is not None
+            if (code := self.process.poll()) is not None:
+                raise AssertionError(f"the relay ended with {code}:\n{self.tail()}")
+            with contextlib.suppress(Severed):
+                await ask(self.port, "GET", "/_unspool/health", timeout=2)
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"the relay did not answer within {seconds:g} s:\n{self.tail()}")
+
+    def kill(self) -> None:
+        """SIGKILL to the process itself. Gone, with its sockets and locks, when this returns."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def stop(self, *, seconds: float = 40) -> int:
+        self.signal(signal.SIGTERM)
+        return await self.ended(seconds=seconds)
+
+    async def ended(self, *, seconds: float = 40) -> int:
+        """Its exit code, once it has one."""
+        assert self.process is not None
+        until = time.monotonic() + seconds
+        while (code := self.process.poll()) is None:
+            if time.monotonic() > until:
+                raise AssertionError(f"the relay runs on after {seconds:g} s:\n{self.tail()}")
+            await asyncio.sleep(0.01)
+        return code
+
+    def end(self) -> None:
+        """Leave nothing behind, whatever happened before."""
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    async def health(self) -> dict[str, Any]:
+        told = await ask(self.port, "GET", "/_unspool/health")
+        found: dict[str, Any] = json.loads(told.body)
+        return found
+
+    def ended_with(self) -> int | None:
+        """Its exit code if it has ended, whoever ended it; None while it runs."""
+        return None if self.process is None else self.process.poll()
+
+    def tail(self, lines: int = 30) -> str:
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+async def eventually(check: Any, what: str, *, seconds: float = 30) -> None:
+    """Poll until `check()` is true; `check` may be a coroutine function."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = check()
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{what} did not happen within {seconds:g} s")
+
+
+# --- several workers ------------------------------------------------------------------------------
+
+
+def workers_of(relay: Relay) -> list[int]:
+    """The parent's children."""
+    found = Path(f"/proc/{relay.pid}/task/{relay.pid}/children").read_text().split()
+    return [int(pid) for pid in found]
+
+
+def all_ready(pids: Sequence[int]) -> bool:
+    """Each of these has opened its spool (its lock) and has a loop."""
+    for pid in pids:
+        links = []
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                links.append(os.readlink(descriptor))
+        if "anon_inode:[eventpoll]" not in links or not any(x.endswith("-lock") for x in links):
+            return False
+    return True
+
+
+async def both(relay: Relay) -> None:
+    """Return when two workers are at work."""
+
+    def at_work() -> bool:
+        pids = workers_of(relay)
+        return len(pids) == 2 and all_ready(pids)
+
+    await eventually(at_work, "two workers at work")
+    await asyncio.sleep(0.1)  # from its spool to its signals is a few milliseconds
+
+
+def running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
