@@ -47,7 +47,7 @@ async def test_the_file_is_in_wal_and_fully_synced(path: Path) -> None:
     store = SqliteStore.open(path)
     assert store._db.pragma("journal_mode") == "wal"
     assert store._db.pragma("synchronous") == 2
-    assert store._db.pragma("page_size") == 8192
+    assert store._db.pragma("page_size") == 4096
     assert tuple(map(int, apsw.sqlite_lib_version().split("."))) >= (3, 51, 3)
     in_memory = any(name in store.promises.detail for name in IN_MEMORY)
     assert store.promises.survives is (Survives.PROCESS if in_memory else Survives.POWER)

@@ -107,6 +107,7 @@ async def quick() -> AsyncIterator[Quick]:
 
 
 STEPS = {"pwrite64": 24, "fdatasync": 8, "write": 16, "read": 10}
+STEPS = {call: count * ROUNDS for call, count in STEPS.items()}
 """At how many of each the relay is killed; `write` and `read` are those of all its sockets."""
 
 
@@ -125,7 +126,7 @@ async def kill_at(relay: Forked, call: str, number: int) -> asyncio.subprocess.P
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace")
-@pytest.mark.timeout(110)
+@pytest.mark.timeout(110 * ROUNDS)
 async def test_killed_at_each_step(tmp_path: Path, quick: Quick) -> None:
     """One spool lives through all of it; what was promised on the way is asked for at the end."""
     history = History()
@@ -145,7 +146,7 @@ async def test_killed_at_each_step(tmp_path: Path, quick: Quick) -> None:
                     port, history, name=f"{call}-{number}", senders=4,
                     jobs=(KEYED, ASYNC, PLAIN), patience=5,
                 )  # fmt: skip
-                running = asyncio.create_task(load.run(jobs=4))
+                running = asyncio.create_task(load.run(jobs=4 * ROUNDS))
                 gone = asyncio.create_task(relay.gone())
                 await asyncio.wait([running, gone], return_when="FIRST_COMPLETED")
                 died += gone.done()

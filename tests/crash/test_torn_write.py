@@ -261,11 +261,14 @@ async def test_a_spoilt_message_is_set_aside_and_the_others_delivered(tmp_path: 
     assert again.status == 503
 
 
+HOLLOW = "(SELECT id FROM message WHERE state = 0 LIMIT 8)"
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE body SET request = NULL WHERE id IN (SELECT id FROM message WHERE state = 0 LIMIT 8)",
-        "DELETE FROM body WHERE id IN (SELECT id FROM message WHERE state = 0 LIMIT 8)",
+        f"UPDATE body SET request = NULL WHERE id IN {HOLLOW}",
+        f"DELETE FROM body WHERE id IN {HOLLOW}",
     ],
     ids=["request gone", "row gone"],
 )

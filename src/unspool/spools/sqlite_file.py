@@ -43,11 +43,11 @@ from .sqlite_schema import APPLICATION_ID, FREE_ORPHANS, SCHEMA, USER_VERSION
 
 SQLITE_MIN: Final = (3, 51, 3)
 """3.7.0 to 3.51.2 can corrupt a WAL when two connections write and checkpoint at once."""
-PAGE_BYTES: Final = 8192
-CACHE_KIB: Final = 64 * 1024
+PAGE_BYTES: Final = 4096
+CACHE_KIB: Final = 16 * 1024
 READER_CACHE_KIB: Final = 8 * 1024
 BUSY_MS: Final = 5_000
-CHECKPOINT_PAGES: Final = 4_000
+CHECKPOINT_PAGES: Final = 16_000
 WAL_KEPT_BYTES: Final = 64 * 1024 * 1024
 STATEMENTS: Final = 256
 IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})

@@ -13,7 +13,7 @@ last failure, and "maybe applied" if it may have been at any of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import random
 from typing import Final
 
@@ -42,11 +42,9 @@ class Servers:
         self._count = 0
 
     async def attempt(self, request: Request, /, *, repeat: bool) -> Answer:
-        now = self._clock.now()
-        open_ = [pair for pair in self._servers if pair[1].probe(now)]
         best: Answer | None = None
         maybe = False
-        for server, lane in open_ or self._servers[:1]:
+        for server, lane in self._open():
             answer = await server.attempt(request, repeat=repeat)
             judgement = judge(answer)
             if judgement.outcome is not Outcome.ERROR:
@@ -65,6 +63,16 @@ class Servers:
         if maybe and isinstance(best, Failure) and best.sent is Sent.NEVER:
             return msgspec.structs.replace(best, sent=Sent.MAYBE)
         return best
+
+    def _open(self) -> Iterator[tuple[Transport, Lane]]:
+        """Those that may be tried, asked one by one: a probe that is not needed is not taken."""
+        none = True
+        for pair in self._servers:
+            if pair[1].probe(self._clock.now()):
+                none = False
+                yield pair
+        if none:
+            yield self._servers[0]
 
     def _saw(self, lane: Lane, answer: Answer) -> None:
         now = self._clock.now()
