@@ -89,8 +89,9 @@ class Custody:
 
     async def count(self) -> None:
         """How many wait already. Beside the work: a spool of ten million takes seconds to tally."""
+        before = self.backlog  # what came in since we opened is in the spool, and is counted there
         rows = await self.spool.tally([Instant(0)])
-        self.backlog += sum(sum(row.counts) + row.held for row in rows)
+        self.backlog += sum(sum(row.counts) + row.held for row in rows) - before
 
     def health(self, now: Instant) -> Health:
         if self._disk_free is not None and now - self._looked_at > TROUBLE_MS:

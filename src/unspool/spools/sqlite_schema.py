@@ -84,15 +84,16 @@ SCHEMA: Final = (
 # SQLite then needs no statement journal, which for many rows it would spill to a temporary file.
 INSERT_MESSAGE: Final = (
     "INSERT OR ROLLBACK INTO message (key, destination, state, due_at, ready_at, attempt,"
-    " leased_until, accepted_at, expires_at, order_key, name, fingerprint, nonce, repeat, keep_until,"
-    " answer_until, sweep_at, status) VALUES "
+    " leased_until, accepted_at, expires_at, order_key, name, fingerprint, nonce, repeat,"
+    " keep_until, answer_until, sweep_at, status) VALUES "
 )
 INSERT_BODY: Final = "INSERT OR ROLLBACK INTO body (id, request, answer) VALUES "
 
 SETTLE_MESSAGE: Final = (
     "WITH v (id, state, due_at, ready_at, keep_until, answer_until, sweep_at, status) AS (VALUES ",
     """) UPDATE OR ROLLBACK message SET state = v.state,
-       due_at = coalesce(v.due_at, message.due_at), ready_at = v.ready_at, leased_until = 0, keep_until = v.keep_until,
+       due_at = coalesce(v.due_at, message.due_at), ready_at = v.ready_at, leased_until = 0,
+       keep_until = v.keep_until,
        answer_until = coalesce(v.answer_until, message.answer_until), sweep_at = v.sweep_at,
        status = v.status FROM v WHERE message.id = v.id""",
 )
