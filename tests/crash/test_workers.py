@@ -114,7 +114,7 @@ async def test_one_effect_however_many_ask_and_whomever(tmp_path: Path, workers:
             relay.end()
     history.handled = list(service.handled)
     print(
-        f"\n{workers} worker(s): {KEYS} keys x {REPEATS} repeats, connections {shares[0]}:{shares[1]};"
+        f"\n{workers} worker(s): {KEYS} keys x {REPEATS} repeats, connections {shares};"
         f" {refusals} x 409 running; {history.summary()}"
     )
     assert workers == 1 or min(shares) > 0, "one worker had nothing to do: this proved nothing"

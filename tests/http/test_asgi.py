@@ -250,9 +250,7 @@ async def test_an_answer_cannot_be_split(http: str, value: bytes) -> None:
 
 
 @servers
-async def test_a_handler_that_raises_is_a_500(
-    http: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_handler_that_raises_is_a_500(http: str, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(request: Request, caller: Caller, /) -> Response:
         raise LookupError("a mistake")
 

@@ -538,6 +538,17 @@ async def test_many_requests_one_after_the_other_are_not_one_slow_one() -> None:
 
 
 @on_both_loops
+async def test_a_head_that_is_always_half_here_is_each_time_another() -> None:
+    async with opened(Recorder(), head_ms=80) as door, call(door) as caller:
+        started = time.monotonic()
+        await caller.send(GET[:10])
+        while time.monotonic() - started < 0.5:
+            await asyncio.sleep(0.01)
+            await caller.send(GET[10:] + GET[:10])
+            assert (await caller.answer()).status == 200
+
+
+@on_both_loops
 async def test_who_takes_nothing_is_let_go() -> None:
     parts = Parts(*[b"x" * 65_536] * 400)
     handler = Recorder(Response(200, b"", [], b"", parts))

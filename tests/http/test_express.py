@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 from callers import Calling, call, opened
-from hostile import GOOD, Hostile, Script, answers, both_loops, eventually, reset_at_once
 
+from hostile import GOOD, Hostile, Script, answers, both_loops, eventually, reset_at_once
 from unspool.core.message import Request, Response
 from unspool.ingress.http import Door
 from unspool.ingress.protocol import Caller

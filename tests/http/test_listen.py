@@ -350,9 +350,7 @@ async def test_bodies_stream_over_tls(serving: ssl.SSLContext, calling: ssl.SSLC
 
 
 @on_both_loops
-async def test_a_refusal_arrives_over_tls(
-    serving: ssl.SSLContext, calling: ssl.SSLContext
-) -> None:
+async def test_a_refusal_arrives_over_tls(serving: ssl.SSLContext, calling: ssl.SSLContext) -> None:
     async with opened(Recorder(), tls=serving) as door, call(door, tls=calling) as caller:
         await caller.send(b"GET / HTTP/1.1\r\n\r\n")
         assert (await caller.answer()).status == 400
