@@ -262,6 +262,9 @@ class Dispatcher:
             except UnspoolError as error:
                 log.warning("the spool does not tell of arrivals: %s", error)
                 await asyncio.sleep(SPOOL_TROUBLE_MS / 1000)
+            except Exception:
+                log.exception("waiting for arrivals was a mistake; it goes on")
+                await asyncio.sleep(SPOOL_TROUBLE_MS / 1000)
             self.wake()
             # Under load something arrives all the time; to look for it all the time would cost
             # the spool's thread more than it finds.

@@ -66,7 +66,8 @@ class Relay:
             "--listen", f"127.0.0.1:{self.port}", "--spool", f"sqlite:///{self.spool}",
             "--log-format", "text", *arguments,
         ]  # fmt: skip
-        self._environment = {**os.environ, **(environment or {})}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("UNSPOOL_")}
+        self._environment = {**inherited, **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -228,25 +228,29 @@ async def test_what_has_no_body_gets_none(http: str, method: bytes, status: int)
 @servers
 async def test_framing_is_the_servers(http: str) -> None:
     fields = [(b"Connection", b"x"), (b"Transfer-Encoding", b"gzip"), (b"content-length", b"99")]
-    async with serving(Recorder(Response(200, b"", fields, b"four")), http) as port:
-        async with calling(port) as caller:
-            await caller.send(GET)
-            answer = await caller.answer()
-            assert answer.body == b"four"
-            assert "Connection" not in answer
+    async with (
+        serving(Recorder(Response(200, b"", fields, b"four")), http) as port,
+        calling(port) as caller,
+    ):
+        await caller.send(GET)
+        answer = await caller.answer()
+        assert answer.body == b"four"
+        assert "Connection" not in answer
 
 
 @servers
 @pytest.mark.parametrize("value", [b"b\r\nSet-Cookie: c", b"b\nc", b"b\0"])
 async def test_an_answer_cannot_be_split(http: str, value: bytes) -> None:
     rest = Parts(b"x")
-    async with serving(Recorder(Response(200, b"", [(b"A", value)], b"", rest)), http) as port:
-        async with calling(port) as caller:
-            await caller.send(GET)
-            answer = await caller.answer()
-            assert answer.status == 500
-            assert "Set-Cookie" not in answer
-            assert rest.closed == 1
+    async with (
+        serving(Recorder(Response(200, b"", [(b"A", value)], b"", rest)), http) as port,
+        calling(port) as caller,
+    ):
+        await caller.send(GET)
+        answer = await caller.answer()
+        assert answer.status == 500
+        assert "Set-Cookie" not in answer
+        assert rest.closed == 1
 
 
 @servers

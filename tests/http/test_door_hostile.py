@@ -506,10 +506,12 @@ async def test_a_handler_that_is_slow_is_nobody_elses_fault() -> None:
         await asyncio.sleep(0.5)
         return Response(200, b"", [])
 
-    async with opened(handler, head_ms=100, body_ms=100, keepalive_ms=100) as door:
-        async with call(door) as caller:
-            await caller.send(POST)
-            assert (await caller.answer()).status == 200
+    async with (
+        opened(handler, head_ms=100, body_ms=100, keepalive_ms=100) as door,
+        call(door) as caller,
+    ):
+        await caller.send(POST)
+        assert (await caller.answer()).status == 200
 
 
 @on_both_loops

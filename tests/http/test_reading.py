@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +46,7 @@ def read(pieces: list[bytes], **limits: int) -> tuple[Sink, Reading]:
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     at = sorted({place % (len(data) + 1) for place in places} | {0, len(data)})
-    return [data[begin:end] for begin, end in zip(at, at[1:], strict=False)] if data else []
+    return [data[begin:end] for begin, end in pairwise(at)] if data else []
 
 
 bodies = st.binary(max_size=60)

@@ -374,6 +374,9 @@ async def test_trouble_with_the_spool_is_waited_out(verb: str, error: Exception)
         spool.ill = set()
         await asyncio.sleep(60)
         assert states(it) == [State.DELIVERED] * 5
+        await it.ask(b"POST", b"/", ASYNC, key="later")
+        await asyncio.sleep(2)
+        assert states(it) == [State.DELIVERED] * 6  # and is heard of at once, as before
         assert it.node.ready()["ready"]
 
 

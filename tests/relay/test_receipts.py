@@ -253,11 +253,13 @@ async def test_delete_ends_what_waits_and_nothing_is_tried_after_it() -> None:
         waits = asyncio.create_task(it.receipt(answer, b"?wait=30"))
         await asyncio.sleep(0)
         gone = await it.receipt(answer, method=b"DELETE")
+        at = it.clock.now()
         assert gone.status == 200
         state = told(gone)
         assert (state["state"], state["reason"]) == ("bounced", "cancelled")
         assert state["bounced_at"] == stamp(it.clock.now())
         assert told(await waits)["reason"] == "cancelled"
+        assert it.clock.now() == at
         assert it.node.custody.backlog == 0
         it.service.then(OK)
         it.node.start()

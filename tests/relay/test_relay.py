@@ -14,7 +14,7 @@ import pytest
 from kit import ALICE, BOB, OK, REFUSED, RESET, It, Service, has, node, says, told, value
 
 from unspool.core.lifecycle import Keeping, Policy, State, Verdict
-from unspool.core.message import Answer, Key, Request, Response
+from unspool.core.message import Answer, Instant, Key, Request, Response
 from unspool.errors import Full, Unavailable
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Acceptance, Entry, Lease
@@ -66,6 +66,25 @@ async def test_the_old_entry_is_not_in_the_way_of_custody_either() -> None:
         await asyncio.sleep(601)
         it.service.then(RESET)
         assert (await it.ask(key="k", body=b"another request")).status == 202
+
+
+class Unswept(MemorySpool):
+    """A spool whose broom has too much to do."""
+
+    async def sweep(self, *, now: Instant, limit: int) -> int:
+        return limit
+
+
+@virtually
+async def test_where_the_broom_cannot_keep_up_an_old_key_is_refused_and_not_run_unrecorded() -> (
+    None
+):
+    """410 is a nuisance; an effect that no repeat would find is a fault."""
+    async with node(OK, clock=VirtualClock(), policy=SHORT, spool=Unswept()) as it:
+        await it.ask(key="k")
+        await asyncio.sleep(601)
+        assert (await it.ask(key="k")).status == 410
+        assert len(it.service.attempts) == 1
 
 
 @virtually
@@ -346,6 +365,17 @@ async def test_the_backlog_counts_what_is_new_and_no_repeat() -> None:
         await asyncio.sleep(120)
         assert it.node.custody.backlog == 0
         assert (await it.ask(b"POST", b"/", ASYNC, key="d")).status == 202
+
+
+@virtually
+async def test_an_entry_that_was_known_already_adds_nothing_to_the_backlog() -> None:
+    """The accept that is repeated after trouble is a Duplicate, and one message waits."""
+    async with node(clock=VirtualClock()) as it:
+        await it.ask(b"POST", b"/", ASYNC, key="k")
+        [entry] = it.kept
+        for _ in range(3):
+            await it.node.custody.accept(entry, now=it.clock.now())
+        assert it.node.custody.backlog == 1
 
 
 # --- several nodes over one spool ---------------------------------------------------------------

@@ -302,7 +302,7 @@ def caught(case: Case, what: str = "", **more: Callable[[], object]) -> str:
 
 def test_a_sound_system_is_not_complained_of_in_the_worlds_of_the_mutants() -> None:
     """Without this, a checker that always complains would pass for a good one."""
-    for case in (STORM, FLOOD, LATE, DEAD):
+    for case in (STORM, FLOOD, LATE, CROWDED, DEAD):
         assert caught(case) == ""
 
 
@@ -396,6 +396,27 @@ LATE = Case(
 def test_a_settle_under_a_lost_lease_that_counts_is_caught() -> None:
     """I3: what has ended stays as it is."""
     assert caught(LATE, "I3 ", spool=Fenceless) == "I3 "
+
+
+class Numberless(MemorySpool):
+    """A spool that asks whether a message has ended, and not whose lease it is in."""
+
+    async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
+        kept: list[bool] = []
+        for lease, verdict in settlements:
+            entry = self.entries.get(lease.entry.message.key)
+            number = lease.entry.attempt if entry is None else entry.attempt
+            now = replace(lease, entry=replace(lease.entry, attempt=number))
+            kept += await super().settle([(now, verdict)])
+        return kept
+
+
+CROWDED = replace(LATE, weather=replace(LATE.weather, slow=0.3, slow_ms=60_000))
+
+
+def test_a_late_settle_that_ends_somebody_elses_lease_is_caught() -> None:
+    """I4: the attempt number is the token, or two attempts are under way at once."""
+    assert caught(CROWDED, "I4 ", spool=Numberless) == "I4 "
 
 
 class Eager(MemorySpool):
