@@ -24,7 +24,7 @@ LAYERS = {
     "transports": ("transports",),
     "relay": (
         "relay", "dispatcher", "receipts", "custody", "saving", "passage", "answers", "gather",
-        "node", "express",
+        "node", "express", "tries",
     ),
     "ingress": ("ingress",),
     "middleware": ("middleware",),

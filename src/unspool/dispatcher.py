@@ -20,6 +20,7 @@ from typing import Final
 
 from .clock import Clock
 from .core.lifecycle import (
+    LATE_MS,
     Bounced,
     Deferred,
     Delivered,
@@ -45,7 +46,6 @@ log = logging.getLogger("unspool.dispatcher")
 SPOOL_TROUBLE_MS: Final = 1_000
 SWEEP_MS: Final = 10_000
 SWEEP_PAUSE_MS: Final = 50
-EXPIRY_GRACE_MS: Final = 10_000
 ARRIVAL_PAUSE_MS: Final = 20
 RACE_MS: Final = 50
 """How long to leave a message alone that the survey saw and the lease did not get."""
@@ -293,7 +293,7 @@ class Dispatcher:
         """
         now = self._clock.now()
         leases = await self._custody.spool.expire(
-            now=Instant(now - EXPIRY_GRACE_MS), until=Instant(now + self._lease_ms), limit=SWEEP_MAX
+            now=Instant(now - LATE_MS), until=Instant(now + self._lease_ms), limit=SWEEP_MAX
         )
         await asyncio.gather(*(self._settle(lease, self._too_old(lease, now)) for lease in leases))
         return len(leases)

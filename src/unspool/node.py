@@ -10,6 +10,7 @@ their own. Nothing in the package is global.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from hashlib import blake2b
 from random import random
@@ -26,12 +27,17 @@ from .core.message import Destination, Value
 from .core.scheduler import ATTEMPTS_MAX, Scheduler
 from .custody import Custody
 from .dispatcher import Dispatcher
+from .errors import UnspoolError
 from .passage import Options
 from .receipts import Board, Receipts
 from .relay import Relay
 from .saving import Saving
 from .spools.protocol import Spool, Survives
 from .transports.protocol import Transport
+
+log = logging.getLogger("unspool.node")
+
+RECOUNT_MS: Final = 10_000
 
 
 class Plan(Value, frozen=True):
@@ -152,8 +158,18 @@ class Node:
         """Begin delivering."""
         assert self._running is None
         self._running = asyncio.create_task(self.dispatcher.run(), name="unspool dispatcher")
-        if not self.plan.backlog_max:
-            self._counting = asyncio.create_task(self.custody.count(), name="unspool count")
+        self._counting = asyncio.create_task(self._count(), name="unspool count")
+
+    async def _count(self) -> None:
+        """How many wait. Others and operators settle too: where it matters it is counted again."""
+        while True:
+            try:
+                await self.custody.count()
+            except UnspoolError as error:
+                log.warning("the waiting messages could not be counted: %s", error)
+            if self.plan.alone and not self.plan.backlog_max:
+                return
+            await asyncio.sleep(RECOUNT_MS / 1000)
 
     @property
     def _delivers(self) -> bool:

@@ -7,6 +7,7 @@ forwarded(…)   the Forwarded field (RFC 7239)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import msgspec
@@ -50,6 +51,8 @@ class Passage(msgspec.Struct):
     key: Key = Key("")
     fingerprint: bytes | None = None
     claim: Lease | None = None
+    let_go: Callable[[], None] | None = None
+    """Others who ask for the key need not wait for us any longer."""
     tried: bool = False
     """An attempt was made: it belongs on the trail, and the next one waits its turn."""
 

@@ -39,6 +39,7 @@ from .core.lifecycle import State
 from .core.message import (
     IDEMPOTENT_METHODS,
     SAFE_METHODS,
+    SKEW_MS,
     Answer,
     Cause,
     Failure,
@@ -63,19 +64,14 @@ from .problems import PREFIX, problem
 from .receipts import POLL_MS, Receipts
 from .saving import Saving
 from .transports.protocol import Transport
+from .tries import Tries
 
 log = logging.getLogger("unspool.relay")
 
 _OURS: Final = PREFIX.encode()
 _FIRST: Final[Field] = (b"Unspool-Attempt", b"1")
+NOT_STORED: Final[Field] = (b"Idempotency-Stored", b"false")
 SWEEP_MAX: Final = 1_000
-
-
-class Running(msgspec.Struct):
-    """A key that is being tried in this process just now."""
-
-    fingerprint: bytes
-    done: asyncio.Future[None]
 
 
 class Relay:
@@ -106,7 +102,7 @@ class Relay:
         self._wake = wake
         self._luck = luck
         self._via: Field = (b"Via", b"1.1 " + options.via.encode())
-        self._running: dict[Key, Running] = {}
+        self._tries = Tries(clock=clock)
         self._live = 0
 
     async def __call__(self, request: Request, caller: Caller, /) -> Response:
@@ -215,7 +211,7 @@ class Relay:
             return closed(request, problem("key-malformed", name.why))
         lifetime_ms = options.lifetime_ms
         if head.lifetime:
-            if not head.lifetime.isdigit() or not 0 < int(head.lifetime[:12]) < 10**9:
+            if not head.lifetime.isdigit() or len(head.lifetime) > 9 or not int(head.lifetime):
                 why = "Unspool-Lifetime takes a number of seconds, at least 1"
                 return closed(request, problem("field-malformed", why))
             lifetime_ms = min(lifetime_ms, int(head.lifetime) * 1000)
@@ -228,12 +224,16 @@ class Relay:
             began_at=self._clock.now(),
             repeat=bool(name) or options.repeat_always or request.method in IDEMPOTENT_METHODS,
             lifetime_ms=lifetime_ms,
-            order_key=head.order.decode(),
+            order_key="" if safe else head.order.decode(),
         )
         if request.rest is not None:
             if passage.wishes.respond_async or passage.order_key:
                 return closed(request, problem("too-large"))
-            return await self._pass(passage)
+            response = await self._pass(passage)
+            if name:  # a body we did not see whole cannot be told from another
+                fields = [*response.fields, NOT_STORED]
+                response = msgspec.structs.replace(response, fields=fields)
+            return response
         if name:
             passage.name = name
             # As they came: a field that ends here may still tell callers apart (I10).
@@ -249,21 +249,18 @@ class Relay:
         )
         print_ = passage.fingerprint = fingerprint(passage.request)
         until = passage.began_at + passage.wishes.wait_ms
-        while (running := self._running.get(key)) is not None:
-            if running.fingerprint != print_:
-                return problem("key-reused")
-            left = until - self._clock.now()
-            if left <= 0:
-                return problem("running", retry_after_s=1)
-            await asyncio.wait([running.done], timeout=left / 1000)
-        running = Running(print_, asyncio.get_running_loop().create_future())
-        self._running[key] = running  # before the first await: one runs, however many come (I5)
+        turn = await self._tries.begin(key, print_, until=until)
+        if isinstance(turn, str):
+            return problem(turn, retry_after_s=1 if turn == "running" else None)
+        passage.let_go = turn.ends
         try:
             known = await self._known(passage, until=until)
-            return await self._pass(passage) if known is None else known
+            if known is not None:
+                return known
+            turn.tries()
+            return await self._pass(passage)
         finally:
-            del self._running[key]
-            running.done.set_result(None)
+            turn.ends()
 
     async def _known(self, passage: Passage, *, until: int) -> Response | None:
         """The answer for a key that is known; None: it is ours to try."""
@@ -312,7 +309,7 @@ class Relay:
             return await self._troubled(passage, failure, judge(failure), retry_after_s=wait_s)
         passage.tried = True
         request = passage.request
-        answer = await self._transport.attempt(
+        attempt = self._transport.attempt(
             Request(
                 request.method,
                 request.target,
@@ -323,6 +320,15 @@ class Relay:
             ),
             repeat=passage.repeat and request.rest is None,
         )
+        claim = passage.claim
+        if claim is None:
+            return await self._judged(passage, await attempt)
+        try:
+            # However many servers there are to try: when the claim lapses another may begin (I4).
+            async with asyncio.timeout((claim.until - SKEW_MS - now) / 1000):
+                answer = await attempt
+        except TimeoutError:
+            answer = Failure(Cause.HTTP_RESPONSE_TIMEOUT, "no answer in time", Sent.MAYBE)
         return await self._judged(passage, answer)
 
     async def _judged(self, passage: Passage, answer: Answer) -> Response:

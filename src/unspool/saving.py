@@ -12,6 +12,7 @@ known. Where others may try the same key, it costs two.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -25,11 +26,13 @@ from .core.message import Answer, Attempt, Instant, Message, Response, mint, sea
 from .core.outcome import cause_of, retry_after
 from .core.schedule import next_due
 from .custody import Custody
-from .errors import Refused
+from .errors import Corrupt, Refused
 from .passage import Options, Passage
 from .problems import problem
 from .receipts import Board, accepted
 from .spools.protocol import Entry, Lease, Mismatch, New
+
+log = logging.getLogger("unspool.relay")
 
 ORDERED_WAIT_MS: Final = 10_000
 """An ordered request goes through the spool; its sender still gets a quick answer itself."""
@@ -78,23 +81,25 @@ class Saving:
         Where it cannot be remembered the sender still gets it: it is true, and they are told.
         """
         try:
-            await self._remember(passage, answer)
+            stored = await self._remember(passage, answer)
         except Refused:
+            stored = False
+        if not stored:
             fields = [*answer.fields, (b"Idempotency-Stored", b"false")]
             return msgspec.structs.replace(answer, fields=fields)
         return answer
 
-    async def _remember(self, passage: Passage, answer: Response) -> None:
+    async def _remember(self, passage: Passage, answer: Response) -> bool:
+        """False: somebody else's answer stands under this key by now."""
         now = self._clock.now()
         if not worth_remembering(answer.status):
             await self.forget(passage)
-            return
+            return True
         first = attempted(1, answer, at=passage.began_at)
         verdict = delivered(answer, now=now, keeping=self._options.policy.keeping, trail=(first,))
         if passage.claim is not None:
-            await self._custody.settle(passage.claim, verdict, now=now)
-            return
-        await self._custody.accept(
+            return await self._custody.settle(passage.claim, verdict, now=now)
+        acceptance = await self._custody.accept(
             Entry(
                 message=self._sealed(passage, now, request=False),
                 state=State.DELIVERED,
@@ -109,10 +114,15 @@ class Saving:
             ),
             now=now,
         )
+        return isinstance(acceptance, New)
 
     async def forget(self, passage: Passage) -> None:
-        if passage.claim is not None:
+        if passage.claim is None:
+            return
+        try:
             await self._custody.settle(passage.claim, Forgotten(), now=self._clock.now())
+        except Refused as error:
+            log.warning("a claim could not be given back; it lapses by itself: %s", error)
 
     async def save(self, passage: Passage, answer: Answer | None) -> Response:
         """Take responsibility: 202 once the spool has it, and not before (I1)."""
@@ -126,8 +136,11 @@ class Saving:
             return self._not_saved(answer, str(error), 1)
         if isinstance(answer, Response) and answer.rest is not None:
             answer.rest.close()
-        if entry is None:
+        if entry is None or entry.message.fingerprint != (passage.fingerprint or b""):
             return problem("key-reused")
+        if entry.state is State.CLAIMED:
+            # Somebody took our claim over and is trying it: nothing is promised (I1).
+            return problem("running", retry_after_s=1)
         return await self.promised(passage, entry, answer)
 
     def _not_saved(self, answer: Answer | None, why: str, retry_after_s: int | None) -> Response:
@@ -162,7 +175,9 @@ class Saving:
             if kept:
                 self._custody.backlog += 1
                 return entry
-            return await self._custody.find(message.key)  # somebody took the claim over (I3)
+            found = await self._custody.find(message.key)  # somebody took the claim over (I3)
+            if found is not None:
+                return found
         acceptance = await self._custody.accept(entry, now=now)
         return None if isinstance(acceptance, Mismatch) else acceptance.entry
 
@@ -195,7 +210,13 @@ class Saving:
             wait_ms = min(ORDERED_WAIT_MS, self._options.wait_max_ms)
         if entry.state is State.WAITING and wait_ms:
             left = max(0, passage.began_at + wait_ms - self._clock.now())
-            found = await self._board.settled(self._custody, entry.message.key, timeout_ms=left)
+            if passage.let_go is not None:
+                passage.let_go()  # it is saved: a repeat need not wait with us
+            try:
+                found = await self._board.settled(self._custody, entry.message.key, timeout_ms=left)
+            except (Refused, Corrupt) as error:
+                log.warning("a saved message could not be looked at: %s", error)
+                found = None  # it is ours all the same, and that is what the sender must hear
             entry = found or entry
         if entry.state in (State.DELIVERED, State.BOUNCED):
             return settled(entry)

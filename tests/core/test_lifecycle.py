@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unspool.core.lifecycle import (
+    LATE_MS,
     LIFE,
     TRAIL_FIRST,
     TRAIL_MAX,
@@ -267,7 +268,7 @@ def test_overdue_ends_the_abandoned_unrepeatable_and_the_expired(
     if abandoned and not repeat:
         assert verdict is not None
         assert verdict.reason is Reason.UNKNOWN
-    elif left <= 0 and attempt > 1:
+    elif left <= -LATE_MS or (left <= 0 and attempt > 1):
         assert verdict is not None
         assert verdict.reason is Reason.EXPIRED
     else:

@@ -474,6 +474,17 @@ async def test_a_claim_of_which_nothing_is_remembered_is_free_at_once(status: in
 
 
 @virtually
+async def test_a_claim_that_is_refused_custody_is_free_at_once() -> None:
+    """Nothing was promised, so nothing is held: when there is room, the same key is taken."""
+    async with world(REFUSED, claims=True, backlog_max=1) as it:
+        assert (await it.ask(b"POST", b"/", ASYNC, key="a")).status == 202
+        assert (await it.ask(b"POST", b"/", ASYNC, key="b")).status == 503
+        it.service.then(OK)
+        await asyncio.sleep(10)
+        assert (await it.ask(b"POST", b"/", key="b")).status == 201
+
+
+@virtually
 async def test_two_nodes_never_deliver_one_message_twice() -> None:
     """I4: one lease at a time, over many messages."""
     async with pair(slowly(OK, 0.5)) as (one, two, service):

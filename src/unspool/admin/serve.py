@@ -47,6 +47,8 @@ from .wording import span
 
 log = logging.getLogger("unspool.serve")
 
+SAME_SIGNAL_S: Final = 0.5
+"""systemd and a terminal signal the whole group, and the parent passes it on: that is one word."""
 GC_THRESHOLD: Final = 20_000
 """Requests leave no cycles behind; looking for them 30 times less often is worth a tenth."""
 
@@ -106,10 +108,15 @@ async def _until_told() -> None:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
 
+    told_at = 0.0
+
     def hear(number: int) -> None:
-        if told.is_set():
+        nonlocal told_at
+        if not told.is_set():
+            told_at = loop.time()
+            told.set()
+        elif loop.time() - told_at > SAME_SIGNAL_S:
             os._exit(128 + number)
-        told.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, hear, number)

@@ -18,9 +18,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from ..errors import UnspoolError
+
 log = logging.getLogger("unspool.workers")
 
 RESTART_MS: Final = 500
+HOPELESS: Final = frozenset({os.EX_USAGE, os.EX_CANTCREAT, os.EX_NOPERM, os.EX_CONFIG})
+"""Exit codes of a worker that a person must help: it is not started again."""
 PR_SET_PDEATHSIG: Final = 1
 
 
@@ -53,6 +57,10 @@ def supervise(count: int, work: Callable[[int], int], *, drain_ms: int) -> int:
         if stopping:
             worst = max(worst, code if code > 0 else 128 - code if code < 0 else 0)
             continue
+        if code in HOPELESS:
+            worst = code  # it would say the same again
+            hear(signal.SIGTERM, None)
+            continue
         log.warning("worker %d (pid %d) ended with %d; starting it again", number, pid, code)
         time.sleep(RESTART_MS / 1000)
         if not stopping:
@@ -71,6 +79,9 @@ def _fork(number: int, work: Callable[[int], int]) -> int:
     code = 70
     try:
         code = work(number)
+    except UnspoolError as error:
+        print(f"unspool: {error}", file=sys.stderr)
+        code = error.exit_code
     except BaseException:
         log.exception("worker %d failed", number)
     finally:

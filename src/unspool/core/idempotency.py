@@ -146,7 +146,7 @@ def recall(known: Known | None, *, fingerprint: bytes, now: Instant) -> Recall:
     return Recall(Do.REFUSE, "bounced", f"the request under this key ended as {known.reason}")
 
 
-PASSING: Final = frozenset({401, 403, 407})
+PASSING: Final = frozenset({401, 403, 407, 511})
 """Answers about the moment, not about the request: a repeat runs again (conformance G2)."""
 
 

@@ -23,6 +23,9 @@ from .schedule import Pace, next_due
 TRAIL_MAX: Final = 24
 """Attempts remembered: the first few, which tell how it began, and the last, how it goes on."""
 TRAIL_FIRST: Final = 8
+LATE_MS: Final = 10_000
+"""A message that comes due at its expiry has one last attempt, as in Postfix; so long after it,
+because everything was down, it has none."""
 
 
 class State(enum.IntEnum):
@@ -194,7 +197,7 @@ def overdue(
     """
     if abandoned and not message.repeat:
         reason, cause, sent = Reason.UNKNOWN, "the attempt before was cut short", Sent.MAYBE
-    elif now >= message.expires_at and attempt > 1:
+    elif now >= message.expires_at and (attempt > 1 or now >= message.expires_at + LATE_MS):
         reason, cause, sent = Reason.EXPIRED, "expired before another attempt", Sent.NEVER
     else:
         return None

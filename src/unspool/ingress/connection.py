@@ -233,6 +233,7 @@ class Connection(asyncio.Protocol):
         create_future = self._loop.create_future
         while True:
             if queue:
+                self._busy = True  # also for what came before this task's first step
                 request, flags = self._next_in_queue()
             elif self._eof or writing.lost:
                 self._transport.close()

@@ -54,7 +54,13 @@ class Servers:
                 return answer
             self._saw(lane, answer)
             maybe = maybe or judgement.sent is Sent.MAYBE
-            if best is None or isinstance(answer, Response) or isinstance(best, Failure):
+            if (
+                best is None
+                or isinstance(answer, Response)
+                or isinstance(best, Failure)
+                # What may not be repeated must not look as if it had never been applied.
+                or (judgement.sent is Sent.MAYBE and not repeat)
+            ):
                 _drop(best)
                 best = answer
             if request.rest is not None or not repeatable(judgement, repeat=repeat):

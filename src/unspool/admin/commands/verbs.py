@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -24,7 +24,7 @@ import msgspec
 from ...core.lifecycle import Bounced, Deferred, Reason, State, Verdict
 from ...core.message import NEVER, Destination, Instant, Key
 from ...settings import Settings
-from ...spools.protocol import Entry, Query
+from ...spools.protocol import Entry, Lease, Query
 from .. import wording
 from ..spool import PAGE, SCAN, Ambiguous, Desk, NoSuch, options, using
 from .show import the_one
@@ -199,7 +199,7 @@ async def _apply(desk: Desk, verb: Verb, entries: Sequence[Entry]) -> int:
     code = 0
     for entry in entries:
         key = entry.message.key
-        text, one = verb.done, 0
+        text, one = done.get(key, ""), 0
         if key not in done:
             text, one = _why_not(verb, current[key], now=desk.now())
         click.echo(f"{wording.label(entry)}: {text}")
@@ -207,18 +207,45 @@ async def _apply(desk: Desk, verb: Verb, entries: Sequence[Entry]) -> int:
     return code
 
 
-async def _done(desk: Desk, verb: Verb, keys: Sequence[Key]) -> set[Key]:
-    """Seize and settle; of which it was done."""
+UNKNOWN: Final = (
+    "given up as unknown: its last attempt was cut short and may have been applied, and it may not"
+    " be repeated"
+)
+
+
+async def _done(desk: Desk, verb: Verb, keys: Sequence[Key]) -> Mapping[Key, str]:
+    """Seize and settle; of which it was done, and what."""
     if not keys:
-        return set()
+        return {}
     now = desk.now()
     seized = await desk.spool.seize(keys, now=now, until=Instant(now + TERM_MS))
     leases = [lease for lease in seized if lease is not None]
     if not leases:
-        return set()
-    verdicts = [(lease, verb.decide(lease.entry, now, desk.settings)) for lease in leases]
+        return {}
+    settings = desk.settings
+    verdicts = [
+        (lease, _unknown(lease, now, settings) or verb.decide(lease.entry, now, settings))
+        for lease in leases
+    ]
     settled = await desk.spool.settle(verdicts)
-    return {lease.entry.message.key for lease, good in zip(leases, settled, strict=True) if good}
+    return {
+        lease.entry.message.key: UNKNOWN if _unknown(lease, now, settings) else verb.done
+        for lease, good in zip(leases, settled, strict=True)
+        if good
+    }
+
+
+def _unknown(lease: Lease, now: Instant, settings: Settings) -> Bounced | None:
+    """A message whose last attempt was abandoned and may not be repeated ends here, whatever the
+    operator says: to let it go would be to send it twice without a word."""
+    if not lease.abandoned or lease.entry.message.repeat:
+        return None
+    return Bounced(
+        reason=Reason.UNKNOWN,
+        keep_until=Instant(now + settings.key_keep_ms),
+        trail=lease.entry.trail,
+        settled_at=now,
+    )
 
 
 def _why_not(verb: Verb, entry: Entry | None, *, now: int) -> tuple[str, int]:

@@ -1,0 +1,65 @@
+"""Tries: which keys are being tried in this process just now, each by one, however many come (I5).
+
+    turn = await tries.begin(key, fingerprint, until=…)     a Turn, or the name of a problem
+    turn.tries()        nobody knows the key: from now on others wait, or are told
+    turn.ends()         over, or saved: others may look for themselves
+
+While somebody only looks a key up, others wait for that: it does not take long. Once it is being
+tried they wait as long as their sender likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import FIRST_COMPLETED
+
+from .clock import Clock
+from .core.message import Key
+
+
+class Turn:
+    """The right to look a key up and to try it, as far as this process goes."""
+
+    __slots__ = ("_key", "_tries", "ended", "fingerprint", "looked")
+
+    def __init__(self, tries: Tries, key: Key, fingerprint: bytes) -> None:
+        future = asyncio.get_running_loop().create_future
+        self._tries = tries
+        self._key = key
+        self.fingerprint = fingerprint
+        self.looked: asyncio.Future[None] = future()
+        self.ended: asyncio.Future[None] = future()
+
+    def tries(self) -> None:
+        self.looked.set_result(None)
+
+    def ends(self) -> None:
+        self._tries.leave(self._key, self)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+class Tries:
+    def __init__(self, *, clock: Clock) -> None:
+        self._clock = clock
+        self._turns: dict[Key, Turn] = {}
+
+    async def begin(self, key: Key, fingerprint: bytes, *, until: int) -> Turn | str:
+        """Ours to look up, or `key-reused` or `running`. Waits until the instant `until`."""
+        while (other := self._turns.get(key)) is not None:
+            if not other.looked.done():
+                await asyncio.wait([other.looked, other.ended], return_when=FIRST_COMPLETED)
+                continue
+            if other.fingerprint != fingerprint:
+                return "key-reused"
+            left = until - self._clock.now()
+            if left <= 0:
+                return "running"
+            await asyncio.wait([other.ended], timeout=left / 1000)
+        # No await between finding the key free and taking it: one runs, however many come.
+        turn = self._turns[key] = Turn(self, key, fingerprint)
+        return turn
+
+    def leave(self, key: Key, turn: Turn) -> None:
+        if self._turns.get(key) is turn:
+            del self._turns[key]
