@@ -87,9 +87,13 @@ def needless(history: History) -> list[str]:
     for body, ones in _by_body(history.handled).items():
         done = 0
         for one in sorted(ones, key=lambda one: one.at):
-            excused = bisect_left(crashes, done) < bisect_left(crashes, one.at)
-            if done and not excused:
-                found.append(f"needless: {body!r} went to the service again, unprovoked")
+            before = bisect_left(crashes, done)
+            if done and before == bisect_left(crashes, one.at):
+                crash = f"{(done - crashes[before - 1]) / 1e6:.1f} ms before" if before else "never"
+                found.append(
+                    f"needless: {body[:40]!r} went to the service again, unprovoked,"
+                    f" {(one.at - done) / 1e6:.1f} ms after it (last crash: {crash})"
+                )
             if one.answered_at and one.did in ("ok", "again"):
                 done = one.at
     return found

@@ -13,15 +13,19 @@ spool and no loop: a parent that does nothing has nothing to lose.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import logging
 import os
 import signal
 import ssl
 import sys
+import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from pathlib import Path
+from typing import IO, Final
 
+import apsw
 import uvloop
 
 from .. import __version__
@@ -44,10 +48,14 @@ from . import logs
 from .notify import notify
 from .plan import plan_of
 from .wording import span
+from .workers import STOPS, supervise
 
 log = logging.getLogger("unspool.serve")
 
-SAME_SIGNAL_S: Final = 0.5
+IN_USE_TRIES: Final = 40
+IN_USE_PAUSE_S: Final = 0.05
+"""Two seconds: a relay that was just killed may take a moment to be gone."""
+SAME_SIGNAL_S: Final = 0.1
 """systemd and a terminal signal the whole group, and the parent passes it on: that is one word."""
 GC_THRESHOLD: Final = 20_000
 """Requests leave no cycles behind; looking for them 30 times less often is worth a tenth."""
@@ -56,20 +64,25 @@ GC_THRESHOLD: Final = 20_000
 def serve(settings: Settings) -> int:
     """Run the relay. Returns the exit code; raises `Broken` where it cannot start."""
     logs.start(level=settings.log_level, form=settings.log_format)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     tls = _door_tls(settings)
+    sole = _serve_alone(settings.spool[0])
     listening = [one for text in settings.listen for one in open_listener(listener(text, tls=tls))]
-    if settings.workers == 1:
-        return uvloop.run(_run(settings, listening, first=True))
-    from .workers import supervise
-
-    return supervise(
-        settings.workers,
-        lambda number: uvloop.run(_run(settings, listening, first=number == 0)),
-        drain_ms=settings.drain_ms,
-    )
+    try:
+        if settings.workers == 1:
+            return uvloop.run(_run(settings, listening, first=True))
+        return supervise(
+            settings.workers,
+            lambda number: uvloop.run(_run(settings, listening, first=number == 0)),
+            drain_ms=settings.drain_ms,
+        )
+    finally:
+        if sole is not None:
+            sole.close()
 
 
 async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) -> int:
+    told = _ears()
     spool = await open_spool(settings.spool[0])
     transport = _transport(settings)
     try:
@@ -88,7 +101,7 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 50)
         notify("READY=1")
-        await _until_told()
+        await told.wait()
         notify("STOPPING=1")
         log.info("draining: no new requests; in flight: %d", door.statistics().connections)
         node.draining = True
@@ -103,12 +116,42 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
     return 0
 
 
-async def _until_told() -> None:
-    """Until SIGTERM or SIGINT. The next one stops at once: the spool has what was accepted."""
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
+def _serve_alone(url: str) -> IO[bytes] | None:
+    """The right to serve from this spool, for as long as the file is open.
 
+    Two relays with one worker each know nothing of each other's keys and would try one twice;
+    `--workers` is how several share. The commands do not serve, and need no such right.
+    """
+    path = path_of(url)
+    if path is None or not path.parent.is_dir():
+        return None
+    try:
+        held = open(f"{path}-serve", "ab")  # noqa: SIM115 - it is kept
+    except OSError:
+        return None  # opening the spool will say what is wrong, and better
+    for _ in range(IN_USE_TRIES):
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(IN_USE_PAUSE_S)
+        else:
+            return held
+    held.close()
+    raise CannotCreate(
+        f"Another relay serves from the spool {path}. Nothing was started, and that one goes on. "
+        "Stop it first, or keep this one's messages elsewhere: "
+        "unspool serve --spool sqlite:///other.db"
+    )
+
+
+def _ears() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT. The next one stops at once: the spool has what was accepted.
+
+    The signals were held back until here, so one that came while we started is heard too.
+    """
+    told = asyncio.Event()
     told_at = 0.0
+    loop = asyncio.get_running_loop()
 
     def hear(number: int) -> None:
         nonlocal told_at
@@ -118,9 +161,10 @@ async def _until_told() -> None:
         elif loop.time() - told_at > SAME_SIGNAL_S:
             os._exit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         loop.add_signal_handler(number, hear, number)
-    await told.wait()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    return told
 
 
 def _transport(settings: Settings) -> Transport:
@@ -187,9 +231,23 @@ def _disk_free(url: str) -> Callable[[], int | None] | None:
             found = os.statvfs(path.parent)
         except OSError:
             return None
-        return found.f_bavail * found.f_frsize
+        return found.f_bavail * found.f_frsize + _reusable(path)
 
     return free
+
+
+def _reusable(path: Path) -> int:
+    """What the spool's own file has room for: it keeps the pages of what has gone."""
+    try:
+        looking = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            [[pages]] = looking.execute("PRAGMA freelist_count")
+            [[page_bytes]] = looking.execute("PRAGMA page_size")
+            return int(str(pages)) * int(str(page_bytes))
+        finally:
+            looking.close()
+    except apsw.Error:
+        return 0
 
 
 async def _announce(

@@ -22,6 +22,7 @@ from ..errors import UnspoolError
 
 log = logging.getLogger("unspool.workers")
 
+STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 RESTART_MS: Final = 500
 HOPELESS: Final = frozenset({os.EX_USAGE, os.EX_CANTCREAT, os.EX_NOPERM, os.EX_CONFIG})
 """Exit codes of a worker that a person must help: it is not started again."""
@@ -42,10 +43,12 @@ def supervise(count: int, work: Callable[[int], int], *, drain_ms: int) -> int:
             except ProcessLookupError:
                 continue
 
+    # The caller holds the signals back: nobody is told to stop before there is an ear for it.
     for number in range(count):
         workers[_fork(number, work)] = number
-    signal.signal(signal.SIGTERM, hear)
-    signal.signal(signal.SIGINT, hear)
+    for stop in STOPS:
+        signal.signal(stop, hear)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     worst = 0
     while workers:
         try:
@@ -70,11 +73,13 @@ def supervise(count: int, work: Callable[[int], int], *, drain_ms: int) -> int:
 
 def _fork(number: int, work: Callable[[int], int]) -> int:
     parent = os.getpid()
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         return pid
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_DFL)  # blocked until the worker has its own ears
     _die_with(parent)
     code = 70
     try:

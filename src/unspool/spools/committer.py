@@ -49,6 +49,7 @@ class Committer(Generic[T, R]):
         self._futures: list[asyncio.Future[R]] = []
         self._flying: Sequence[asyncio.Future[R]] = ()
         self._running: asyncio.Task[None] | None = None
+        self._begun: Awaitable[Sequence[R]] | None = None
 
     @property
     def waiting(self) -> int:
@@ -89,9 +90,10 @@ class Committer(Generic[T, R]):
 
     def _begin(self, items: Sequence[T]) -> Awaitable[Sequence[R]]:
         try:
-            return self._commit(items)
+            self._begun = self._commit(items)
         except Exception as error:
-            return _failed(error)
+            self._begun = _failed(error)
+        return self._begun
 
     async def _run(self, batch: _Batch[T, R], begun: Awaitable[Sequence[R]]) -> None:
         """Commit after commit, until nobody waits."""
@@ -133,6 +135,8 @@ class Committer(Generic[T, R]):
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Cancelled, with its loop: nobody knows what became of these, so nobody is told."""
         if self._running is task:
+            if asyncio.iscoroutine(self._begun):
+                self._begun.close()  # it may not have come to its first step
             left = [*self._flying, *self._futures]
             self._running, self._items, self._futures, self._flying = None, [], [], []
             for future in left:

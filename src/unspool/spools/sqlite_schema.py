@@ -114,12 +114,12 @@ FIND: Final = (
     " CROSS JOIN message AS m ON m.key = k.value LEFT JOIN body AS b ON b.id = m.id"
 )
 LEASABLE: Final = (
-    f"SELECT {COLUMNS}, b.request, NULL FROM message AS m JOIN body AS b ON b.id = m.id"
+    f"SELECT {COLUMNS}, b.request, NULL FROM message AS m LEFT JOIN body AS b ON b.id = m.id"
     " WHERE m.destination = ? AND m.ready_at <= ? ORDER BY m.ready_at, m.id LIMIT ?"
 )
 SEIZABLE: Final = (
     f"SELECT {COLUMNS}, b.request, NULL FROM json_each(?) AS k"
-    " CROSS JOIN message AS m ON m.key = k.value JOIN body AS b ON b.id = m.id"
+    " CROSS JOIN message AS m ON m.key = k.value LEFT JOIN body AS b ON b.id = m.id"
     " WHERE m.state = 0 AND m.leased_until <= ?"
 )
 EXPIRED: Final = (

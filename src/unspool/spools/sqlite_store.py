@@ -203,14 +203,18 @@ class SqliteStore:
 
     def expire(self, *, now: Instant, until: Instant, limit: int) -> list[Lease]:
         with self._transaction():
-            return self._lease(self._db.execute(EXPIRED, (now, limit)).fetchall(), until)
+            rows = self._db.execute(EXPIRED, (now, limit)).fetchall()
+            return self._lease(rows, until, whole=False)
 
-    def _lease(self, rows: Sequence[Any], until: Instant) -> list[Lease]:
+    def _lease(self, rows: Sequence[Any], until: Instant, *, whole: bool = True) -> list[Lease]:
+        """`whole`: a message without its request is spoilt, whatever took it."""
         leases: list[Lease] = []
         ids: list[int] = []
         for row in rows:
             try:
                 entry = entry_of(row)
+                if whole and entry.message.request is None:
+                    raise Spoilt("a message without its request")
             except Spoilt:
                 self._set_aside(row[0])
                 continue
