@@ -192,8 +192,7 @@ def overdue(
     """Must a leased message end without another attempt?
 
     Abandoned: the last lease ran out without a settle, so its attempt may have been applied. A
-    message that may not be repeated ends there as unknown, never silently twice. The trail says so,
-    and when: it is all that a spool without a clock knows of the time.
+    message that may not be repeated ends there as unknown, never silently twice; the trail says so.
     """
     if abandoned and not message.repeat:
         reason, cause, sent = Reason.UNKNOWN, "the attempt before was cut short", Sent.MAYBE
