@@ -307,7 +307,12 @@ class Receipts:
         if answer is None or now >= entry.answer_until:
             return problem("expired", "it was delivered; the answer is no longer kept")
         fields = [
-            *harmless(answer.fields),
+            # A redirect kept for later would lead from our origin to wherever it says.
+            *(
+                field
+                for field in harmless(answer.fields)
+                if answer.status // 100 != 3 or field[0].lower() != b"location"
+            ),
             (b"X-Content-Type-Options", b"nosniff"),
             (b"Content-Security-Policy", b"sandbox; default-src 'none'"),
             (b"Cache-Control", b"no-store"),

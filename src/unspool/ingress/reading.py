@@ -242,6 +242,7 @@ class Reading(Parsing):
             rest = self._feed_once(rest) if rest else None
 
     def _head_without_offer(self) -> bytes:
-        lines = [b"%b %b HTTP/1.1\r\n" % (self._method, self._target)]
+        version = self._parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b\r\n" % (self._method, self._target, version)]
         lines += [b"%b: %b\r\n" % field for field in self._fields if field[0].lower() != b"upgrade"]
         return b"".join((*lines, b"\r\n"))

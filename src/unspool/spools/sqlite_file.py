@@ -148,7 +148,7 @@ def _lock(path: Path) -> tuple[int, bool]:
     """The lock file, held; and whether nobody else holds it."""
     name = f"{path}-lock"
     try:
-        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise CannotCreate(
             f"The spool's lock {name} cannot be made: {error.strerror}. Nothing was changed, and"
@@ -168,7 +168,14 @@ def _lock(path: Path) -> tuple[int, bool]:
 def _belong(lock: int, path: Path) -> None:
     """Where root looks at the spool first, the lock is still its owner's, as SQLite's files are."""
     owner = os.stat(path)
-    if os.geteuid() == 0 and os.fstat(lock).st_uid != owner.st_uid:
+    mine = os.fstat(lock)
+    # Only what can be nothing but our lock: whoever owns the folder may have put a link there.
+    if (
+        os.geteuid() == 0
+        and mine.st_uid != owner.st_uid
+        and mine.st_nlink == 1
+        and not mine.st_size
+    ):
         os.fchown(lock, owner.st_uid, owner.st_gid)
 
 
