@@ -24,7 +24,7 @@ CREDENTIALS: Final = frozenset({"authorization", "cookie", "proxy-authorization"
 HIDDEN: Final = "(hidden; --reveal shows it)"
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})  # a key may begin with -
 @click.argument("key")
 @options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")

@@ -81,7 +81,11 @@ VERBS: Final = (
 def command(verb: Verb) -> click.Command:
     """The command of one verb."""
 
-    @click.command(verb.name, help=f"{verb.text}\n\n{_HELP}")
+    @click.command(
+        verb.name,
+        help=f"{verb.text}\n\n{_HELP}",
+        context_settings={"ignore_unknown_options": True},  # a key may begin with a hyphen
+    )
     @click.argument("keys", nargs=-1, metavar="KEY...")
     @options
     @click.option("--all", "everything", is_flag=True, help=f"All {verb.scope}.")
