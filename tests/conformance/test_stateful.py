@@ -163,6 +163,14 @@ class SqliteIsMemory(RuleBasedStateMachine):
                 return Bounced(Reason.UNKNOWN, at, trail)
         return Forgotten()
 
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), count=st.integers(1, 3), term=st.sampled_from([20, 60]))
+    def renew(self, data: st.DataObject, count: int, term: int) -> None:
+        leases = [data.draw(st.sampled_from(self.leases)) for _ in range(count)]
+        until = Instant(self.now + term)
+        expected = self.run(self.model.renew(leases, until=until))
+        assert list(self.run(self.sqlite.renew(leases, until=until))) == list(expected)
+
     @rule(keys=st.lists(st.sampled_from(NAMES), min_size=1, max_size=4))
     def seize(self, keys: list[str]) -> None:
         names, now, until = [Key(key) for key in keys], Instant(self.now), Instant(self.now + 40)

@@ -188,6 +188,17 @@ class MemorySpool:
             self.entries[key] = after
         return True
 
+    async def renew(self, leases: Sequence[Lease], /, *, until: Instant) -> Sequence[bool]:
+        return [self._renew(lease, until) for lease in leases]
+
+    def _renew(self, lease: Lease, until: Instant) -> bool:
+        key = lease.entry.message.key
+        entry = self.entries.get(key)
+        if entry is None or not under(entry, lease) or entry.leased_until == FREE:
+            return False
+        self.entries[key] = replace(entry, leased_until=until)
+        return True
+
     async def wait_arrival(self) -> None:
         await self._arrivals.wait()
 

@@ -4,6 +4,7 @@
     survey          which destinations have something waiting, and since when it is due
     lease           the sole right to attempt messages, until a deadline
     settle          end leases with verdicts
+    renew           hold leases for longer
     wait_arrival    something may have come in from elsewhere
     expire          the right to bounce what is too old
     find · browse · tally · seize · sweep          for receipts, people, metrics and the broom
@@ -50,6 +51,9 @@ The contract, clause by clause (the conformance suite proves each):
     that their bounce can be written: where a lane is closed for days nobody leases them for an
     attempt (I2). Held messages do not expire, and a leased one has its attempt first. They come
     without their requests.
+15. Renewal. `renew` moves the end of leases that have not ended, for work that takes longer than
+    anybody knew. It is fenced like `settle` (6): False where the lease has passed on or has ended.
+    A late renewal that nobody has overtaken is good.
 
 Instants agree between all who share a spool within SKEW_MS; a lease's term is at least ten times
 that, and longer than an attempt can take (asserted where leases are taken).
@@ -209,6 +213,10 @@ class Spool(Protocol):
 
     async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
         """End leases. False: the lease had passed on, and nothing was changed (6, 7, 8)."""
+        ...
+
+    async def renew(self, leases: Sequence[Lease], /, *, until: Instant) -> Sequence[bool]:
+        """Hold these leases until then. False: it had passed on, or had ended (15)."""
         ...
 
     async def wait_arrival(self) -> None:

@@ -104,6 +104,9 @@ class SqliteSpool:
             self._arrivals.ring()
         return kept
 
+    def renew(self, leases: Sequence[Lease], /, *, until: Instant) -> _Soon[Sequence[bool]]:
+        return _result(self._writer.soon(lambda: self.store.renew(leases, until=until)))
+
     async def wait_arrival(self) -> None:
         while True:
             try:

@@ -133,6 +133,16 @@ LEASE: Final = (
     " ready_at = iif(ready_at IS NULL, NULL, max(due_at, ?1))"
     " WHERE id IN (SELECT value FROM json_each(?2))"
 )
+RENEWABLE: Final = (
+    "SELECT m.key, m.id, m.state, m.attempt, m.nonce FROM json_each(?) AS k"
+    " CROSS JOIN message AS m ON m.key = k.value WHERE m.leased_until > 0"
+)
+RENEW: Final = (
+    "UPDATE message SET leased_until = ?1,"
+    " ready_at = iif(ready_at IS NULL, NULL, max(due_at, ?1)),"
+    " sweep_at = iif(sweep_at IS NULL, NULL, max(keep_until, ?1))"
+    " WHERE id IN (SELECT value FROM json_each(?2))"
+)
 # One row for the whole batch: see CHUNK_MAX.
 TOKENS: Final = (
     "SELECT json_group_array(json_array(m.key, m.id, m.state, m.attempt, hex(m.nonce)))"

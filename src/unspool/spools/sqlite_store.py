@@ -46,6 +46,8 @@ from .sqlite_schema import (
     LEASABLE,
     LEASE,
     LINE_UP,
+    RENEW,
+    RENEWABLE,
     SEIZABLE,
     SET_ASIDE,
     SETTLE_BODY,
@@ -276,6 +278,20 @@ class SqliteStore:
             self._delete(gone)
         self._line_up([lease.entry for lease, _ in ends.values()])
 
+    def renew(self, leases: Sequence[Lease], /, *, until: Instant) -> list[bool]:
+        with self._transaction():
+            listed = names(list(dict.fromkeys(lease.entry.message.key for lease in leases)))
+            held = {row[0]: row[1:] for row in self._db.execute(RENEWABLE, (listed,))}
+            kept = [_is_under(held.get(lease.entry.message.key), lease) for lease in leases]
+            ids = [
+                held[lease.entry.message.key][0]
+                for lease, good in zip(leases, kept, strict=True)
+                if good
+            ]
+            if ids:
+                self._db.execute(RENEW, (until, encode_json(ids).decode()))
+            return kept
+
     def sweep(self, *, now: Instant, limit: int) -> int:
         went = 0
         while went < limit:
@@ -383,16 +399,21 @@ def _entry_or_give_up(row: Sequence[Any]) -> Entry:
         raise _SpoiltRows([row[0]]) from error
 
 
-def _may_settle(token: tuple[int, int, int, bytes], lease: Lease, verdict: Verdict) -> bool:
-    """The fence (6): this very entry, under its latest lease, in a state the verdict can end.
+_Token = tuple[int, int, int, bytes]
+
+
+def _is_under(token: _Token | None, lease: Lease) -> bool:
+    """The fence (6): is this very entry there, under its latest lease?
 
     The nonce tells a claim from the one that was forgotten before it under the same key.
     """
+    if token is None:
+        return False
     _, state, attempt, nonce = token
     entry = lease.entry
-    return (
-        state < SPOILT
-        and attempt == entry.attempt
-        and nonce == entry.message.nonce
-        and type(verdict) in LIFE[State(state)]
-    )
+    return state < SPOILT and attempt == entry.attempt and nonce == entry.message.nonce
+
+
+def _may_settle(token: _Token, lease: Lease, verdict: Verdict) -> bool:
+    """The fence, and a state that the verdict can end."""
+    return _is_under(token, lease) and type(verdict) in LIFE[State(token[1])]

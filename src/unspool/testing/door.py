@@ -117,6 +117,9 @@ class Door:
         await asyncio.sleep(self.trouble.late_ms / 1000)
         return await self._spool.settle(settlements)
 
+    async def renew(self, leases: Sequence[Lease], /, *, until: Instant) -> Sequence[bool]:
+        return await self._through(lambda: self._spool.renew(leases, until=until))
+
     async def wait_arrival(self) -> None:
         await self._open()
         await self._spool.wait_arrival()

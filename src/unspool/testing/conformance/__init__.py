@@ -21,7 +21,7 @@ speed.
 from __future__ import annotations
 
 from .accepting import Claims, Custody, Identity
-from .leasing import Fence, Leasing, Order, Settle
+from .leasing import Fence, Leasing, Order, Renewal, Settle
 from .looking import Expiry, LookUp, Sweep
 from .together import Cancellation, Concurrency
 
@@ -36,6 +36,7 @@ class SpoolConformance(
     Leasing,
     Fence,
     Settle,
+    Renewal,
     LookUp,
     Sweep,
     Expiry,

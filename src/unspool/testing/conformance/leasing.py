@@ -1,4 +1,4 @@
-"""Groups order, lease, fence and settle: who may try, and how it ends (clauses 4 to 8)."""
+"""Groups order, lease, fence, settle and renewal: who may try, and how it ends (4 to 8, 15)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from ...core.lifecycle import Delivered, Forgotten, Reason, State, Verdict
 from ...core.message import NEVER
-from ...spools.protocol import Lease, Query, Spool, Survives
+from ...spools.protocol import Duplicate, Lease, New, Query, Spool, Survives
 from .values import (
     DAY,
     HERE,
@@ -324,3 +324,52 @@ class Settle(Suite):
         await again.aclose()
         survived = again.promises.survives is not Survives.NOTHING
         assert after == (before if survived else None)
+
+
+class Renewal(Suite):
+    async def test_a_renewed_lease_holds_for_longer(self, spool: Spool) -> None:
+        """15. The message stays its owner's until the new end, and comes due there by itself."""
+        await spool.accept([waiting("a")])
+        lease = await lease_one(spool)
+        assert list(await spool.renew([lease], until=later(2 * MINUTE))) == [True]
+        assert await lease_all(spool, now=later(2 * MINUTE - 1), until=later(DAY)) == []
+        [again] = await lease_all(spool, now=later(2 * MINUTE), until=later(DAY))
+        assert again.abandoned
+
+    async def test_a_renewed_claim_is_not_taken_over(self, spool: Spool) -> None:
+        """15, 3. Nor is it swept while it is held."""
+        [claim] = await spool.accept([claimed("a")])
+        lease = Lease(claim.entry, LEASED_UNTIL)
+        assert list(await spool.renew([lease], until=later(2 * MINUTE))) == [True]
+        assert await spool.sweep(now=later(2 * MINUTE - 1), limit=9) == 0
+        [other] = await spool.accept([claimed("a", at=later(2 * MINUTE - 1))])
+        assert isinstance(other, Duplicate)
+        [other] = await spool.accept([claimed("a", at=later(2 * MINUTE), until=later(DAY))])
+        assert isinstance(other, New)
+        assert other.entry.attempt == 2
+
+    async def test_a_lost_lease_is_not_renewed(self, spool: Spool) -> None:
+        """15, 6. Somebody else has it by now: nothing is changed, and it says so (I3)."""
+        [first] = await spool.accept([claimed("a")])
+        [second] = await spool.accept([claimed("a", at=LEASED_UNTIL, until=later(2 * MINUTE))])
+        lost = Lease(first.entry, LEASED_UNTIL)
+        held = Lease(second.entry, later(2 * MINUTE))
+        assert list(await spool.renew([lost, held], until=later(DAY))) == [False, True]
+        assert list(await spool.settle([(held, delivered())])) == [True]
+
+    async def test_a_lease_that_has_ended_is_not_renewed(self, spool: Spool) -> None:
+        """15. Neither settled, nor put off, nor forgotten."""
+        await spool.accept([waiting("a"), waiting("b")])
+        a, b = await lease_all(spool)
+        [claim] = await spool.accept([claimed("c")])
+        c = Lease(claim.entry, LEASED_UNTIL)
+        await spool.settle([(a, delivered()), (b, deferred(later(SECOND))), (c, Forgotten())])
+        assert list(await spool.renew([a, b, c], until=later(DAY))) == [False] * 3
+        assert names_of(await lease_all(spool, now=later(SECOND))) == ["b"]
+
+    async def test_a_late_renewal_is_good(self, spool: Spool) -> None:
+        """15. Its end had passed, and nobody had overtaken it."""
+        await spool.accept([waiting("a")])
+        lease = await lease_one(spool)
+        assert list(await spool.renew([lease], until=later(DAY))) == [True]
+        assert await lease_all(spool, now=later(MINUTE + 1), until=later(2 * DAY)) == []
