@@ -44,6 +44,10 @@ PROBLEMS: Final[dict[str, Problem]] = {
         'Send one field with one quoted string, such as "8e03978e-40d5-43e8", at most '
         "255 printable ASCII characters.",
     ),
+    "key-missing": Problem(
+        400, "This request needs an Idempotency-Key", _YOURS,
+        "Send it again with a key of its own: a UUID, made before the first try and kept.",
+    ),
     "field-malformed": Problem(
         400, "A field that speaks to the relay cannot be read", _YOURS, "Mend it and send again."
     ),
@@ -68,6 +72,15 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "settled": Problem(
         409, "It can no longer be cancelled", "An attempt is under way, or it has ended.",
         "Look at the receipt for what became of it.",
+    ),
+    "outcome-unknown": Problem(
+        409, "The first request with this key may or may not have had its effect",
+        "It was tried; no whole answer came. It is not tried again.",
+        "Find out whether it had its effect. If it had not, send it again under a new key.",
+    ),
+    "nobody": Problem(
+        403, "An Idempotency-Key needs a caller who can be told from others", _YOURS,
+        "Sign in, or send it without a key.",
     ),
     "expired": Problem(
         410, "This key was used too long ago", "It was dealt with; its answer is no longer kept.",
@@ -98,6 +111,11 @@ PROBLEMS: Final[dict[str, Problem]] = {
         500, "The relay made a mistake", _PASSED, "Tell us, with the line in the relay's log.",
         "proxy_internal_error",
     ),
+    "scope-broken": Problem(
+        500, "The application cannot say who is asking", "It was not run.",
+        "Mend the scope function; the application's log has the reason.",
+        "proxy_internal_error",
+    ),
     "not-implemented": Problem(
         501, "The relay does not do that", _YOURS, "CONNECT and Upgrade do not pass here.",
     ),
@@ -119,6 +137,11 @@ PROBLEMS: Final[dict[str, Problem]] = {
         503, "The relay cannot take responsibility now", _YOURS,
         "Send it again after Retry-After, with the same key.",
         "proxy_internal_response",
+    ),
+    "memory-down": Problem(
+        503, "The memory of keys does not answer", "It was not run: you still have it.",
+        "Send it again after Retry-After, with the same key.",
+        "proxy_internal_error",
     ),
     "closing": Problem(
         503, "The relay is shutting down", _YOURS, "Send it again: another will take it.",

@@ -189,7 +189,7 @@ def test_recall_is_total_over_what_can_be_known(
         else:
             assert (what.do, what.problem) == (Do.REFUSE, "expired")
     elif reason == Reason.UNKNOWN:
-        assert (what.do, what.problem) == (Do.REFUSE, "unknown")
+        assert (what.do, what.problem) == (Do.REFUSE, "outcome-unknown")
     else:
         assert (what.do, what.problem) == (Do.REFUSE, "bounced")
     assert (what.do is Do.REFUSE) == bool(what.problem)

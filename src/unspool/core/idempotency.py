@@ -2,7 +2,9 @@
 
     read_key(values) -> str | Unreadable | None      the Idempotency-Key field
     recall(entry, …) -> Recall                       run | replay | attach | wait | refuse
+    minted(name, …) -> Recall | Unreadable | None    is a key that nobody knows too old, or too new?
     worth_remembering(status)                        is this answer the answer for ever?
+    child_key(secret, …) -> str                      a key for a step of the work under a key
 
 Quoted and bare keys are one key: the IETF draft says `"k"` (a structured-field string, RFC 9651),
 the world says `k`. A repeat is told by key and fingerprint together, inside one caller's scope;
@@ -14,6 +16,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any, Final, Protocol
 
 import http_sf
@@ -98,9 +101,9 @@ REPLAY: Final = Recall(Do.REPLAY)
 ATTACH: Final = Recall(Do.ATTACH)
 WAIT: Final = Recall(Do.WAIT)
 REUSED: Final = Recall(Do.REFUSE, "key-reused")
-_TOO_OLD: Final = Recall(Do.REFUSE, "expired")
-_UNKNOWN: Final = Recall(
-    Do.REFUSE, "unknown", "the first request may have had its effect; no whole answer came"
+TOO_OLD: Final = Recall(Do.REFUSE, "expired")
+UNKNOWN: Final = Recall(
+    Do.REFUSE, "outcome-unknown", "the first may have had its effect; no whole answer came of it"
 )
 
 
@@ -140,10 +143,50 @@ def recall(known: Known | None, *, fingerprint: bytes, now: Instant) -> Recall:
     if known.state is State.CLAIMED:
         return WAIT if now < known.leased_until else RUN
     if known.state is State.DELIVERED:
-        return REPLAY if known.answer is not None and now < known.answer_until else _TOO_OLD
+        return REPLAY if known.answer is not None and now < known.answer_until else TOO_OLD
     if known.reason == Reason.UNKNOWN:
-        return _UNKNOWN
+        return UNKNOWN
     return Recall(Do.REFUSE, "bounced", f"the request under this key ended as {known.reason}")
+
+
+_UUID7: Final = re.compile(
+    r"([0-9a-f]{8})-?([0-9a-f]{4})-?7[0-9a-f]{3}-?[89ab][0-9a-f]{3}-?[0-9a-f]{12}", re.IGNORECASE
+)
+FUTURE_MAX_MS: Final = 5 * 60_000
+"""How far ahead of ours a sender's clock may be."""
+
+
+def minted_at(name: str) -> Instant | None:
+    """When a key was made, where it says so: a UUIDv7 does (RFC 9562 §5.7)."""
+    found = _UUID7.fullmatch(name)
+    return Instant(int(found[1] + found[2], 16)) if found else None
+
+
+def minted(name: str, *, now: Instant, key_ms: int) -> Recall | Unreadable | None:
+    """Why a key that nobody knows may not run, by the time it was made; None: it may.
+
+    We remember a key for `key_ms`. One that is older may have run and been forgotten, so it is
+    refused and not run again (conformance J3; OASIS Repeatable Requests has a second field for
+    this). One from the future is a mistake (J4). A key that does not tell its age may run.
+    """
+    at = minted_at(name)
+    if at is None:
+        return None
+    if at < now - key_ms:
+        return TOO_OLD
+    if at > now + FUTURE_MAX_MS:
+        return Unreadable("the Idempotency-Key says that it was made in the future")
+    return None
+
+
+def child_key(secret: bytes, *, key: str, step: str) -> str:
+    """The key for one step of the work under a key: the same at each attempt, another for each
+    step, and no help in guessing anything else (conformance L4)."""
+    digest = blake2b(digest_size=16, key=secret[:64], person=b"unspool child")
+    for part in (key, step):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part.encode())
+    return digest.hexdigest()
 
 
 PASSING: Final = frozenset({401, 403, 407, 511})

@@ -10,8 +10,8 @@ destination. `identify` folds scope and name into one opaque key, so that every 
 keys of one shape and none can be asked for another caller's.
 
 The fingerprint compares JSON by meaning (order of members and white space aside, numbers as
-written) and everything else by bytes. A multipart body with a new boundary is therefore another
-request: the sender gets 422 and not a second effect.
+written), multipart with its boundary left out (a sender who tries again makes a new one), and
+everything else by bytes.
 
 Values here are `msgspec.Struct`, frozen: the same discipline as a frozen slotted dataclass, and
 made in a fifth of the time (0.2 µs against 1.1), which a relay feels at every request.
@@ -20,6 +20,7 @@ made in a fifth of the time (0.2 µs against 1.1), which a relay feels at every 
 from __future__ import annotations
 
 import enum
+import re
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -190,6 +191,20 @@ _decode_json = msgspec.json.Decoder(float_hook=_number_as_written).decode
 _encode_json = msgspec.json.Encoder(order="sorted").encode
 
 
+_boundary: Final = re.compile(
+    rb'(multipart/.*);[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;",]{1,70}))', re.IGNORECASE | re.DOTALL
+).match
+
+
+def _without_boundary(content_type: bytes, body: bytes) -> tuple[bytes, bytes]:
+    """Boundaries are random, so an honest repeat has another one (RFC 2046 §5.1.1). The boundary
+    stands nowhere in the parts, so nothing of them goes with it."""
+    found = _boundary(content_type)
+    if found is None:
+        return content_type.lower(), body
+    return found[1].lower(), body.replace(found[2] or found[3], b"")
+
+
 def _meaning(content_type: bytes, body: bytes) -> bytes:
     if len(body) > JSON_FINGERPRINT_MAX_BYTES or b"json" not in content_type:
         return body
@@ -209,9 +224,14 @@ def fingerprint(request: Request) -> bytes:
     content_type = b""
     for name, value in request.fields:
         if name.lower() == b"content-type":
-            content_type = value.lower()
+            content_type = value
             break
-    body = _meaning(content_type, request.body)
+    body = request.body
+    if content_type[:10].lower() == b"multipart/":
+        content_type, body = _without_boundary(content_type, body)
+    else:
+        content_type = content_type.lower()
+        body = _meaning(content_type, body)
     head = b"%d:%b %d:%b %d:%b %d:" % (
         len(request.method), request.method, len(request.target), request.target,
         len(content_type), content_type, len(body),

@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -79,33 +79,26 @@ async def _http(
     running: set[asyncio.Task[Response]],
 ) -> None:
     fields = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
-    body = _Body(receive)
+    body = ReceivedBody(receive)
     try:
-        first, length = await _first_part(body, fields, body_max_bytes)
+        first, length = await first_part(body, fields, body_max_bytes)
     except Severed:
         return
     rest = None if body.ended else body
-    request = Request(scope["method"].encode(), _target(scope), fields, first, rest, length)
+    request = Request(scope["method"].encode(), target_of(scope), fields, first, rest, length)
     client = scope.get("client")
     caller = Caller(peer=client[0] if client else "unix", scheme=scope.get("scheme", "http"))
-    response = await _run_to_its_end(handler, request, caller, running)
+    response = await run_to_its_end(_handled(handler, request, caller), running)
     body.close()
-    await _answer(response, scope["method"] == "HEAD", receive, send)
+    await send_answer(response, scope["method"] == "HEAD", receive, send)
 
 
-async def _run_to_its_end(
-    handler: Handler, request: Request, caller: Caller, running: set[asyncio.Task[Response]]
+async def run_to_its_end(
+    work: Coroutine[Any, Any, Response], running: set[asyncio.Task[Response]]
 ) -> Response:
-    """Some servers cancel the application when the caller goes. What is being saved is saved."""
-
-    async def run() -> Response:
-        try:
-            return await handler(request, caller)
-        except Exception:
-            log.exception("The handler raised; the caller gets a 500")
-            return problem("internal")
-
-    task = asyncio.create_task(run())
+    """Some servers cancel the application when the caller goes. What is under way ends all the
+    same; `running` holds on to it. Raises what `work` raises."""
+    task = asyncio.create_task(work)
     running.add(task)
     task.add_done_callback(running.discard)
     try:
@@ -113,6 +106,14 @@ async def _run_to_its_end(
     except asyncio.CancelledError:
         task.add_done_callback(_drop)
         raise
+
+
+async def _handled(handler: Handler, request: Request, caller: Caller) -> Response:
+    try:
+        return await handler(request, caller)
+    except Exception:
+        log.exception("The handler raised; the caller gets a 500")
+        return problem("internal")
 
 
 def _drop(task: asyncio.Task[Response]) -> None:
@@ -123,7 +124,7 @@ def _drop(task: asyncio.Task[Response]) -> None:
             rest.close()
 
 
-def _target(scope: Scope) -> bytes:
+def target_of(scope: Scope) -> bytes:
     path: bytes = scope.get("raw_path") or quote(scope["path"], safe=_PATH_SAFE).encode("ascii")
     path = path.partition(b"?")[0]  # some servers leave the query in
     query: bytes = scope.get("query_string", b"")
@@ -133,7 +134,7 @@ def _target(scope: Scope) -> bytes:
 # the request's body
 
 
-class _Body:
+class ReceivedBody:
     """A `Reader` of what the server receives. ASGI servers hold the caller back by themselves."""
 
     __slots__ = ("_closed", "_receive", "ended")
@@ -161,7 +162,9 @@ class _Body:
         self._closed = True
 
 
-async def _first_part(body: _Body, fields: list[Field], body_max_bytes: int) -> tuple[bytes, int]:
+async def first_part(
+    body: ReceivedBody, fields: list[Field], body_max_bytes: int
+) -> tuple[bytes, int]:
     """The whole body if it is small enough, else as much as shows that it is not."""
     length = -1
     for name, value in fields:
@@ -183,7 +186,7 @@ async def _first_part(body: _Body, fields: list[Field], body_max_bytes: int) -> 
 # the answer
 
 
-async def _answer(response: Response, head_only: bool, receive: Receive, send: Send) -> None:
+async def send_answer(response: Response, head_only: bool, receive: Receive, send: Send) -> None:
     rest = response.rest
     try:
         head(response, framing=b"", date=b"")  # servers differ in whether they look for CR and LF

@@ -52,11 +52,12 @@ from .sqlite_schema import (
     SET_ASIDE,
     SETTLE_BODY,
     SETTLE_MESSAGE,
-    SPOILT,
     SWEEPABLE,
     TOKENS,
     body_row,
     entry_of,
+    is_under,
+    may_settle,
     message_row,
     verdict_row,
     write_rows,
@@ -241,7 +242,7 @@ class SqliteStore:
             for lease, verdict in settlements:
                 key = lease.entry.message.key
                 token = tokens.get(key)
-                good = token is not None and _may_settle(token, lease, verdict)
+                good = token is not None and may_settle(token, lease, verdict)
                 kept.append(good)
                 if token is None or not good:
                     continue  # I3
@@ -282,7 +283,7 @@ class SqliteStore:
         with self._transaction():
             listed = names(list(dict.fromkeys(lease.entry.message.key for lease in leases)))
             held = {row[0]: row[1:] for row in self._db.execute(RENEWABLE, (listed,))}
-            kept = [_is_under(held.get(lease.entry.message.key), lease) for lease in leases]
+            kept = [is_under(held.get(lease.entry.message.key), lease) for lease in leases]
             ids = [
                 held[lease.entry.message.key][0]
                 for lease, good in zip(leases, kept, strict=True)
@@ -397,23 +398,3 @@ def _entry_or_give_up(row: Sequence[Any]) -> Entry:
         return entry_of(row)
     except Spoilt as error:
         raise _SpoiltRows([row[0]]) from error
-
-
-_Token = tuple[int, int, int, bytes]
-
-
-def _is_under(token: _Token | None, lease: Lease) -> bool:
-    """The fence (6): is this very entry there, under its latest lease?
-
-    The nonce tells a claim from the one that was forgotten before it under the same key.
-    """
-    if token is None:
-        return False
-    _, state, attempt, nonce = token
-    entry = lease.entry
-    return state < SPOILT and attempt == entry.attempt and nonce == entry.message.nonce
-
-
-def _may_settle(token: _Token, lease: Lease, verdict: Verdict) -> bool:
-    """The fence, and a state that the verdict can end."""
-    return _is_under(token, lease) and type(verdict) in LIFE[State(token[1])]

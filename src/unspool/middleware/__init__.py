@@ -1,0 +1,1 @@
+"""Idempotency inside an application: for ASGI, WSGI, Django, and plain functions."""
