@@ -39,19 +39,15 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Final
 
-import msgspec
-
 from ..clock import SystemClock
-from ..core.message import Response
-from ..core.record import Spoilt, pack_answer, unpack_answer
-from ..errors import Busy, Corrupt, Misconfigured, Reused, Stale, Unkeepable
+from ..errors import Busy, Misconfigured, Reused, Stale
 from .commit_drivers import Ran
 from .commit_sessions import Session, Steps, drive, pause, session_of, trouble
+from .kept import pack, unpack
 
 KEEP_MS: Final = 30 * 24 * 3600 * 1000
 WAIT_MS: Final = 10_000
 POLL_MS: Final = 20
-VALUE_MAX_BYTES: Final = 1024 * 1024
 NAME_MAX_CHARS: Final = 1_000
 
 LOCK: Final = "SELECT pg_try_advisory_xact_lock(:number)"
@@ -68,43 +64,6 @@ WRITE: Final = (
     " VALUES (:scope, :key, :name, :fingerprint, :attempt, :value, :at, :keep_until)"
     " ON CONFLICT (scope, key) DO NOTHING RETURNING attempt"
 )
-
-_ANSWER: Final = b"a"
-_VALUE: Final = b"v"
-
-
-def pack(value: Any) -> bytes:
-    """A value as bytes. Raises `Unkeepable`."""
-    try:
-        if isinstance(value, Response):
-            packed = _ANSWER + pack_answer(value)
-        else:
-            packed = _VALUE + msgspec.msgpack.encode(value)
-    except (TypeError, ValueError, OverflowError, AssertionError, msgspec.MsgspecError) as error:
-        raise Unkeepable(
-            f"A {type(value).__qualname__} cannot be kept: {error}. Keep what can be written as"
-            " MessagePack (numbers, text, bytes, lists, mappings, dataclasses, Structs), such as an"
-            " id, or say how: encode=…, decode=…"
-        ) from error
-    if len(packed) > VALUE_MAX_BYTES:
-        raise Unkeepable(
-            f"A value of {len(packed)} bytes is not kept; {VALUE_MAX_BYTES} may be. Keep its id."
-        )
-    return packed
-
-
-def unpack(packed: bytes, type_: Any = Any) -> Any:
-    """The value again. Raises `Corrupt` where the bytes are not what was written."""
-    try:
-        if packed[:1] == _ANSWER:
-            return unpack_answer(packed[1:])
-        if packed[:1] == _VALUE:
-            return msgspec.msgpack.decode(memoryview(packed)[1:], type=type_)
-    except (Spoilt, msgspec.MsgspecError) as error:
-        raise Corrupt(f"What was kept under a key cannot be read: {error}. Nothing was run.") from (
-            error
-        )
-    raise Corrupt("What was kept under a key is of no form that is known. Nothing was run.")
 
 
 class Commit:
