@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import blake2b
+from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Final
 
@@ -47,7 +48,8 @@ from .kept import pack, unpack
 
 KEEP_MS: Final = 30 * 24 * 3600 * 1000
 WAIT_MS: Final = 10_000
-POLL_MS: Final = 20
+POLL_MS: Final = (2, 2, 4, 8, 16, 32)
+"""How long to wait between looks whether the one who is at work has ended; the last goes on."""
 NAME_MAX_CHARS: Final = 1_000
 
 LOCK: Final = "SELECT pg_try_advisory_xact_lock(:number)"
@@ -119,6 +121,7 @@ class Commit:
 
     def _enter(self) -> Steps[None]:
         until = self._clock.now() + self._wait_ms
+        pauses = chain(POLL_MS, repeat(POLL_MS[-1]))
         while True:
             try:
                 yield self._session.begin()
@@ -127,8 +130,8 @@ class Commit:
                 raise
             try:
                 taken = yield from self._take()
-                while not taken and self.joined and self._clock.now() < until:
-                    yield pause(self._session, POLL_MS)
+                while not taken and not self._session.whole and self._clock.now() < until:
+                    yield pause(self._session, next(pauses))
                     taken = yield from self._take()
                 if taken:
                     yield from self._look()
@@ -144,7 +147,7 @@ class Commit:
                 raise
             # Outside of any transaction, so that the next look sees what was committed meanwhile.
             yield self._session.undo(None)
-            yield pause(self._session, POLL_MS)
+            yield pause(self._session, next(pauses))
 
     def _take(self) -> Steps[bool]:
         """Our turn, among those of the same attempt?"""

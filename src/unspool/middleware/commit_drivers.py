@@ -1,6 +1,8 @@
 """Drivers: one class for each library that a session may come from. `commit_sessions` has the rest.
 
     begin()            a transaction, or a savepoint where one is open already
+    joined             is the transaction somebody else's to commit?
+    whole              is there nothing in it but what we do?
     run(text, values)  a statement with `:named` values: its rows
     keep()             commit, or release the savepoint
     undo(error)        take back what was done since `begin`; None: not because of an error
@@ -79,6 +81,10 @@ class Alchemy:
         self._begin_sqlite()
         self._inner = session.begin_nested()
 
+    @property
+    def whole(self) -> bool:
+        return self._inner is None
+
     def _begin_sqlite(self) -> None:
         """sqlite3 begins nothing before the first write; a savepoint that is set before that is no
         savepoint but the transaction itself."""
@@ -133,6 +139,10 @@ class InGreenlet:
         return self._inner.joined
 
     @property
+    def whole(self) -> bool:
+        return self._inner.whole
+
+    @property
     def ended(self) -> bool:
         return self._inner.ended
 
@@ -182,6 +192,10 @@ class Django:
             return cursor.fetchall() if cursor.description else ()
 
     @property
+    def whole(self) -> bool:
+        return not self.joined
+
+    @property
     def ended(self) -> bool:
         return not self._connection.in_atomic_block
 
@@ -216,6 +230,10 @@ class Psycopg:
         with self._connection.cursor(row_factory=tuple_row) as cursor:
             cursor.execute(in_percent(text), values)
             return cursor.fetchall() if cursor.description else ()
+
+    @property
+    def whole(self) -> bool:
+        return not self.joined
 
     @property
     def ended(self) -> bool:
@@ -253,6 +271,10 @@ class AsyncPsycopg:
         async with self._connection.cursor(row_factory=tuple_row) as cursor:
             await cursor.execute(in_percent(text), values)
             return await cursor.fetchall() if cursor.description else ()
+
+    @property
+    def whole(self) -> bool:
+        return not self.joined
 
     @property
     def ended(self) -> bool:
@@ -301,6 +323,10 @@ class Sqlite:
             cursor.close()
 
     @property
+    def whole(self) -> bool:
+        return not self._saved
+
+    @property
     def ended(self) -> bool:
         return not self._connection.in_transaction
 
@@ -347,6 +373,10 @@ class AioSqlite:
             return await cursor.fetchall()  # type: ignore[no-any-return]
         finally:
             await cursor.close()
+
+    @property
+    def whole(self) -> bool:
+        return not self._saved
 
     @property
     def ended(self) -> bool:
