@@ -44,13 +44,14 @@ from ..clock import SystemClock
 from ..errors import Busy, Misconfigured, Reused, Stale
 from .commit_drivers import Ran
 from .commit_sessions import Session, Steps, drive, pause, session_of, trouble
-from .kept import pack, unpack
+from .kept import KEPT_MAX_BYTES, pack, unpack
 
 KEEP_MS: Final = 30 * 24 * 3600 * 1000
 WAIT_MS: Final = 10_000
 POLL_MS: Final = (2, 2, 4, 8, 16, 32)
 """How long to wait between looks whether the one who is at work has ended; the last goes on."""
 NAME_MAX_CHARS: Final = 1_000
+VALUE_MAX_BYTES: Final = KEPT_MAX_BYTES
 
 LOCK: Final = "SELECT pg_try_advisory_xact_lock(:number)"
 FORGET: Final = (
@@ -210,7 +211,7 @@ class Commit:
 
     def _write(self) -> Steps[None]:
         value = self.value if self._encode is None else self._encode(self.value)
-        packed = pack(value)
+        packed = pack(value, max_bytes=VALUE_MAX_BYTES)
         if self._session.ended:
             raise Misconfigured(
                 "The transaction was ended within the block, so what was done in it has no record."
