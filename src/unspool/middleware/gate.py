@@ -178,6 +178,7 @@ class Gate:
             fingerprint=claim.ask.fingerprint,
             attempt=claim.attempt,
             secret=secret,
+            held=claim.held,
         )
         try:
             response = await run(running)
