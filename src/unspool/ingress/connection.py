@@ -129,6 +129,7 @@ class Connection(asyncio.Protocol):
         self._eof = True
         self._reading.give_up("The sender stopped before the body was whole.")
         if self._lingering_until_ms or not (self._busy or self._queue):
+            self._writing.flush()
             return False
         return self._scheme == "http"
 
@@ -236,7 +237,7 @@ class Connection(asyncio.Protocol):
                 self._busy = True  # also for what came before this task's first step
                 request, flags = self._next_in_queue()
             elif self._eof or writing.lost:
-                self._transport.close()
+                self._close()
                 return
             else:
                 self._busy = False
@@ -305,7 +306,7 @@ class Connection(asyncio.Protocol):
         """Nothing more will be handled here: the last word, if there is one."""
         refusal = self._refusal
         if refusal is None or self._writing.lost:
-            self._transport.close()
+            self._close()
             return
         self._door.refused[refusal.name] += 1
         retry_after_s = BUSY_RETRY_S if refusal.name == "busy" else None
@@ -318,10 +319,11 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         self._reading.give_up("The request was answered before its body was whole.")
         if not unread or self._eof or transport.is_closing():
-            transport.close()
+            self._close()
             return
         self._lingering_until_ms = self._door.now_ms + self._door.limits.linger_ms
         if transport.can_write_eof():
+            self._writing.flush()
             transport.write_eof()
         if self._paused:
             self._paused = False
@@ -332,10 +334,15 @@ class Connection(asyncio.Protocol):
     def retire(self) -> None:
         """The door is closing: go, if nobody is talking."""
         if self.idle and not self._lingering_until_ms:
-            self._transport.close()
+            self._close()
 
     def abort(self) -> None:
+        self._writing.flush()
         self._transport.abort()
+
+    def _close(self) -> None:
+        self._writing.flush()
+        self._transport.close()
 
     def sweep(self, now_ms: int, elapsed_ms: int) -> None:
         """Called for every connection, again and again: has anything taken too long?"""
@@ -351,7 +358,7 @@ class Connection(asyncio.Protocol):
         elif not (self._busy or self._queue):
             door = self._door
             if now_ms - self._since_ms > (door.keepalive_ms if self.served else door.head_ms):
-                self._transport.close()
+                self._close()
 
     def _sweep_message(self, elapsed_ms: int) -> None:
         reading = self._reading

@@ -44,6 +44,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
+from ..outgoing import Outgoing
 from ..problems import problem
 from .connection import BUSY_RETRY_S, Connection
 from .head import last_words
@@ -68,6 +69,7 @@ class Door:
         self._handler = handler
         self.limits: Final = limits or Limits()
         self.ledger: Final = Ledger()
+        self.outgoing: Final = Outgoing()
         self.refused: Final[Counter[str]] = Counter()
         self.mistakes_total = 0
         self.broken_off_total = 0
