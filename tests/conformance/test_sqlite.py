@@ -20,12 +20,14 @@ from unspool.spools.open import open_spool
 from unspool.spools.protocol import New, Survives
 from unspool.spools.sqlite import SqliteSpool
 from unspool.spools.sqlite_file import IN_MEMORY
-from unspool.spools.sqlite_schema import APPLICATION_ID, LEASABLE, SURVEY, SWEEPABLE
+from unspool.spools.sqlite_schema import ADDITIONS, APPLICATION_ID, LEASABLE, SURVEY, SWEEPABLE
 from unspool.spools.sqlite_store import SqliteStore
 from unspool.testing.conformance.values import (
+    DAY,
     HERE,
     NOW,
     key,
+    later,
     waiting,
 )
 
@@ -159,6 +161,38 @@ async def test_a_newer_file_is_left_alone(path: Path) -> None:
     with pytest.raises(Newer, match="pip install -U unspool"):
         await SqliteSpool.open(path)
     assert path.read_bytes() == before
+
+
+async def test_an_older_file_gets_what_it_lacks_and_keeps_all_it_has(path: Path) -> None:
+    """Additions: the file of the first release, with a message leased by an attempt. It stays of
+    its form, for the older program can go on with it."""
+    store = SqliteStore.open(path)
+    store.accept([waiting("a", repeat=False), waiting("b", repeat=False)])
+    store.lease({HERE: 1}, now=NOW, until=later(DAY))
+    store.close()
+    old = plain(path)
+    for _lacks, addition in ADDITIONS:
+        old.execute(undone(addition))
+    assert not any(old.execute(lacks).fetchall() for lacks, _ in ADDITIONS)
+    old.close()
+    store = SqliteStore.open(path)
+    seized = store.seize([key("a"), key("b")], now=later(DAY), until=later(DAY + 9))
+    assert [lease and lease.abandoned for lease in seized] == [True, False]
+    again = store.lease({HERE: 2}, now=later(2 * DAY), until=later(3 * DAY))
+    assert [lease.entry.message.key for lease in again] == [key("a"), key("b")]
+    assert [lease.abandoned for lease in again] == [True, False]
+    store.close()
+    new = plain(path)
+    assert new.pragma("user_version") == 1
+    assert all(new.execute(lacks).fetchall() for lacks, _ in ADDITIONS)
+
+
+def undone(addition: str) -> str:
+    words = addition.split()
+    if words[:2] == ["ALTER", "TABLE"]:
+        return f"ALTER TABLE {words[2]} DROP COLUMN {words[5]}"
+    assert words[:2] == ["CREATE", "INDEX"]
+    return f"DROP INDEX {words[2]}"
 
 
 async def test_what_is_no_database_is_left_alone(path: Path) -> None:

@@ -282,6 +282,23 @@ async def test_an_abandoned_message_that_may_not_be_repeated_ends_unknown() -> N
 
 
 @virtually
+async def test_an_operator_who_died_in_mid_act_has_sent_nothing() -> None:
+    """Seized and let fall: a message that may not be repeated goes on as if nothing had been."""
+    async with world(REFUSED) as it:
+        answer = await it.ask()
+        await asyncio.sleep(2)
+        now = it.clock.now()
+        [entry] = it.kept
+        [seized] = await it.spool.seize([entry.message.key], now=now, until=Instant(now + 60_000))
+        assert seized is not None
+        it.service.then(OK)
+        it.node.start()
+        await asyncio.sleep(100)
+        assert len(it.service.attempts) == 2
+        assert told(await it.receipt(answer))["state"] == "delivered"
+
+
+@virtually
 async def test_an_attempt_does_not_outlive_its_lease() -> None:
     """I4: a service that never answers is given up before another attempt may begin."""
     service = Counting(OK, takes_s=10**6)

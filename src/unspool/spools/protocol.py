@@ -50,6 +50,9 @@ The contract, clause by clause (the conformance suite proves each):
     that their bounce can be written: where a lane is closed for days nobody leases them for an
     attempt (I2). Held messages do not expire, and a leased one has its attempt first. They come
     without their requests.
+15. Seizures. What `seize` and `expire` lease is not for an attempt: nobody sends anything under it.
+    If such a lease runs out without a verdict, the next one is not `abandoned` by that; it is where
+    the seizure itself took what an attempt had abandoned.
 
 Instants agree between all who share a spool within SKEW_MS; a lease's term is at least ten times
 that, and longer than an attempt can take (asserted where leases are taken).
@@ -137,7 +140,8 @@ class Lease(Value, frozen=True):
     entry: Entry
     until: Instant
     abandoned: bool = False
-    """The lease before this one ran out without a verdict: its attempt may have been applied."""
+    """The lease before this one ran out without a verdict: its attempt may have been applied. Not
+    where it was a seizure (15)."""
 
 
 class New(Value, frozen=True):
@@ -234,8 +238,8 @@ class Spool(Protocol):
         self, keys: Sequence[Key], /, *, now: Instant, until: Instant
     ) -> Sequence[Lease | None]:
         """Lease these, due or not, held or not; None: unknown, not waiting, or in somebody's
-        unexpired lease. Counts no attempt that would look like a delivery: the number rises, for
-        it is the token, and the verdict's trail says what was done."""
+        unexpired lease. Counts no attempt that would look like a delivery (15): the number rises,
+        for it is the token, and the verdict's trail says what was done."""
         ...
 
     async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:

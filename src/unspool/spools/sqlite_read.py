@@ -34,6 +34,21 @@ def names(keys: Sequence[str]) -> str:
     return encode_json(keys).decode()
 
 
+class SpoiltRows(Exception):
+    """Rows that cannot be read, found in the middle of a transaction."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        super().__init__(f"spoilt: {ids}")
+        self.ids = ids
+
+
+def entry_or_give_up(row: Sequence[Any]) -> Entry:
+    try:
+        return entry_of(row)
+    except Spoilt as error:
+        raise SpoiltRows([row[0]]) from error
+
+
 def find(
     connection: apsw.Connection, keys: Sequence[Key]
 ) -> tuple[Sequence[Entry | None], Sequence[int]]:
