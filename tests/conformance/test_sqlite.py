@@ -16,8 +16,9 @@ import apsw
 import pytest
 
 from unspool.errors import CannotCreate, Misconfigured, Newer, Unavailable
+from unspool.spools import sqlite_read
 from unspool.spools.open import open_spool
-from unspool.spools.protocol import New, Survives
+from unspool.spools.protocol import New, Query, Survives
 from unspool.spools.sqlite import SqliteSpool
 from unspool.spools.sqlite_file import IN_MEMORY
 from unspool.spools.sqlite_schema import ADDITIONS, APPLICATION_ID, LEASABLE, SURVEY, SWEEPABLE
@@ -309,3 +310,43 @@ async def test_other_packages_add_schemes(tmp_path: Path, monkeypatch: pytest.Mo
     assert vars(spool)["url"] == "theirs://somewhere/else"
     with pytest.raises(Misconfigured, match="Did you mean theirs:x"):
         await open_spool("thiers:x")
+
+
+# -- looking at one of very many --------------------------------------------------------------
+
+
+def test_one_message_is_found_by_its_key_without_looking_at_the_others(path: Path) -> None:
+    """`unspool show KEY`: the work does not grow with what is there."""
+    store = SqliteStore.open(path)
+    steps: list[int] = []
+    for size in (10, 2_000):
+        store.accept([waiting(f"{size}-{number}") for number in range(size)])
+        steps.append(0)
+
+        def step() -> bool:
+            steps[-1] += 1
+            return False
+
+        store._opened.browser.set_progress_handler(step, 1)
+        query = Query(key=key(f"{size}-7"))
+        [entry] = store.browse(query, after=None, limit=1, requests=True)
+        assert entry.message.request is not None
+    assert steps[1] <= steps[0] + 10
+    store.close()
+
+
+def test_browsing_in_steps_shows_what_browsing_at_once_does(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows are looked at in a step, and whatever has gone in between."""
+    store = SqliteStore.open(path)
+    store.accept([waiting(f"{number}") for number in range(40)])
+    ids = store._db.execute("SELECT id FROM message WHERE id % 7 = 3").fetchall()
+    store._delete([id_ for (id_,) in ids])
+    queries = [Query(), Query(name="name of 39"), Query(destination=HERE), Query(key=key("8"))]
+    whole = [store.browse(query, after=None, limit=15) for query in queries]
+    assert [len(entries) for entries in whole] == [15, 1, 15, 1]
+    for rows in (1, 3, 39, 40):
+        monkeypatch.setattr(sqlite_read, "BROWSE_ROWS", rows)
+        assert [store.browse(query, after=None, limit=15) for query in queries] == whole
+    store.close()

@@ -284,5 +284,6 @@ def _asked_for(entry: Entry, query: Query) -> bool:
         (query.destination is None or message.destination == query.destination)
         and (query.state is None or entry.state is query.state)
         and (query.name is None or message.name == query.name)
+        and (query.key is None or message.key == query.key)
         and (query.held is None or held == query.held)
     )

@@ -172,6 +172,8 @@ class Query(Value, frozen=True):
     state: State | None = None
     name: str | None = None
     """The sender's Idempotency-Key, whoever the sender was."""
+    key: Key | None = None
+    """The entry of this key: found at once, however much there is."""
     held: bool | None = None
 
 

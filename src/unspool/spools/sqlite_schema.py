@@ -21,7 +21,7 @@ can be given back to the older program.
 Pure: no connection is opened here.
 
 Bugs: the checksums are over the records (status, request, answer); the columns beside them have
-none. `browse` by state, name or destination and `tally` read all rows.
+none. `browse` by state, name or destination and `tally` read all rows (see `sqlite_read`).
 """
 
 from __future__ import annotations

@@ -127,6 +127,9 @@ class LookUp(Suite):
         assert names_of(await browsed(spool, Query(held=False))) == ["a", "b", "c", "s"]
         assert names_of(await browsed(spool, Query(name="name of b"))) == ["b"]
         assert await browsed(spool, Query(name="name of b", destination=HERE)) == []
+        assert names_of(await browsed(spool, Query(key=key("b")))) == ["b"]
+        assert await browsed(spool, Query(key=key("b"), destination=HERE)) == []
+        assert await browsed(spool, Query(key=key("x"))) == []
 
     async def test_browse_leaves_out_what_is_large(self, spool: Spool) -> None:
         """10. Answers are left out; requests too unless asked for."""
