@@ -22,6 +22,7 @@ import pytest
 from unspool import __version__
 from unspool.core.lifecycle import Bounced, Deferred, Delivered, Reason, State
 from unspool.core.message import (
+    AT_ONCE,
     NEVER,
     Attempt,
     Destination,
@@ -406,6 +407,21 @@ async def test_all_asks_first_and_counts(unspool: Run, spool: Spool) -> None:
     assert (await found(spool, there)).state is State.WAITING
     for key in (*here, held):
         assert (await found(spool, key)).state is State.BOUNCED
+
+
+async def test_retry_asks_a_destination_that_is_down_at_once(unspool: Run, spool: Spool) -> None:
+    """Of those that are named each; with --all one of each destination: a probe, and no flush."""
+    here = [await put(spool, f"h{number}") for number in range(3)]
+    there = [await put(spool, f"t{number}", destination=THERE) for number in range(2)]
+    assert unspool("retry", "--all", "--yes").returncode == 0
+    for keys in (here, there):
+        due = [(await found(spool, key)).due_at for key in keys]
+        assert due[0] == AT_ONCE
+        assert all(now() - MINUTE < at <= now() for at in due[1:])
+    assert unspool("retry", "h1", "h2").returncode == 0
+    assert [(await found(spool, key)).due_at for key in here] == [AT_ONCE] * 3
+    [shown] = objects(unspool("show", "h1", "--json").stdout)
+    assert shown["due_at"] == shown["accepted_at"]
 
 
 async def test_release_all_means_the_held_and_retry_all_the_others(

@@ -141,7 +141,7 @@ def members(entry: Entry, *, now: int) -> dict[str, Any]:
         "leased_until": entry.leased_until if leased else None,
         "accepted_at": message.accepted_at,
         "expires_at": message.expires_at,
-        "due_at": entry.due_at if waits and not held else None,
+        "due_at": max(entry.due_at, message.accepted_at) if waits and not held else None,
         "settled_at": entry.settled_at or None,
         "order_key": message.order_key or None,
         "repeat": message.repeat,
