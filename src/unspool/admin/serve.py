@@ -45,6 +45,7 @@ from ..transports.limits import Limits as OutLimits
 from ..transports.protocol import Transport
 from ..transports.servers import Servers
 from . import logs
+from .descriptors import fitted
 from .notify import notify
 from .plan import plan_of
 from .wording import span
@@ -65,6 +66,7 @@ def serve(settings: Settings) -> int:
     """Run the relay. Returns the exit code; raises `Broken` where it cannot start."""
     logs.start(level=settings.log_level, form=settings.log_format)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    settings = fitted(settings)
     tls = _door_tls(settings)
     sole = _serve_alone(settings.spool[0])
     listening = [one for text in settings.listen for one in open_listener(listener(text, tls=tls))]
