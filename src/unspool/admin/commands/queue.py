@@ -24,8 +24,6 @@ from ..spool import Desk, options, using
 
 HEADING = "--Key-------------------- ---Age-- Tries --Next try- -Destination--------------"
 
-encode = msgspec.json.Encoder().encode
-
 
 class Sums(msgspec.Struct):
     """What the footer says."""
@@ -76,7 +74,7 @@ def queue(
 async def _lines(entries: AsyncGenerator[Entry, None], *, desk: Desk, limit: int) -> None:
     count = 0
     async for entry in entries:
-        click.echo(encode(members(entry, now=desk.now())))
+        click.echo(wording.encode(members(entry, now=desk.now())))
         count += 1
         if count == limit:
             return

@@ -143,7 +143,7 @@ async def _these(desk: Desk, verb: Verb, keys: Sequence[str], *, dry_run: bool) 
         try:
             entry = await the_one(desk, key)
         except (NoSuch, Ambiguous) as error:
-            click.echo(f"unspool: {error}", err=True)
+            click.echo(f"unspool: {wording.said(str(error))}", err=True)
             worst = max(worst, error.exit_code)
             continue
         if verb.name == "release" and entry.state is State.WAITING and not wording.held(entry):
