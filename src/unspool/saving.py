@@ -107,18 +107,11 @@ class Saving:
     def answered(self, passage: Passage, answer: Response, now: Instant) -> Entry:
         """The entry that remembers this answer."""
         verdict = self._verdict(passage, answer, now)
+        message = self._sealed(passage, now, whole=False)
         return Entry(
-            message=self._sealed(passage, now, request=False),
-            state=State.DELIVERED,
-            due_at=now,
-            attempt=1,
-            trail=verdict.trail,
-            answer=verdict.answer,
-            stored=verdict.stored,
-            settled_at=now,
-            keep_until=verdict.keep_until,
-            answer_until=verdict.answer_until,
-        )
+            message, State.DELIVERED, now, 1, Instant(0), verdict.trail, verdict.answer,
+            verdict.stored, "", now, verdict.keep_until, verdict.answer_until,
+        )  # fmt: skip
 
     async def forget(self, passage: Passage) -> None:
         if passage.claim is None:
@@ -186,19 +179,14 @@ class Saving:
                 pace=self._options.policy.pace,
             )
             trail = (attempted(1, answer, at=passage.began_at),)
-        return Entry(
-            message=message,
-            state=State.WAITING,
-            due_at=due_at,
-            attempt=claim.entry.attempt if claim else len(trail),
-            trail=trail,
-        )
+        attempt = claim.entry.attempt if claim else len(trail)
+        return Entry(message, State.WAITING, due_at, attempt, Instant(0), trail)
 
-    def _sealed(self, passage: Passage, now: Instant, *, request: bool = True) -> Message:
+    def _sealed(self, passage: Passage, now: Instant, *, whole: bool = True) -> Message:
         key = passage.key
         if not key:
             key = passage.key = mint(now=now, chance=self._chance(11))
-        message = seal(
+        return seal(
             passage.request,
             key=key,
             name=passage.name,
@@ -210,8 +198,8 @@ class Saving:
             order_key=passage.order_key,
             # A minted key is nobody's to reuse: nothing to compare.
             print_=passage.fingerprint if passage.fingerprint is not None else b"",
+            whole=whole,
         )
-        return message if request else msgspec.structs.replace(message, request=None)
 
     async def promised(
         self, passage: Passage, entry: Entry, answer: Answer | None = None

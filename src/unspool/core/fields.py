@@ -239,9 +239,12 @@ def _ours(into: Onward, name: bytes, field: Field) -> None:
         into.fields.append(field)
 
 
+_IS_KEPT: Final = Kinds(lambda name: name not in NOT_KEPT)
+
+
 def kept(fields: Sequence[Field]) -> tuple[Field, ...]:
     """An answer's fields as a replay gives them again (conformance B3, B4)."""
-    return tuple(field for field in fields if field[0].lower() not in NOT_KEPT)
+    return tuple([field for field in fields if _IS_KEPT[field[0]]])
 
 
 def harmless(fields: Sequence[Field]) -> list[Field]:

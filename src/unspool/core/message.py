@@ -250,18 +250,14 @@ def seal(
     repeat: bool,
     order_key: str = "",
     print_: bytes | None = None,
+    whole: bool = True,
 ) -> Message:
-    """Put a request in its envelope. Its body must be here whole."""
+    """Put a request in its envelope. Its body must be here whole. Not `whole`: the envelope alone,
+    for an answer that is kept."""
     assert request.rest is None, "I1: what is not here cannot be promised"
-    return Message(
-        key=key,
-        fingerprint=fingerprint(request) if print_ is None else print_,
-        destination=destination,
-        accepted_at=now,
-        expires_at=Instant(now + lifetime_ms),
-        nonce=nonce,
-        name=name,
-        order_key=order_key,
-        repeat=repeat,
-        request=request,
-    )
+    if print_ is None:
+        print_ = fingerprint(request)
+    expires_at = Instant(now + lifetime_ms)
+    # By position: this is made for every message, and names cost as much as the values.
+    kept = request if whole else None
+    return Message(key, print_, destination, now, expires_at, nonce, name, order_key, repeat, kept)
