@@ -4,6 +4,8 @@
     await custody.accept(entry)       take it; durable when this returns (I1)
     await custody.find(key)           what is known of a key
     await custody.settle(lease, v)    end a lease
+    custody.accept_for(hears, entry)  accept and find for somebody who is told in his own way;
+    custody.find_for(hears, key)      he tells `took`, or `failed`, what he was told of an accept
     await custody.open()              the spool's secret, made on first use
     await custody.count()             how many wait already
 
@@ -24,7 +26,7 @@ from .core.admission import Health, Reject, Terms, admit
 from .core.lifecycle import State, Verdict
 from .core.message import NEVER, Destination, Instant, Key, Message, Response
 from .errors import Full, Refused, Unavailable
-from .spools.committer import Committer
+from .spools.committer import Committer, Hears
 from .spools.protocol import Acceptance, Entry, Lease, New, Spool
 
 SECRET_KEY: Final = Key("unspool.secret........")
@@ -112,24 +114,33 @@ class Custody:
         try:
             acceptance = await self._accepts.submit(entry)
         except Refused as error:
-            self._failed(error, now)
+            self.failed(error, now)
             raise
+        self.took(entry, acceptance)
+        return acceptance
+
+    def accept_for(self, hears: Hears[Acceptance], entry: Entry) -> None:
+        self._accepts.submit_for(hears, entry)
+
+    def took(self, entry: Entry, acceptance: Acceptance) -> None:
         self._trouble = ""
         if entry.state is State.WAITING and isinstance(acceptance, New):
             self.backlog += 1
-        return acceptance
 
     async def settle(self, lease: Lease, verdict: Verdict, *, now: Instant) -> bool:
         try:
             return await self._settles.submit((lease, verdict))
         except Refused as error:
-            self._failed(error, now)
+            self.failed(error, now)
             raise
 
     async def find(self, key: Key) -> Entry | None:
         return await self._finds.submit(key)
 
-    def _failed(self, error: Refused, now: Instant) -> None:
+    def find_for(self, hears: Hears[Entry | None], key: Key) -> None:
+        self._finds.submit_for(hears, key)
+
+    def failed(self, error: Refused, now: Instant) -> None:
         assert isinstance(error, Full | Unavailable | Refused)
         self._trouble = str(error).split(".", 1)[0]
         self._trouble_until = Instant(now + TROUBLE_MS)

@@ -33,6 +33,7 @@ from ..errors import Corrupt, Unavailable
 from . import sqlite_read
 from .memory import bare
 from .protocol import Acceptance, Duplicate, Entry, LaneDue, Lease, Mismatch, New, Query, Tally
+from .sqlite_fence import is_under, may_settle
 from .sqlite_file import Opened, close_file, open_file, translate
 from .sqlite_read import SpoiltRows, encode_json, entry_or_give_up, names
 from .sqlite_read import rows as read_rows
@@ -60,8 +61,6 @@ from .sqlite_schema import (
     abandoned,
     body_row,
     entry_of,
-    is_under,
-    may_settle,
     message_row,
     verdict_row,
     write_rows,
