@@ -31,6 +31,9 @@ class NoSuchServer(UnspoolError):
 @click.option("--post", metavar="TARGET", help="The target of a POST whose effect is counted.")
 @click.option("--count", metavar="TARGET", help="The target of a GET that tells the count.")
 @click.option(
+    "--counts", metavar="URL", help="Where the count is asked, if not at URL: behind a relay."
+)
+@click.option(
     "--route",
     "routes",
     multiple=True,
@@ -110,7 +113,9 @@ def _service(url: str, given: Mapping[str, Any]) -> Service:
     from ...testing.idempotency.wire import Wire
 
     try:
-        Wire(url)
+        for each in (url, given["counts"]):
+            if each:
+                Wire(each)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if bool(given["post"]) != bool(given["count"]):
@@ -118,7 +123,7 @@ def _service(url: str, given: Mapping[str, Any]) -> Service:
     how: dict[str, Any] = {"url": url, "parks": given["parks"]}
     if given["post"]:  # what is true of the shipped service is not true of this one
         how |= {"caller": (), "other": (), "renewed": (), "limit": 0}
-    for name in ("post", "count", "media", "key_max", "retention"):
+    for name in ("post", "count", "counts", "media", "key_max", "retention"):
         if given[name] is not None:
             how[name] = given[name]
     for name in ("body", "other_body"):
