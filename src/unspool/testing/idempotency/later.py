@@ -166,10 +166,10 @@ async def j4(it: Orders) -> None:
 
 
 async def j5(it: Orders) -> None:
-    order, key = await it.make("slow", mount="short"), fresh()
+    order, key = await it.make("longer", mount="short"), fresh()
     running = asyncio.ensure_future(order.post(key))
-    await asyncio.sleep(0.25)
-    for _ in range(3):
+    for pause_s in (0.4, SHORT_KEY_S - 0.1):
+        await asyncio.sleep(pause_s)
         refused(await order.post(key), 409, what="a repeat while the first runs")
     first = await running
     good(first)

@@ -45,6 +45,7 @@ DOWN: Final = {"status": 503, "fields": [SOON]}
 GZIP: Final = "H4sIAAAAAAACA8tIzcnJVyjPL8pJUQQAbcK0AwwAAAA="
 BINARY: Final = "AAECA4CB/v8NCg0KAP8="
 SLOW_MS: Final = 700
+LONGER_MS: Final = 3_800
 STREAM_KIB: Final = 80
 LARGE_BYTES: Final = 2 * 1024 * 1024
 
@@ -98,6 +99,9 @@ NEEDS: Final[dict[str, Need]] = {
           "fields": [["Content-Type", "application/json; charset=utf-8"]]},),
     ),
     "slow": Need(f"takes {SLOW_MS} ms", ({"delay_ms": SLOW_MS},)),
+    "longer": Need(
+        f"takes {LONGER_MS} ms: longer than `short` keeps keys", ({"delay_ms": LONGER_MS},)
+    ),
     "stream": Need(
         f"answers with a stream of {STREAM_KIB} KiB", ({"chunks": STREAM_KIB},)
     ),

@@ -154,7 +154,7 @@ ROWS: Final[dict[str, Row]] = {
               " not run.", ("short",)),
     "J3": Row("S", "A key that tells that it is older than keys are kept is refused."),
     "J4": Row("S", "A key that tells that it was made in the future is a 400."),
-    "J5": Row("M", "The sweep leaves alone what still runs.", ("short", "slow")),
+    "J5": Row("M", "What still runs is not forgotten, however long it takes.", ("short", "longer")),
     "J6": Row("M", "Age is judged by the clock, not by what was swept.", ("short",)),
     "J7": Row("M", "Where the memory does not answer, a request with a key is a 503 with"
               " Retry-After, and nothing runs.", ("processes",)),
