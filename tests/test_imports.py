@@ -17,7 +17,7 @@ LAYERS = {
     "errors": ("errors",),
     "settings": ("settings", "config"),
     "problems": ("problems",),
-    "clock": ("clock", "chance"),
+    "clock": ("clock", "chance", "outgoing"),
     "door": ("ingress.protocol",),
     "spools": ("spools",),
     "queues": ("queues",),

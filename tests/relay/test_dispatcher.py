@@ -127,17 +127,21 @@ async def test_never_more_than_the_window_at_once() -> None:
 
 @virtually
 async def test_retry_after_is_obeyed_by_all_of_them() -> None:
-    """429 parks the lane: not only this message comes later."""
+    """429 parks the lane: not only this message comes later. One of the others at a time asks
+    whether it is over, further and further apart."""
     service = Counting(says(429, b"", (b"Retry-After", b"60")), takes_s=0)
     async with world(service=service) as it:
         await save(it, 30)
         it.node.start()
-        await asyncio.sleep(30)
+        await asyncio.sleep(4.9)
         first = len(service.began_at)
         assert first <= WINDOW_START
+        await asyncio.sleep(25)
+        probes = service.began_at[first:]
+        assert 1 <= len(probes) <= 3
+        assert min(b - a for a, b in itertools.pairwise(service.began_at[first - 1 :])) >= 4.9
         service.then(OK)
-        await asyncio.sleep(29)
-        assert len(service.began_at) == first
+        await asyncio.sleep(60)
         await asyncio.sleep(60)
         assert states(it) == [State.DELIVERED] * 30
 
@@ -191,12 +195,12 @@ class Slow(MemorySpool):
 async def test_the_weather_may_turn_while_the_spool_is_asked() -> None:
     """What was leased under a sky that has closed is given back untried, and nothing breaks."""
     spool = Slow()
-    async with world(says(429, b"", (b"Retry-After", b"30")), spool=spool) as it:
+    async with world(says(429, b"", (b"Retry-After", b"4")), spool=spool) as it:
         await save(it, 10)
         it.node.start()
         await spool.leased.wait()
         await it.ask(key="live")  # this one is told 429, and so the lane is parked
-        await asyncio.sleep(20)
+        await asyncio.sleep(3)
         assert len(it.service.attempts) == 1
         assert all(e.leased_until <= it.clock.now() for e in it.kept)
         it.service.then(OK)
@@ -275,6 +279,23 @@ async def test_an_abandoned_message_that_may_not_be_repeated_ends_unknown() -> N
         await asyncio.sleep(LEASE_MS / 1000 + 40)
         assert len(it.service.attempts) == 1
         assert told(await it.receipt(answer))["reason"] == "unknown"
+
+
+@virtually
+async def test_an_operator_who_died_in_mid_act_has_sent_nothing() -> None:
+    """Seized and let fall: a message that may not be repeated goes on as if nothing had been."""
+    async with world(REFUSED) as it:
+        answer = await it.ask()
+        await asyncio.sleep(2)
+        now = it.clock.now()
+        [entry] = it.kept
+        [seized] = await it.spool.seize([entry.message.key], now=now, until=Instant(now + 60_000))
+        assert seized is not None
+        it.service.then(OK)
+        it.node.start()
+        await asyncio.sleep(100)
+        assert len(it.service.attempts) == 2
+        assert told(await it.receipt(answer))["state"] == "delivered"
 
 
 @virtually

@@ -6,15 +6,22 @@
 `ready_at` is what leases go by: when the message is due and in nobody's lease. NULL means that it
 cannot be leased at all: it has settled, is claimed, is held, or stands behind the head of its order
 key. So a lease is written as a new due time, an abandoned one comes due by itself, and `due_at`
-stays the message's own. `sweep_at` is when something of the row may be forgotten.
+stays the message's own. `sweep_at` is when something of the row may be forgotten. `seized` is the
+attempt number of the last lease that was a seizure and no attempt: while the two are equal, a lease
+that has run out was nobody's attempt (15).
 
 A state of SPOILT or more is a row set aside: its record failed its checksum. Its key stays known
 (nothing runs twice because we forgot it), its bytes stay for whoever can read them.
 
+Forms. `user_version` says which form a file has; a newer one than ours is refused. What an older
+unspool can pass over without harm (a column with a default that it does not name, an index) is an
+addition and no new form: ADDITIONS are made in every file that lacks them, and a file that has them
+can be given back to the older program.
+
 Pure: no connection is opened here.
 
 Bugs: the checksums are over the records (status, request, answer); the columns beside them have
-none. `browse` by state, name or destination and `tally` read all rows.
+none. `browse` by state, name or destination and `tally` read all rows (see `sqlite_read`).
 """
 
 from __future__ import annotations
@@ -60,7 +67,8 @@ SCHEMA: Final = (
         keep_until   INTEGER NOT NULL,
         answer_until INTEGER NOT NULL,
         sweep_at     INTEGER,
-        status       BLOB    NOT NULL
+        status       BLOB    NOT NULL,
+        seized       INTEGER NOT NULL DEFAULT 0
     ) STRICT
     """,
     """
@@ -79,6 +87,14 @@ SCHEMA: Final = (
     "CREATE INDEX message_leased ON message (leased_until) WHERE leased_until > 1",
     f"CREATE INDEX message_spoilt ON message (id) WHERE state >= {SPOILT}",
 )
+
+ADDITIONS: Final = (
+    (
+        "SELECT 1 FROM pragma_table_info('message') WHERE name = 'seized'",
+        "ALTER TABLE message ADD COLUMN seized INTEGER NOT NULL DEFAULT 0",
+    ),
+)
+"""Where the first finds nothing, the second is done."""
 
 # OR ROLLBACK: a write that fails takes its whole transaction with it, which is what we want, and
 # SQLite then needs no statement journal, which for many rows it would spill to a temporary file.
@@ -106,7 +122,7 @@ SETTLE_BODY: Final = (
 COLUMNS: Final = (
     "m.id, m.key, m.fingerprint, m.destination, m.accepted_at, m.expires_at, m.nonce, m.name,"
     " m.order_key, m.repeat, m.state, m.due_at, m.attempt, m.leased_until, m.keep_until,"
-    " m.answer_until, m.status"
+    " m.answer_until, m.seized, m.status"
 )
 
 FIND: Final = (
@@ -142,6 +158,12 @@ RENEW: Final = (
     " ready_at = iif(ready_at IS NULL, NULL, max(due_at, ?1)),"
     " sweep_at = iif(sweep_at IS NULL, NULL, max(keep_until, ?1))"
     " WHERE id IN (SELECT value FROM json_each(?2))"
+)
+# What an abandoned attempt left open stays open: it must not look as if it had never been.
+SEIZE: Final = LEASE.replace(
+    "SET attempt = attempt + 1,",
+    "SET attempt = attempt + 1,"
+    " seized = iif(leased_until = 0 OR seized = attempt, attempt + 1, seized),",
 )
 # One row for the whole batch: see CHUNK_MAX.
 TOKENS: Final = (
@@ -281,11 +303,18 @@ def verdict_row(id_: int, verdict: Verdict, *, ordered: bool) -> tuple[Any, ...]
     raise AssertionError("Forgotten is a deletion, not a row")
 
 
+def abandoned(row: Sequence[Any]) -> bool:
+    """Of a row that is being leased: did the lease before run out, and was it an attempt?"""
+    attempt, leased_until, seized = row[12], row[13], row[16]
+    return bool(leased_until) and seized != attempt
+
+
 def entry_of(row: Sequence[Any]) -> Entry:
     """A row of COLUMNS, request, answer as an entry. Raises `record.Spoilt`."""
     (
         _, key, fingerprint, destination, accepted_at, expires_at, nonce, name, order_key, repeat,
-        state, due_at, attempt, leased_until, keep_until, answer_until, status, request, answer,
+        state, due_at, attempt, leased_until, keep_until, answer_until, _seized, status, request,
+        answer,
     ) = row  # fmt: skip
     if state >= SPOILT:
         raise record.Spoilt("a record was set aside")

@@ -34,7 +34,7 @@ from . import sqlite_read
 from .memory import bare
 from .protocol import Acceptance, Duplicate, Entry, LaneDue, Lease, Mismatch, New, Query, Tally
 from .sqlite_file import Opened, close_file, open_file, translate
-from .sqlite_read import encode_json, names
+from .sqlite_read import SpoiltRows, encode_json, entry_or_give_up, names
 from .sqlite_schema import (
     COUNT_SPOILT,
     DELETE,
@@ -49,11 +49,13 @@ from .sqlite_schema import (
     RENEW,
     RENEWABLE,
     SEIZABLE,
+    SEIZE,
     SET_ASIDE,
     SETTLE_BODY,
     SETTLE_MESSAGE,
     SWEEPABLE,
     TOKENS,
+    abandoned,
     body_row,
     entry_of,
     is_under,
@@ -133,7 +135,7 @@ class SqliteStore:
         try:
             with self._transaction():
                 return self._accept(entries)
-        except _SpoiltRows as found:
+        except SpoiltRows as found:
             raise self._fail_closed(found.ids) from found
 
     def _accept(self, entries: Sequence[Entry]) -> list[Acceptance]:
@@ -141,7 +143,7 @@ class SqliteStore:
         ids: dict[Key, int] = {}
         for row in self._db.execute(FIND, (names([entry.message.key for entry in entries]),)):
             ids[row[1]] = row[0]
-            known[row[1]] = _entry_or_give_up(row)
+            known[row[1]] = entry_or_give_up(row)
         fresh: dict[Key, Entry] = {}
         gone: list[int] = []
         answers: list[Acceptance] = []
@@ -201,15 +203,18 @@ class SqliteStore:
     def seize(self, keys: Sequence[Key], /, *, now: Instant, until: Instant) -> list[Lease | None]:
         with self._transaction():
             rows = self._db.execute(SEIZABLE, (names(keys), now)).fetchall()
-            leases = {lease.entry.message.key: lease for lease in self._lease(rows, until)}
+            taken = self._lease(rows, until, by=SEIZE)
+            leases = {lease.entry.message.key: lease for lease in taken}
             return [leases.pop(key, None) for key in keys]  # a key given twice is seized once
 
     def expire(self, *, now: Instant, until: Instant, limit: int) -> list[Lease]:
         with self._transaction():
             rows = self._db.execute(EXPIRED, (now, limit)).fetchall()
-            return self._lease(rows, until, whole=False)
+            return self._lease(rows, until, by=SEIZE, whole=False)
 
-    def _lease(self, rows: Sequence[Any], until: Instant, *, whole: bool = True) -> list[Lease]:
+    def _lease(
+        self, rows: Sequence[Any], until: Instant, *, by: str = LEASE, whole: bool = True
+    ) -> list[Lease]:
         """`whole`: a message without its request is spoilt, whatever took it."""
         leases: list[Lease] = []
         ids: list[int] = []
@@ -222,10 +227,10 @@ class SqliteStore:
                 self._set_aside(row[0])
                 continue
             leased = replace(entry, attempt=entry.attempt + 1, leased_until=until)
-            leases.append(Lease(leased, until, entry.leased_until != 0))
+            leases.append(Lease(leased, until, abandoned(row)))
             ids.append(row[0])
         if ids:
-            self._db.execute(LEASE, (until, encode_json(ids).decode()))
+            self._db.execute(by, (until, encode_json(ids).decode()))
         return leases
 
     def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> list[bool]:
@@ -383,18 +388,3 @@ class SqliteStore:
         number: Any
         [[number]] = self._db.execute(statement).fetchall()
         return int(number)
-
-
-class _SpoiltRows(Exception):
-    """Rows that cannot be read, found in the middle of a transaction."""
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        super().__init__(f"spoilt: {ids}")
-        self.ids = ids
-
-
-def _entry_or_give_up(row: Sequence[Any]) -> Entry:
-    try:
-        return entry_of(row)
-    except Spoilt as error:
-        raise _SpoiltRows([row[0]]) from error
