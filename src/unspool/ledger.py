@@ -31,7 +31,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from time import monotonic_ns
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -55,6 +55,8 @@ from .spools.protocol import Acceptance, Entry, Lease, New
 from .tries import Tries, Turn
 
 log = logging.getLogger("unspool.ledger")
+
+T = TypeVar("T")
 
 POLL_MS: Final = 100
 """How often one who waits looks whether another process has finished."""
@@ -105,7 +107,7 @@ class Ledger:
         self._tries = Tries(clock=clock)
         self._live: set[Claim] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._unwritten = 0
         self._swept_at = clock.now()
 
@@ -278,10 +280,12 @@ class Ledger:
     def now(self) -> Instant:
         return self._clock.now()
 
-    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+    def _beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Do it, whatever becomes of whoever asked for it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _tend(self) -> None:
         """Renew and sweep now and then, for as long as there is anything to do."""
@@ -372,7 +376,9 @@ class Claim:
     async def _end(self, verdict: Delivered | Bounced | Forgotten) -> bool:
         assert not self.ended, "I3: a claim ends once"
         self.ended = True
-        return await self._ledger.end(self, verdict)
+        # Whoever waits may be cancelled. The end is written all the same: a claim that is neither
+        # ended nor abandoned would be renewed for ever.
+        return await asyncio.shield(self._ledger._beside(self._ledger.end(self, verdict)))
 
 
 def _settled(entry: Entry, verdict: Delivered) -> Entry:
