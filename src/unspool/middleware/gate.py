@@ -173,14 +173,14 @@ class Gate:
             # Raised or cancelled: whether it had an effect only the application knows (F7, F8).
             await (claim.unknown() if running.affected else claim.release())
             raise
-        if not self._stands(response, running):
+        if not self.stands(response, running):
             await (claim.unknown() if running.affected and _troubled(response) else claim.release())
             return response
         if not await claim.done(response):
             return with_fields(response, NOT_STORED)
         return response
 
-    def _stands(self, response: Response, running: Running) -> bool:
+    def stands(self, response: Response, running: Running) -> bool:
         """Is this the answer that repeats shall get?"""
         if running.forgotten or not worth_remembering(response.status):
             return False
