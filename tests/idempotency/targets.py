@@ -43,14 +43,14 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def process(folder: Path, name: str, port: int, *words: str) -> Iterator[str]:
+def process(folder: Path, name: str, port: int, *words: str, **more: str) -> Iterator[str]:
     """A server at this port, as soon as it listens; its URL."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("UNSPOOL_")}
     with (folder / f"{name}.log").open("wb") as log:
         running = subprocess.Popen(
             [sys.executable, "-m", *words],
             cwd=folder,
-            env={**ours, "FOLDER": str(folder), "PYTHONPATH": str(HERE)},
+            env={**ours, "FOLDER": str(folder), "PYTHONPATH": str(HERE), **more},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -98,24 +98,27 @@ def asgi(folder: Path) -> Iterator[Target]:
         yield Target(Service(url=url), folder)
 
 
+def waitress(folder: Path, name: str, **more: str) -> AbstractContextManager[str]:
+    [port] = free_ports(1)
+    app = name.partition("-")[0]
+    words = ("waitress", "--listen", f"127.0.0.1:{port}", "--threads", "64", "--call")
+    return process(folder, name, port, *words, f"served:{app}", **more)
+
+
 @contextlib.contextmanager
 def wsgi(folder: Path) -> Iterator[Target]:
-    [port] = free_ports(1)
-    with process(
-        folder, "wsgi", port, "waitress", "--listen", f"127.0.0.1:{port}", "--threads", "64",
-        "--call", "served:wsgi",
-    ) as url:  # fmt: skip
+    with waitress(folder, "wsgi") as url:
         yield Target(Service(url=url), folder)
 
 
 @contextlib.contextmanager
 def django(folder: Path) -> Iterator[Target]:
-    [port] = free_ports(1)
-    with process(
-        folder, "django", port, "waitress", "--listen", f"127.0.0.1:{port}", "--threads", "64",
-        "--call", "served:django",
-    ) as url:  # fmt: skip
-        yield Target(Service(url=url), folder)
+    """A project has one set of settings: what forgets soon is another process."""
+    with (
+        waitress(folder, "django") as url,
+        waitress(folder, "django-short", SETUP="short") as short,
+    ):
+        yield Target(Service(url=url, mounts={"short": short}), folder)
 
 
 def _who(name: str, token: int) -> tuple[tuple[str, str], ...]:
