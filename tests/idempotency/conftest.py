@@ -30,7 +30,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Asked]:
             folder: Path = tmp_path_factory.mktemp(name)
             with TARGETS[name](folder) as target:
                 results = asyncio.run(check(target.service, by_design=BY_DESIGN[name]))
-            known[name] = Asked({result.row: result for result in results}, target.logs())
+                known[name] = Asked({result.row: result for result in results}, target.logs())
         return known[name]
 
     return ask

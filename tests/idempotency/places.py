@@ -1,66 +1,89 @@
 """What a row cannot be asked of, and why; and where rows are shown that are not on the wire.
 
-BY_DESIGN[target][row]      it cannot hold there, and why: docs/reference/idempotency.md prints this
-ELSEWHERE[row]              which tests show it, of all places at once
+BY_DESIGN[target][row]      it cannot hold there, or need not, and why
+ELSEWHERE[row][target]      the tests that show it, where the suite cannot ask over HTTP
+NOT_DONE[row]               no target has it, and why
+
+Read by the tests, and by `record.py` for docs/reference/idempotency.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
-_AUTH: Final = (
-    "stands in front of the service's own authentication: who is refused there may still be"
-    " replayed an answer of its own. Let the gateway before it authenticate, or keep answers short"
-)
-_RUNS: Final = "cannot see whether the service had its effect: it asks again, with the same key"
+HERE: Final = ("relay", "ASGI", "WSGI", "Django")
+INSIDE: Final = ("ASGI", "WSGI", "Django")
+"""Those that run in the application."""
+
 _SAVES: Final = "does not save requests: the service's error is the caller's, at once"
+_ONE_STORE: Final = "has no replica to read from: a spool is one store, read where it is written"
 
 BY_DESIGN: Final[dict[str, dict[str, str]]] = {
     "relay": {
         "A9": "does not know which requests need a key: the service does, and its 400 passes",
+        "D3": "has a scope to begin with: every field that credentials come in (`scope_fields`)",
         "D4": "tells callers apart by fields: there is no function that could fail",
-        "D5": _AUTH,
-        "F8": _RUNS,
+        "D5": "stands in front of the service's own authentication: a caller whose rights were"
+        " taken away may still be given an answer that it had before. Where that matters,"
+        " authenticate before the relay, or keep answers short (`answer_keep_ms`)",
+        "E9": _ONE_STORE,
+        "F2": "renews nothing: an attempt ends before its lease does (`lease_ms` must exceed"
+        " `total_ms`, or it does not start)",
+        "F4": "is not in the application: co-commit is for what runs there",
+        "F5": "renews nothing",
+        "F6": "is not in the application: co-commit is for what runs there",
+        "F8": "cannot see an effect: it asks the service again, with the same key",
+        "F10": "says that it is not stored, and knows no more: a repeat goes to the service, with"
+        " the same key",
         "G3": "cannot tell a validation error from another 422: a corrected body needs a new key",
-        "G7": "lets larger bodies through unsaved, and says so: Idempotency-Stored: false",
+        "G7": "lets larger bodies through unsaved, and says so: `Idempotency-Stored: false`",
     },
-    "ASGI": {},
-    "WSGI": {},
-    "Django": {},
-    "Retry": {},
+    **{
+        target: {
+            "E9": _ONE_STORE,
+            **dict.fromkeys(("H1", "H2", "H3", "H4", "H5", "H6", "H7"), _SAVES),
+        }
+        for target in INSIDE
+    },
 }
 
-_PARKING: Final = ("H1", "H2", "H3", "H4", "H5", "H7")
-for _target in ("ASGI", "WSGI", "Django"):
-    BY_DESIGN[_target].update(dict.fromkeys(_PARKING, _SAVES))
+
+def _inside(path: str, **more: str) -> Mapping[str, str]:
+    return {**dict.fromkeys(INSIDE, path), **more}
+
 
 _CRASH: Final = "tests/idempotency_crash/"
 _MIDDLEWARE: Final = "tests/middleware/"
 
-ELSEWHERE: Final[dict[str, str]] = {
-    "D3": "tests/idempotency/test_inside.py",
-    "D6": "tests/idempotency/test_rows.py",
-    "D9": "tests/idempotency/test_inside.py",
-    "E2": _CRASH,
-    "E6": _CRASH,
-    "F1": _CRASH,
-    "F2": _CRASH,
-    "F3": _CRASH,
-    "F4": _MIDDLEWARE,
-    "F5": _CRASH,
-    "F6": _MIDDLEWARE,
-    "F10": _CRASH,
-    "F11": _CRASH,
-    "H6": "tests/relay/test_wire.py",
-    "J7": _CRASH,
-    "J8": "tests/test_cli.py",
+ELSEWHERE: Final[dict[str, Mapping[str, str]]] = {
+    "D3": _inside("tests/idempotency/test_inside.py"),
+    "D6": dict.fromkeys(HERE, "tests/idempotency/test_rows.py"),
+    "D9": dict.fromkeys(HERE, "tests/idempotency/test_inside.py"),
+    "E2": _inside(_CRASH + "test_race.py", relay="tests/crash/test_workers.py"),
+    "E6": _inside(_CRASH + "test_sweep.py", relay="tests/conformance/test_spools.py"),
+    "F1": _inside(_CRASH + "test_owner.py", relay="tests/crash/test_kill.py"),
+    "F2": _inside(_CRASH + "test_owner.py"),
+    "F3": _inside(_CRASH + "test_owner.py", relay="tests/sim/test_world.py"),
+    "F4": _inside(_MIDDLEWARE),
+    "F5": _inside(_CRASH + "test_owner.py"),
+    "F6": _inside(_MIDDLEWARE),
+    "F10": _inside(_CRASH + "test_store.py"),
+    "F11": _inside(_CRASH + "test_clock.py"),
+    "H6": {"relay": "tests/relay/test_wire.py"},
+    "J7": _inside(_CRASH + "test_store.py", relay="tests/relay/test_wire.py"),
+    "J8": {"relay": "tests/test_cli.py", "Django": _MIDDLEWARE},
 }
 
 NOT_DONE: Final[dict[str, str]] = {
-    "D7": "not built: how often a caller may ask is for the gateway that knows its callers, which"
-    " counts all their requests and not only those with keys. The spool is bounded by"
-    " `key_keep_ms` and refuses when the disk is short (`disk_free_min_bytes`).",
-    "E9": "there is no replica to read from: a spool is one store, and every look-up is a write"
-    " or goes where writes go.",
+    "D7": "how often a caller may ask is for the gateway that knows its callers, and counts all"
+    " their requests, not only those with keys. The spool is bounded by time (`key_keep_ms`), and"
+    " refuses when the disk is short (`disk_free_min_bytes`).",
+    "F11": "a relay with several workers believes the machine's clock: when it steps by more than"
+    " `lease_ms` while a request with a key is being tried, another worker may try it, too. With"
+    " one worker nothing depends on it.",
+    "J8": "in ASGI and WSGI applications `unspool queue --bounced` lists the keys whose outcome is"
+    " unknown, and `unspool show` tells of one; a command that settles one is Django's only so"
+    " far.",
 }
-"""Rows that no place has, and why."""
+"""Rows that no target has, or not all, and why."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from naive import FAULTS, place_of
-from places import ELSEWHERE, NOT_DONE
 from targets import bare, free_ports, process
 
 from unspool.testing.idempotency import ASKED, ROWS, Came, Result, Service, check
@@ -97,10 +96,3 @@ def test_a_relay_that_repeats_what_it_may_not_fails(tmp_path: Path) -> None:
             service = Service(url=url, parks=True, counts=behind.service.url)
             [result] = asyncio.run(check(service, rows={"H5"}))
     assert result.came is Came.FAILED
-
-
-def test_what_is_shown_elsewhere_is_there() -> None:
-    root = Path(__file__).parents[2]
-    for row, place in ELSEWHERE.items():
-        assert row not in NOT_DONE
-        assert (root / place).exists() or place.endswith("/"), f"{row}: {place}"

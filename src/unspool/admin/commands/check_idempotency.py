@@ -60,6 +60,11 @@ class NoSuchServer(UnspoolError):
 @click.option("--parks", is_flag=True, help="It saves what fails and answers 202: ask section H.")
 @click.option("--limit", metavar="SIZE", help="Request bodies above it are refused; 0: unknown.")
 @click.option("--key-max", type=click.IntRange(1), help="The longest key. [255]")
+@click.option(
+    "--retention",
+    metavar="TARGET",
+    help="A document that tells how long keys are kept, where no field does.",
+)
 @click.option("--row", "rows", multiple=True, metavar="ROW", help="Ask this row, or section, only.")
 @click.option(
     "--by-design",

@@ -34,7 +34,18 @@ from .service import offers as _offers
 from .table import ROWS, SECTIONS, Row
 from .wire import Unanswered
 
-__all__ = ["ASKED", "ROWS", "SECTIONS", "Came", "Result", "Row", "Service", "Unfit", "check"]
+__all__ = [
+    "ASKED",
+    "ROWS",
+    "SECTIONS",
+    "Came",
+    "Result",
+    "Row",
+    "Service",
+    "Unfit",
+    "check",
+    "sentence_of",
+]
 
 ROW_S: Final = 60.0
 TOGETHER: Final = 4
