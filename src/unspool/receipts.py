@@ -189,7 +189,7 @@ def describe(entry: Entry, *, now: Instant, survives: str) -> Receipt:
         stamp(message.expires_at),
         entry.due_at == NEVER,
         entry.leased_until > now,
-        None if entry.due_at == NEVER else stamp(entry.due_at),
+        None if entry.due_at == NEVER else stamp(max(entry.due_at, message.accepted_at)),
     )
 
 

@@ -13,8 +13,8 @@ from kit import OK, REFUSED, RESET, It, Service, node, says, told, value
 from msgspec.structs import replace
 
 from unspool.core.lane import WINDOW_START
-from unspool.core.lifecycle import Keeping, Policy, State, Verdict
-from unspool.core.message import NEVER, Answer, Destination, Instant, Request, Response
+from unspool.core.lifecycle import Deferred, Keeping, Policy, State, Verdict
+from unspool.core.message import AT_ONCE, NEVER, Answer, Destination, Instant, Request, Response
 from unspool.core.scheduler import LaneDue
 from unspool.errors import Unavailable
 from unspool.spools.memory import MemorySpool
@@ -172,6 +172,32 @@ async def test_a_dead_destination_costs_a_probe_now_and_then_and_comes_back_slow
         assert len([at for at in begins if at < begins[0] + 2]) <= 3
         await asyncio.sleep(2 * 3600)  # those that were probes wait as long again as they waited
         assert states(it) == [State.DELIVERED] * 100
+
+
+@virtually
+async def test_an_operators_retry_is_tried_at_once_whatever_the_lane_says() -> None:
+    """`unspool retry` speaks through the spool: one attempt now, and one only."""
+    service = Counting(REFUSED, takes_s=0.01)
+    async with world(service=service) as it:
+        await save(it, 20)
+        it.node.start()
+        await asyncio.sleep(1200)
+        before = len(service.began_at)
+        now = it.clock.now()
+        keys = [entry.message.key for entry in it.kept[:2]]
+        leases = await it.spool.seize(keys, now=now, until=Instant(now + 1_000))
+        assert all(leases)
+        word = [(lease, Deferred(AT_ONCE, lease.entry.trail)) for lease in leases if lease]
+        await it.spool.settle(word)
+        await asyncio.sleep(1)
+        assert len(service.began_at) == before + 2
+        assert service.most <= WINDOW_START + 1
+        service.then(OK)
+        [lease] = await it.spool.seize(keys[:1], now=it.clock.now(), until=Instant(now + 9_000))
+        assert lease is not None
+        await it.spool.settle([(lease, Deferred(AT_ONCE, lease.entry.trail))])
+        await asyncio.sleep(1)
+        assert states(it)[0] is State.DELIVERED
 
 
 class Slow(MemorySpool):

@@ -34,6 +34,8 @@ Instant = NewType("Instant", int)
 Field = tuple[bytes, bytes]
 
 NEVER: Final = Instant(2**53 - 1)
+AT_ONCE: Final = Instant(1)
+"""As a due time: an operator's word. The destination is asked even where it is known to be down."""
 """The last integer that JavaScript numbers and Redis scores hold exactly."""
 
 SKEW_MS: Final = 2_000

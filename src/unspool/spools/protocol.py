@@ -121,7 +121,8 @@ class Entry(Value, frozen=True):
     message: Message
     state: State
     due_at: Instant
-    """While waiting: not before this; NEVER: held. Never shows a lease."""
+    """While waiting: not before this; NEVER: held; AT_ONCE: by an operator's word. Never shows a
+    lease."""
     attempt: int = 0
     """Attempts begun; the token of the latest lease."""
     leased_until: Instant = Instant(0)

@@ -1,9 +1,11 @@
 """Reading the SQLite spool: for receipts, the dispatcher and people. Changes nothing.
 
     find · survey · browse · tally     each takes a connection and gives values
+    rows(…)                            the rows of a statement with COLUMNS, whatever is in them
 
-`find` and `browse` also give the ids of rows whose records are spoilt: whoever may write sets them
-aside.
+`find`, `browse` and `survey` also give the ids of rows that are spoilt: whoever may write sets them
+aside. One text that is no UTF-8 stops SQLite's reader in the middle of a statement, and with it all
+that the statement was for; then it is read again with texts as bytes. Nobody pays for it before.
 
 Bugs: `browse` (but by key) and `tally` walk the table, ten million rows in a second or a few. They
 do it in steps, so that no reader holds the WAL for long, and show what moved in between as they
@@ -22,10 +24,21 @@ from ..core.lifecycle import State
 from ..core.message import NEVER, Destination, Instant, Key
 from ..core.record import Spoilt
 from .protocol import Entry, LaneDue, Query, Tally
-from .sqlite_schema import COLUMNS, FIND, SPOILT, SURVEY, entry_of
+from .sqlite_schema import (
+    COLUMNS,
+    FIND,
+    READY_FOR,
+    SPOILT,
+    SURVEY,
+    as_bytes,
+    decoded,
+    entry_of,
+)
 
 TALLY_ROWS: Final = 50_000
 """Ids looked at in one step of a tally."""
+SPOILT_MAX: Final = 1_000
+"""Rows without a destination that are set aside after one survey."""
 BROWSE_ROWS: Final = 200_000
 """Ids looked at in one step of browsing for what has no index."""
 
@@ -52,12 +65,21 @@ def entry_or_give_up(row: Sequence[Any]) -> Entry:
         raise SpoiltRows([row[0]]) from error
 
 
+def rows(connection: apsw.Connection, statement: str, values: Sequence[Any]) -> Sequence[Any]:
+    found: Sequence[Any]
+    try:
+        found = connection.execute(statement, values).fetchall()
+    except UnicodeDecodeError:
+        found = [decoded(row) for row in connection.execute(as_bytes(statement), values)]
+    return found
+
+
 def find(
     connection: apsw.Connection, keys: Sequence[Key]
 ) -> tuple[Sequence[Entry | None], Sequence[int]]:
     found: dict[Key, Entry] = {}
     spoilt: list[int] = []
-    for row in connection.execute(FIND, (names(keys),)):
+    for row in rows(connection, FIND, (names(keys),)):
         try:
             found[row[1]] = entry_of(row)
         except Spoilt:
@@ -65,13 +87,21 @@ def find(
     return [found.get(key) for key in keys], spoilt
 
 
-def survey(connection: apsw.Connection, after: Destination | None, limit: int) -> Sequence[LaneDue]:
+def survey(
+    connection: apsw.Connection, after: Destination | None, limit: int
+) -> tuple[Sequence[LaneDue], Sequence[int]]:
     # The least name behind `after` is `after` with a NUL behind it.
     first = "" if after is None else after + "\0"
-    return [
-        LaneDue(Destination(destination), Instant(due_at))
-        for destination, due_at in connection.execute(SURVEY, (first, limit))
-    ]
+    lanes: list[LaneDue] = []
+    spoilt: list[int] = []
+    found: Any = connection.execute(SURVEY, (first, limit)).fetchall()
+    for destination, due_at in found:
+        try:
+            lanes.append(LaneDue(Destination(str(destination, "utf-8")), Instant(due_at)))
+        except UnicodeDecodeError:
+            of_it: Any = connection.execute(READY_FOR, (destination, SPOILT_MAX)).fetchall()
+            spoilt += [id_ for (id_,) in of_it]
+    return lanes, spoilt
 
 
 def browse(
@@ -95,7 +125,7 @@ def browse(
     while place < last and len(entries) < limit:
         window = (place, place + BROWSE_ROWS, *values, limit - len(entries))
         place += BROWSE_ROWS
-        for row in connection.execute(statement, window):
+        for row in rows(connection, statement, window):
             try:
                 entries.append(entry_of(row))
             except Spoilt:
@@ -133,8 +163,8 @@ def _conditions(query: Query) -> tuple[str, tuple[Any, ...]]:
 def tally(connection: apsw.Connection, edges: Sequence[Instant]) -> Sequence[Tally]:
     slot = " + ".join(["0", *["(accepted_at < ?)"] * len(edges)])
     statement = (
-        f"SELECT destination, {slot} AS slot, due_at = {NEVER} AS held, count(*), min(accepted_at)"
-        f" FROM message WHERE id > ? AND id <= ? AND state = {State.WAITING.value}"
+        f"SELECT CAST(destination AS BLOB), {slot} AS slot, due_at = {NEVER} AS held, count(*),"
+        f" min(accepted_at) FROM message WHERE id > ? AND id <= ? AND state = {State.WAITING.value}"
         " GROUP BY destination, slot, held"
     )
     counts: dict[str, list[int]] = {}
@@ -142,7 +172,9 @@ def tally(connection: apsw.Connection, edges: Sequence[Instant]) -> Sequence[Tal
     oldest: dict[str, int] = {}
     for start in range(0, _last(connection), TALLY_ROWS):
         window = (*edges, start, start + TALLY_ROWS)
-        for name, place, is_held, count, accepted_at in connection.execute(statement, window):
+        counted: Any = connection.execute(statement, window)
+        for bytes_, place, is_held, count, accepted_at in counted:
+            name = str(bytes_, "utf-8", "replace")
             here = counts.setdefault(name, [0] * (len(edges) + 1))
             if is_held:
                 held[name] = held.get(name, 0) + count

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -35,6 +35,7 @@ from .memory import bare
 from .protocol import Acceptance, Duplicate, Entry, LaneDue, Lease, Mismatch, New, Query, Tally
 from .sqlite_file import Opened, close_file, open_file, translate
 from .sqlite_read import SpoiltRows, encode_json, entry_or_give_up, names
+from .sqlite_read import rows as read_rows
 from .sqlite_schema import (
     COUNT_SPOILT,
     DELETE,
@@ -45,6 +46,7 @@ from .sqlite_schema import (
     INSERT_MESSAGE,
     LEASABLE,
     LEASE,
+    LINE_OF,
     LINE_UP,
     RENEW,
     RENEWABLE,
@@ -141,7 +143,8 @@ class SqliteStore:
     def _accept(self, entries: Sequence[Entry]) -> list[Acceptance]:
         known: dict[Key, Entry] = {}
         ids: dict[Key, int] = {}
-        for row in self._db.execute(FIND, (names([entry.message.key for entry in entries]),)):
+        keys = names([entry.message.key for entry in entries])
+        for row in read_rows(self._db, FIND, (keys,)):
             ids[row[1]] = row[0]
             known[row[1]] = entry_or_give_up(row)
         fresh: dict[Key, Entry] = {}
@@ -197,19 +200,19 @@ class SqliteStore:
         with self._transaction():
             rows: list[Any] = []
             for destination, limit in wants.items():
-                rows += self._db.execute(LEASABLE, (destination, now, limit)).fetchall()
+                rows += read_rows(self._db, LEASABLE, (destination, now, limit))
             return self._lease(rows, until)
 
     def seize(self, keys: Sequence[Key], /, *, now: Instant, until: Instant) -> list[Lease | None]:
         with self._transaction():
-            rows = self._db.execute(SEIZABLE, (names(keys), now)).fetchall()
+            rows = read_rows(self._db, SEIZABLE, (names(keys), now))
             taken = self._lease(rows, until, by=SEIZE)
             leases = {lease.entry.message.key: lease for lease in taken}
             return [leases.pop(key, None) for key in keys]  # a key given twice is seized once
 
     def expire(self, *, now: Instant, until: Instant, limit: int) -> list[Lease]:
         with self._transaction():
-            rows = self._db.execute(EXPIRED, (now, limit)).fetchall()
+            rows = read_rows(self._db, EXPIRED, (now, limit))
             return self._lease(rows, until, by=SEIZE, whole=False)
 
     def _lease(
@@ -322,11 +325,10 @@ class SqliteStore:
         """Out of everybody's way, with all its bytes (12). Its line goes on without it."""
         self._db.execute(SET_ASIDE, (id_,))
         self.corrupt += self._db.changes()
-        line = self._db.execute(
-            "SELECT destination, order_key FROM message WHERE id = ? AND order_key <> ''", (id_,)
-        ).fetchone()
+        line: Any = self._db.execute(LINE_OF, (id_,)).fetchone()
         if line is not None:
-            self._db.execute(LINE_UP, (*line, 2))
+            with suppress(UnicodeDecodeError):  # then nobody knows which line it was
+                self._db.execute(LINE_UP, (*(str(part, "utf-8") for part in line), 2))
 
     def _fail_closed(self, ids: Sequence[int]) -> Corrupt:
         with self._transaction():
@@ -358,7 +360,10 @@ class SqliteStore:
 
     def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
         with self._reading(self._finding):
-            return sqlite_read.survey(self._opened.finder, after, limit)
+            lanes, spoilt = sqlite_read.survey(self._opened.finder, after, limit)
+        if spoilt:
+            self._fail_closed(spoilt)  # set aside; the others are served
+        return lanes
 
     def browse(
         self, query: Query, /, *, after: Key | None, limit: int, requests: bool = False
