@@ -13,6 +13,7 @@ key.
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -74,8 +75,13 @@ class Desk:
             return Told(False, "Its run is under way. Wait until it ends, or is cut short.")
         keeping = self._keeper.opening.tenure.keeping
         until = Instant(now + self._keeper.opening.tenure.lease_ms)
-        taken = replace(
-            entry, due_at=now, leased_until=until, keep_until=Instant(now + keeping.key_ms)
+        taken = Entry(
+            message=replace(entry.message, accepted_at=now, nonce=os.urandom(16)),
+            state=State.CLAIMED,
+            due_at=now,
+            attempt=1,
+            leased_until=until,
+            keep_until=Instant(now + keeping.key_ms),
         )
         [acceptance] = await spool.accept([taken])
         if not isinstance(acceptance, New):

@@ -67,7 +67,7 @@ class Keeper:
         given = read_settings()
         try:
             return cls(project=str(getattr(settings, "ROOT_URLCONF", "")), **given)
-        except UnspoolError as error:
+        except (UnspoolError, TypeError, ValueError) as error:
             raise ImproperlyConfigured(f"UNSPOOL: {error}") from error
 
     @property
@@ -87,7 +87,7 @@ class Keeper:
                 merged = {**self._options, **route.options}
                 try:
                     rules, _, _ = read(cast(Options, merged))
-                except UnspoolError as error:
+                except (UnspoolError, TypeError, ValueError) as error:
                     raise ImproperlyConfigured(f"@idempotent: {error}") from error
             found = self._gates[route] = (rules, Gate(rules=rules, opening=self.opening))
         return found

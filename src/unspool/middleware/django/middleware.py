@@ -165,13 +165,12 @@ class IdempotencyMiddleware:
         body = read_body(request, passing.rules.body_max_bytes)
         if isinstance(body, Response):
             return body
-        scope = getattr(request, "scope", None)
         fields = fields_of(request.META)
         wishes = read_prefer(values(fields, b"prefer"), wait_max_ms=passing.rules.wait_max_ms)
         return Keyed(
             request=Request(
                 request.method.encode("latin-1"),
-                target_of(request.environ) if scope is None else asgi_target_of(scope),
+                target(request),
                 fields,
                 body,
             ),
@@ -198,6 +197,16 @@ def _route_of(request: Any) -> Route | None:
     except Resolver404:
         return None
     return route_of(match.func, request.method)
+
+
+def target(request: Any) -> bytes:
+    scope = getattr(request, "scope", None)
+    if scope is None:
+        return target_of(request.environ)
+    query = scope.get("query_string", b"")
+    if isinstance(query, str):  # of Django's test client
+        scope = {**scope, "query_string": query.encode("latin-1")}
+    return asgi_target_of(scope)
 
 
 def read_body(request: Any, body_max_bytes: int) -> bytes | Response:
