@@ -120,7 +120,7 @@ class Ledger:
         if isinstance(turn, str):
             return Taken(REUSED if turn == "key-reused" else WAIT)
         try:
-            found = await self._look(ask, until=until)
+            found = await self._look(ask, turn, until=until)
         except BaseException:
             turn.ends()
             raise
@@ -134,7 +134,7 @@ class Ledger:
         self._tend()
         return claim
 
-    async def _look(self, ask: Ask, *, until: int) -> Lease | Taken | None:
+    async def _look(self, ask: Ask, turn: Turn, *, until: int) -> Lease | Taken | None:
         """The lease of a claim of ours; None: ours without one, since we are alone."""
         swept = False
         while True:
@@ -159,6 +159,7 @@ class Ledger:
                 await self.custody.spool.sweep(now=now, limit=SWEEP_MAX)
                 swept = True
             elif what.do is Do.WAIT and now < until:
+                turn.tries()  # one polls for all here who wait; who does not is told at once
                 await asyncio.sleep(min(POLL_MS, until - now) / 1000)
             else:
                 return Taken(what, entry)

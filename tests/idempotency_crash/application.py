@@ -1,4 +1,4 @@
-"""The application behind the middleware; and a middleware that is wrong, for the checker to convict.
+"""The application behind the middleware; and a middleware that is wrong, to be convicted.
 
 A POST does what its X-Do field says (fields are no part of the fingerprint, so a repeat may leave
 it out):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from crash.processes import ROUNDS
 from crash.wire import Told, Wire
 
 from .checker import Call, Round, check
-from .fleet import Fleet, Process, problem, quick, replayed
+from .fleet import Fleet, Process, problem, replayed
 
 pytestmark = pytest.mark.slow
 
@@ -27,13 +27,6 @@ RACES = 50 * ROUNDS
 PROCESSES = 3
 OUTRIGHT = 10
 """Rounds of a control: a naive middleware is convicted by fewer."""
-
-
-@pytest.fixture
-async def launcher() -> AsyncIterator[Quick]:
-    launcher = quick()
-    yield launcher
-    await launcher.end()
 
 
 def call_of(told: Told, *, waits: bool = False) -> Call:
