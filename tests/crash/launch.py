@@ -121,11 +121,16 @@ class Quick:
         self._process: asyncio.subprocess.Process | None = None
         self._said: set[str] = set()
         self._news = asyncio.Condition()
+        self._forking = asyncio.Lock()
         self._listening: asyncio.Task[None] | None = None
         self._pids: list[str] = []
 
     async def fork(self, **plan: Any) -> Forked:
         """The child is on its way; `await forked.ready()` for more."""
+        async with self._forking:
+            return await self._fork(plan)
+
+    async def _fork(self, plan: dict[str, Any]) -> Forked:
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
                 *self._program,

@@ -1,17 +1,17 @@
-"""One program that has everything imported, for each test that forks processes from it."""
+"""One program that has everything imported: the processes of all tests of a file are its forks."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import pytest
+import pytest_asyncio
 
 from crash.launch import Quick
 
 from .fleet import quick
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def launcher() -> AsyncIterator[Quick]:
     launcher = quick()
     yield launcher

@@ -20,7 +20,7 @@ from crash.wire import Told, Wire
 from .checker import Call, Round, check
 from .fleet import Fleet, Process, problem, replayed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 REPEATS = 50
 RACES = 50 * ROUNDS
