@@ -6,7 +6,8 @@ It has everything imported and forks for each plan, as `crash.launch` does: the 
 `ready PID` and serves until it is killed; the parent says `pid N`, and `gone N` at its end.
 
 A plan: port, folder, spool (a URL), log; and optionally `options` (of the middleware), `clock` (a
-file with the milliseconds by which this process's clock is off), `naive`, `synced`, `lifespan`.
+file with the milliseconds by which this process's clock is off), `naive`, `synced`, `lifespan`,
+`uid` (whom to be).
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ def _say(line: str) -> None:
 def _child(plan: dict[str, Any]) -> None:
     log = os.open(plan["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(log, 2)
+    if "uid" in plan:
+        os.setuid(plan["uid"])
     try:
         asyncio.run(serve(plan))
     except BaseException as error:
