@@ -88,7 +88,7 @@ def environment(subject: Subject) -> Path:
         return Path(sys.executable)
     home = cache() / subject.package
     python = home / "bin" / "python"
-    wanted = [subject.package, *subject.more, "httptools", "msgspec", "uvicorn"]
+    wanted = [subject.package, *subject.more, "httptools", "msgspec", "uvicorn", "uvloop"]
     mark = home / "installed"
     if mark.exists() and mark.read_text().split() == wanted:
         return python
@@ -105,7 +105,7 @@ def environment(subject: Subject) -> Path:
 
 
 def versions(subject: Subject) -> str:
-    """`idemptx 0.2.2, starlette 1.10.0`: the package, and what it stands on."""
+    """`idemptx 0.2.2 (starlette 1.10.0)`: the package, and what it stands on."""
     if not subject.package:
         from unspool import __version__
 
@@ -118,8 +118,9 @@ def versions(subject: Subject) -> str:
         [environment(subject), "-c", look], capture_output=True, text=True, check=True
     ).stdout
     found = json.loads(said)
-    names = (subject.package, "fastapi", "starlette", "django", "djangorestframework")
-    return ", ".join(f"{name} {found[name]}" for name in names if name in found)
+    names = ("fastapi", "starlette", "django", "djangorestframework")
+    below = ", ".join(f"{name} {found[name]}" for name in names if name in found)
+    return f"{subject.package} {found[subject.package]} ({below})"
 
 
 @contextmanager

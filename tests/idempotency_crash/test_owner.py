@@ -216,3 +216,22 @@ async def test_a_late_owner_whom_nobody_overtook_keeps_its_answer(
         assert fleet.ledger.begun("k") == 1
     finally:
         await fleet.end()
+
+
+async def test_a_renewal_under_way_loses_no_answer(tmp_path: Path, launcher: Quick) -> None:
+    """F5: handlers that end at any moment of the beat in which their claims are renewed. Each
+    answer is stored, and is the answer afterwards."""
+    fleet = Fleet(launcher, tmp_path, lease_ms=120)  # renewed every 40 ms
+    try:
+        owner, other = await fleet.start(), await fleet.start()
+        keys = [f"k-{ms}" for ms in range(30, 150, 2)]
+        told = await asyncio.gather(
+            *(owner.ask(key, do=f"sleep-{key.removeprefix('k-')}") for key in keys)
+        )
+        for key, first in zip(keys, told, strict=True):
+            assert (first.status, stored(first)) == (201, True), key
+            again = await other.ask(key)
+            assert (replayed(again), again.body) == (True, first.body)
+            assert fleet.ledger.begun(key) == 1
+    finally:
+        await fleet.end()
