@@ -53,7 +53,7 @@ MAY = {
     "ingress": _MIDDLE,
     "middleware": _MIDDLE | {"ingress"},
     "client": _MIDDLE,
-    "admin": {*LAYERS} - {"admin", "testing"},
+    "admin": {*LAYERS} - {"admin"},
     "testing": _MIDDLE | {"ingress"},
     "public": _GROUND,
 }

@@ -39,10 +39,35 @@ class Full(Refused):
     exit_code = os.EX_IOERR
 
 
+class Busy(Refused):
+    """Somebody else runs under this key just now. Nothing was run; ask again in a moment."""
+
+    def __init__(self, message: str = "", *, retry_after_ms: int = 1_000) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+        """How long to wait before asking again."""
+
+
+class Crossed(Refused):
+    """Two transactions crossed, and the database undid this one. Run it again, whole."""
+
+
+class Stale(Refused):
+    """The key was somebody else's by the end: what was written under it is undone. Run it again."""
+
+
 class Unacceptable(UnspoolError):
     """The request can never be accepted as it is."""
 
     exit_code = os.EX_DATAERR
+
+
+class Reused(Unacceptable):
+    """The key was used for other work. Nothing was run; give each new work a key of its own."""
+
+
+class Unkeepable(Unacceptable):
+    """A result that cannot be kept: it cannot be encoded, or is too large."""
 
 
 class Broken(UnspoolError):

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from .answers import replayed
+from .answers import by_age, replayed, retention, with_fields
 from .clock import Clock
 from .core.fields import onward, ordinary, values
 from .core.idempotency import Do, read_key, recall, worth_remembering
@@ -82,6 +82,7 @@ class Express:
         self.prompt: Final = prompt
         self.lane: Final = lane
         self.clock: Final = clock
+        self.retention: Final = retention(options.policy.keeping)
         self._secret = secret
         self._tries = tries
         self._via = via
@@ -201,7 +202,7 @@ class Keyed:
 
     def end(self, response: Response) -> None:
         self._turn.ends()
-        self._done(response)
+        self._done(with_fields(response, self._express.retention))
 
     def _over(self, road: _Road) -> None:
         self._express.other.take_over(road, self.end)
@@ -210,6 +211,9 @@ class Keyed:
         """Step 2: is the key known?"""
         passage, express = self._passage, self._express
         if entry is None:
+            now, keeping = express.clock.now(), express.options.policy.keeping
+            if (refusal := by_age(passage.name, now=now, keeping=keeping)) is not None:
+                return refusal
             self._turn.tries()
             self._go()
             return None

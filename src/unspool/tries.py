@@ -5,7 +5,7 @@
     turn.ends()         over, or saved: others may look for themselves
 
 While somebody only looks a key up, others wait for that: it does not take long. Once it is being
-tried they wait as long as their sender likes.
+tried, here or in another process, they wait as long as their sender likes.
 """
 
 from __future__ import annotations

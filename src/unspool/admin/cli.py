@@ -18,6 +18,7 @@ import click
 
 from .. import __version__
 from ..errors import UnspoolError
+from .commands.check_idempotency import check_idempotency
 from .commands.config import config
 from .commands.queue import queue
 from .commands.serve import serve
@@ -34,11 +35,12 @@ EXIT_CODES: Final = {
     os.EX_USAGE: "The command line makes no sense.",
     os.EX_DATAERR: "The name means several messages, or one that has settled; a record is spoilt.",
     os.EX_NOINPUT: "There is no such message, or no such spool.",
-    os.EX_UNAVAILABLE: "An optional part is not installed.",
+    os.EX_UNAVAILABLE: "An optional part is not installed; the server to be asked cannot be.",
     os.EX_SOFTWARE: "A mistake of ours.",
     os.EX_CANTCREAT: "A file, folder or socket cannot be made.",
     os.EX_IOERR: "The disk is full, or failed.",
     os.EX_TEMPFAIL: "Not now: a message is being tried, or the spool did not answer. Try again.",
+    os.EX_PROTOCOL: "A row of the conformance table that must hold does not.",
     os.EX_CONFIG: "A setting is wrong, or a promise cannot be kept as the spool is set up.",
     INTERRUPTED: "Interrupted.",
     BROKEN_PIPE: "Nobody read on.",
@@ -82,7 +84,7 @@ def version() -> int:
     return 0
 
 
-for _command in (serve, config, queue, show, *COMMANDS, version):
+for _command in (serve, config, queue, show, *COMMANDS, check_idempotency, version):
     cli.add_command(_command)
 
 

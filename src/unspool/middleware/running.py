@@ -4,6 +4,7 @@
     running.child_key("charge")              a key for a call to somebody else, always the same
     running.effect()                         from here on it may have had an effect
     running.forget()                         do not remember this answer: a repeat runs again
+    with running.commit(session) as done:    record and rows in one transaction: see `commit`
     running.attempt                          the fencing token
 
 Without a word from the application a handler that raises is taken to have done nothing, and a
@@ -13,7 +14,10 @@ ends as unknown: a repeat is told so, and does not run.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..core.idempotency import child_key
+from .commit import Commit
 
 
 class Running:
@@ -50,3 +54,19 @@ class Running:
     def forget(self) -> None:
         """The answer is about the moment, not about the request: a repeat runs again."""
         self.forgotten = True
+
+    def commit(self, session: Any, **options: Any) -> Commit:
+        """The record of this run and the rows of a block, in one transaction of `session`.
+
+        `with` or `async with`, as the session wants; the options are those of `Commit`. Does not
+        count as `effect`: what raises within the block is undone.
+        """
+        return Commit(
+            session,
+            self.key,
+            scope="",
+            name=self.name,
+            fingerprint=self.fingerprint,
+            attempt=self.attempt,
+            **options,
+        )
