@@ -50,11 +50,11 @@ from .sqlite_schema import (
     SET_ASIDE,
     SETTLE_BODY,
     SETTLE_MESSAGE,
-    SPOILT,
     SWEEPABLE,
     TOKENS,
     body_row,
     entry_of,
+    may_settle,
     message_row,
     verdict_row,
     write_rows,
@@ -133,7 +133,23 @@ class SqliteStore:
         except _SpoiltRows as found:
             raise self._fail_closed(found.ids) from found
 
+    def _all_new(self, entries: Sequence[Entry]) -> list[Acceptance] | None:
+        """Nearly always nobody knows any of these keys: then the index says so while it is written.
+
+        None: nothing was done, and each is to be looked at.
+        """
+        if len({entry.message.key for entry in entries}) < len(entries):
+            return None
+        try:
+            self._insert(entries)
+        except apsw.ConstraintError:
+            self._db.execute("BEGIN IMMEDIATE")  # it was rolled back with its transaction
+            return None
+        return [New(entry) for entry in entries]
+
     def _accept(self, entries: Sequence[Entry]) -> list[Acceptance]:
+        if (answers := self._all_new(entries)) is not None:
+            return answers
         known: dict[Key, Entry] = {}
         ids: dict[Key, int] = {}
         for row in self._db.execute(FIND, (names([entry.message.key for entry in entries]),)):
@@ -141,7 +157,7 @@ class SqliteStore:
             known[row[1]] = _entry_or_give_up(row)
         fresh: dict[Key, Entry] = {}
         gone: list[int] = []
-        answers: list[Acceptance] = []
+        answers = []
         for entry in entries:
             key = entry.message.key
             old = known.get(key)
@@ -239,7 +255,7 @@ class SqliteStore:
             for lease, verdict in settlements:
                 key = lease.entry.message.key
                 token = tokens.get(key)
-                good = token is not None and _may_settle(token, lease, verdict)
+                good = token is not None and may_settle(token, lease, verdict)
                 kept.append(good)
                 if token is None or not good:
                     continue  # I3
@@ -381,18 +397,3 @@ def _entry_or_give_up(row: Sequence[Any]) -> Entry:
         return entry_of(row)
     except Spoilt as error:
         raise _SpoiltRows([row[0]]) from error
-
-
-def _may_settle(token: tuple[int, int, int, bytes], lease: Lease, verdict: Verdict) -> bool:
-    """The fence (6): this very entry, under its latest lease, in a state the verdict can end.
-
-    The nonce tells a claim from the one that was forgotten before it under the same key.
-    """
-    _, state, attempt, nonce = token
-    entry = lease.entry
-    return (
-        state < SPOILT
-        and attempt == entry.attempt
-        and nonce == entry.message.nonce
-        and type(verdict) in LIFE[State(state)]
-    )
