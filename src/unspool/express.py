@@ -23,6 +23,7 @@ from .clock import Clock
 from .core.fields import onward, ordinary, values
 from .core.idempotency import Do, read_key, recall, worth_remembering
 from .core.lane import Lane
+from .core.lifecycle import State
 from .core.message import (
     SAFE_METHODS,
     Answer,
@@ -143,9 +144,12 @@ class Express:
         if turn is None:
             return False
         passage.let_go = turn.ends
+        keyed = Keyed(self, passage, turn, done)
+        told = Told(keyed.found, self.other.complaint, keyed.end)
+        if (entry := self.custody.recent.get(passage.key)) is not None:
+            told.set_result(entry)
+            return True
         try:
-            keyed = Keyed(self, passage, turn, done)
-            told = Told(keyed.found, self.other.complaint, keyed.end)
             self.custody.find_for(told, passage.key)
         except Refused:
             turn.ends()
@@ -219,6 +223,11 @@ class Keyed:
             return None
         assert passage.fingerprint is not None
         what = recall(entry, fingerprint=passage.fingerprint, now=express.clock.now())
+        recent = express.custody.recent
+        if what.do is Do.RUN:
+            recent.drop(passage.key)
+        elif entry.state is State.DELIVERED and recent.get(passage.key) is None:
+            recent.keep(entry)
         if what.do is Do.REPLAY:
             return replayed(entry)
         if what.do is Do.ATTACH:

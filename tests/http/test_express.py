@@ -312,6 +312,29 @@ async def test_a_keyed_request_is_recorded_and_repeated_on_the_road() -> None:
 
 
 @both_loops
+async def test_an_answer_in_memory_is_no_younger_than_it_is() -> None:
+    """Too old: 410. Kept long enough, and the key is free again, though it was never swept."""
+    async with road(answers(GOOD)) as (caller, counted, server, _):
+        await warm(caller, counted)
+        await caller.send(keyed(b"k"))
+        assert (await caller.answer()).status == 200
+        recent = counted.node.custody.recent
+        spool = counted.node.custody.spool
+        [old] = [e for e in spool.entries.values() if e.message.name]
+        replace = msgspec.structs.replace
+        aged = replace(old, answer_until=Instant(1))
+        recent.keep(aged)
+        await caller.send(keyed(b"k"))
+        assert (await caller.answer()).status == 410
+        aged = spool.entries[old.message.key] = replace(aged, keep_until=Instant(1))
+        recent.keep(aged)
+        await caller.send(keyed(b"k"))
+        again = await caller.answer()
+        assert (again.status, len(server.requests)) == (200, 3)
+        assert "Idempotent-Replayed" not in [name for name, _ in again.fields]
+
+
+@both_loops
 async def test_a_key_belongs_to_its_caller_on_the_road_too() -> None:
     """Other credentials, another key (I10); and the same scope as on the other road."""
     async with road(answers(GOOD)) as (caller, counted, server, _):

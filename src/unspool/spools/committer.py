@@ -8,7 +8,8 @@
 While one commit is in flight the next batch fills. There is no timer: an idle spool adds no
 latency, and a busy one commits as often as its disk can sync, with two batches of like size on
 their ways in turn: one with the disk, one with the callers. A first item is handed over at once,
-inside `submit`; `commit` may begin its work when it is called.
+inside `submit`; `commit` may begin its work when it is called. Who is `patient` hands it over at
+the end of the turn, with all that came in it: callers who come together do not send one ahead.
 
 A caller's cancellation neither undoes nor delays the others' commit. An error reaches each caller
 of its batch; but of a batch that failed as `Corrupt` nothing was done and one item is to blame, so
@@ -56,12 +57,14 @@ class Committer(Generic[T, R]):
         *,
         batch_max: int,
         waiting_max: int,
+        patient: bool = False,
     ) -> None:
         assert batch_max > 0
         assert waiting_max > 0
         self._commit: Final = commit
         self._batch_max: Final = batch_max
         self._waiting_max: Final = waiting_max
+        self._patient: Final = patient
         self._items: list[T] = []
         self._futures: list[Hears[R]] = []
         self._flying: Sequence[Hears[R]] = ()
@@ -89,10 +92,8 @@ class Committer(Generic[T, R]):
         self._items.append(item)
         self._futures.append(hears)
         if self._running is None:
-            batch = self._take()
-            self._running = asyncio.get_running_loop().create_task(
-                self._run(batch, self._begin(batch[0]))
-            )
+            run = self._run() if self._patient else self._run(*self._next())
+            self._running = asyncio.get_running_loop().create_task(run)
             self._running.add_done_callback(self._ended)
 
     async def drain(self) -> None:
@@ -110,6 +111,10 @@ class Committer(Generic[T, R]):
         self._flying = futures
         return items, futures
 
+    def _next(self) -> tuple[_Batch[T, R], Awaitable[Sequence[R]]]:
+        batch = self._take()
+        return batch, self._begin(batch[0])
+
     def _begin(self, items: Sequence[T]) -> Awaitable[Sequence[R]]:
         try:
             self._begun = self._commit(items)
@@ -117,17 +122,20 @@ class Committer(Generic[T, R]):
             self._begun = _failed(error)
         return self._begun
 
-    async def _run(self, batch: _Batch[T, R], begun: Awaitable[Sequence[R]]) -> None:
+    async def _run(
+        self, batch: _Batch[T, R] | None = None, begun: Awaitable[Sequence[R]] | None = None
+    ) -> None:
         """Commit after commit, until nobody waits."""
         while True:
+            if batch is None or begun is None:
+                batch, begun = self._next()
             items, futures = batch
             results, error = await _outcome(begun, len(items))
             if isinstance(error, Corrupt) and len(items) > 1:
                 await self._one_by_one(items, futures)
             if 2 * len(self._items) >= len(items):
                 # The next batch is on its way before these callers wake: disk and loop overlap.
-                batch = self._take()
-                begun = self._begin(batch[0])
+                batch, begun = self._next()
                 _tell(futures, results, error)
                 continue
             _tell(futures, results, error)
@@ -135,8 +143,7 @@ class Committer(Generic[T, R]):
             if not self._items:
                 self._running = None
                 return
-            batch = self._take()
-            begun = self._begin(batch[0])
+            batch = None
 
     async def _come_back(self, count: int) -> None:
         """Let callers that were just answered bring what they have next.
