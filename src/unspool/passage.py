@@ -23,6 +23,7 @@ from .core.message import (
     Instant,
     Key,
     Request,
+    Response,
     Sent,
     Value,
 )
@@ -47,6 +48,10 @@ class Options(Value, frozen=True):
     forwarded: bool = True
     claims: bool = False
     """Others may try the same key at the same time: write claims down."""
+    always_try: bool = False
+    """A request that came just now is tried though its lane is closed: it costs no timeout."""
+    unstored: Callable[[Response], bool] = lambda _response: False
+    """Which other answers are not remembered."""
 
     def repeats(self, method: bytes) -> bool:
         """May a request that says no name be sent again after it may have been applied?"""

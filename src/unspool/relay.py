@@ -235,7 +235,9 @@ class Relay:
     async def looked(self, passage: Passage, turn: Turn) -> Response:
         """From looking the key up on, which is nobody else's turn."""
         try:
-            known = await self._known(passage, until=passage.began_at + passage.wishes.wait_ms)
+            known = await self._known(
+                passage, turn, until=passage.began_at + passage.wishes.wait_ms
+            )
             if known is not None:
                 return known
             turn.tries()
@@ -243,7 +245,7 @@ class Relay:
         finally:
             turn.ends()
 
-    async def _known(self, passage: Passage, *, until: int) -> Response | None:
+    async def _known(self, passage: Passage, turn: Turn, *, until: int) -> Response | None:
         """The answer for a key that is known; None: it is ours to try."""
         swept = False
         while True:
@@ -266,6 +268,7 @@ class Relay:
                 await self._custody.spool.sweep(now=now, limit=SWEEP_MAX)
                 swept = True
             elif what.do is Do.WAIT and now < until:
+                turn.tries()  # by somebody else: whoever does not wait is told at once (C8, E3)
                 await asyncio.sleep(min(POLL_MS, until - now) / 1000)
             else:
                 break
@@ -286,7 +289,7 @@ class Relay:
         if passage.wishes.respond_async or passage.order_key:
             return await self._saving.save(passage, None)
         lane = self._lane
-        if not lane.probe(now):
+        if not lane.probe(now) and not self._options.always_try:
             wait_s = max(1, -(-(lane.opens_at(now) - now) // 1000))
             failure = untried(lane.last_trouble)
             return await self._troubled(passage, failure, judge(failure), retry_after_s=wait_s)

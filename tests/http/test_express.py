@@ -16,7 +16,7 @@ from callers import Calling, call, opened
 
 from hostile import GOOD, Hostile, Script, answers, both_loops, eventually, reset_at_once
 from unspool.core.lifecycle import State
-from unspool.core.message import Cause, Failure, Key, Request, Response, Sent
+from unspool.core.message import Cause, Failure, Instant, Key, Request, Response, Sent
 from unspool.core.outcome import judge
 from unspool.errors import Corrupt, Full, UnspoolError
 from unspool.ingress.http import Door
