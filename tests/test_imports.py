@@ -17,7 +17,7 @@ LAYERS = {
     "errors": ("errors",),
     "settings": ("settings", "config"),
     "problems": ("problems",),
-    "clock": ("clock", "chance"),
+    "clock": ("clock", "chance", "outgoing"),
     "door": ("ingress.protocol",),
     "spools": ("spools",),
     "queues": ("queues",),
@@ -53,7 +53,7 @@ MAY = {
     "ingress": _MIDDLE,
     "middleware": _MIDDLE | {"ingress"},
     "client": _MIDDLE,
-    "admin": {*LAYERS} - {"admin", "testing"},
+    "admin": {*LAYERS} - {"admin"},
     "testing": _MIDDLE | {"ingress"},
     "public": _GROUND,
 }

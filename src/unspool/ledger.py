@@ -35,7 +35,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from .clock import CarefulClock, Clock
+from .clock import CarefulClock, Clock, Stopwatch
 from .core.idempotency import REUSED, TOO_OLD, UNKNOWN, WAIT, Do, Recall, recall
 from .core.lifecycle import (
     Bounced,
@@ -104,7 +104,8 @@ class Ledger:
         self._clock = clock
         self._careful = CarefulClock(clock, hold_ms=tenure.lease_ms, monotonic_ms=monotonic_ms)
         self._chance = chance
-        self._tries = Tries(clock=clock)
+        self._waits = Stopwatch(monotonic_ms)
+        self._tries = Tries(clock=self._waits)
         self._live: set[Claim] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -117,12 +118,12 @@ class Ledger:
         Raises `Refused` where the spool does not answer, and `Corrupt` for a spoilt record: fail
         closed, for it may have run.
         """
-        until = self._clock.now() + wait_ms
+        until = self._waits.now() + wait_ms
         turn = await self._tries.begin(ask.key, ask.fingerprint, until=until)
         if isinstance(turn, str):
             return Taken(REUSED if turn == "key-reused" else WAIT)
         try:
-            found = await self._look(ask, until=until)
+            found = await self._look(ask, turn, until=until)
         except BaseException:
             turn.ends()
             raise
@@ -136,7 +137,7 @@ class Ledger:
         self._tend()
         return claim
 
-    async def _look(self, ask: Ask, *, until: int) -> Lease | Taken | None:
+    async def _look(self, ask: Ask, turn: Turn, *, until: int) -> Lease | Taken | None:
         """The lease of a claim of ours; None: ours without one, since we are alone."""
         swept = False
         while True:
@@ -160,15 +161,16 @@ class Ledger:
                     return Taken(TOO_OLD, entry)
                 await self.custody.spool.sweep(now=now, limit=SWEEP_MAX)
                 swept = True
-            elif what.do is Do.WAIT and now < until:
-                await asyncio.sleep(min(POLL_MS, until - now) / 1000)
+            elif what.do is Do.WAIT and (left := until - self._waits.now()) > 0:
+                turn.tries()  # one polls for all here who wait; who does not is told at once
+                await asyncio.sleep(min(POLL_MS, left) / 1000)
             else:
                 return Taken(what, entry)
 
     async def _write_claim(self, ask: Ask, now: Instant) -> Lease | Entry:
         """Write down that we run. A caller who is cancelled leaves nothing claimed (E8)."""
         lease_ms = self.tenure.lease_ms
-        until = Instant(max(now, self._clock.now()) + lease_ms)
+        until = Instant(self._careful.later() + lease_ms)
         unknown = self.tenure.abandoned is Abandoned.UNKNOWN
         entry = Entry(
             message=self._message(ask, now),
@@ -310,13 +312,14 @@ class Ledger:
             for start in range(0, len(live), RENEW_MAX):
                 await self._renew(live[start : start + RENEW_MAX])
             if sweeps:
-                await self.custody.spool.sweep(now=self._clock.now(), limit=SWEEP_MAX)
+                # Not by a clock that has just stepped: it would forget the claims of the living.
+                await self.custody.spool.sweep(now=self._careful.now(), limit=SWEEP_MAX)
         except Refused as error:
             log.warning("the spool did not answer; claims are renewed at the next beat: %s", error)
 
     async def _renew(self, claims: list[Claim]) -> None:
         leases = [claim.lease for claim in claims if claim.lease is not None]
-        until = Instant(self._clock.now() + self.tenure.lease_ms)
+        until = Instant(self._careful.later() + self.tenure.lease_ms)
         kept = await self.custody.spool.renew(leases, until=until)
         for claim, good in zip(claims, kept, strict=True):
             if not good and not claim.ended:

@@ -28,9 +28,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import random
 from typing import Final
 
-import msgspec
-
-from .answers import WHY_LARGE, WHY_SAFE, WHY_UNKEYED, closed, passed_back, replayed
+from .answers import (
+    by_age,
+    closed,
+    passed_back,
+    replayed,
+    retention,
+    why_not_saved,
+    with_fields,
+)
 from .clock import Clock
 from .core.fields import Onward, onward, ordinary, values
 from .core.idempotency import Do, Unreadable, read_key, recall
@@ -52,7 +58,7 @@ from .core.message import (
     fingerprint,
     identify,
 )
-from .core.outcome import Judgement, Outcome, cause_of, judge, repeatable, retry_after
+from .core.outcome import Judgement, Outcome, cause_of, judge, retry_after
 from .core.prefer import NONE, read_prefer
 from .custody import Custody
 from .errors import Corrupt, Refused
@@ -102,6 +108,7 @@ class Relay:
         self._wake = wake
         self._luck = luck
         self._via: Field = (b"Via", b"1.1 " + options.via.encode())
+        self._retention = retention(options.policy.keeping)
         self._tries = Tries(clock=clock)
         self._live = 0
 
@@ -231,14 +238,13 @@ class Relay:
                 return closed(request, problem("too-large"))
             response = await self._pass(passage)
             if name:  # a body we did not see whole cannot be told from another
-                fields = [*response.fields, NOT_STORED]
-                response = msgspec.structs.replace(response, fields=fields)
+                return with_fields(response, NOT_STORED)
             return response
         if name:
             passage.name = name
             # As they came: a field that ends here may still tell callers apart (I10).
             scope = [b"\0".join(values(raw, field)) for field in options.scope_fields]
-            return await self._keyed(passage, scope)
+            return with_fields(await self._keyed(passage, scope), self._retention)
         return await self._pass(passage)
 
     # --- 2  is the key known? ---------------------------------------------------------------
@@ -274,7 +280,10 @@ class Relay:
             assert passage.fingerprint is not None
             what = recall(entry, fingerprint=passage.fingerprint, now=now)
             if entry is None:
-                return None
+                refusal = by_age(passage.name, now=now, keeping=self._options.policy.keeping)
+                if refusal is not None:
+                    await self._saving.forget(passage)
+                return refusal
             if what.do is Do.RUN and entry.state in (State.DELIVERED, State.BOUNCED):
                 # Kept long enough, and still in the way of a new entry under its key (J6).
                 if swept:
@@ -382,13 +391,8 @@ class Relay:
     ) -> Response:
         """No answer that stands. Save it, or pass it back and say why not."""
         request = passage.request
-        if request.rest is not None:
-            why = WHY_LARGE
-        elif request.method in SAFE_METHODS:
-            why = WHY_SAFE
-        elif not repeatable(judgement, repeat=passage.repeat):
-            why = WHY_UNKEYED
-        else:
+        why = why_not_saved(request, judgement, repeat=passage.repeat)
+        if not why:
             return await self._saving.save(passage, answer)
         await self._saving.forget(passage)
         return closed(request, passed_back(answer, why, retry_after_s=retry_after_s))

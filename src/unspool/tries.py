@@ -5,7 +5,7 @@
     turn.ends()         over, or saved: others may look for themselves
 
 While somebody only looks a key up, others wait for that: it does not take long. Once it is being
-tried they wait as long as their sender likes.
+tried, here or in another process, they wait as long as their sender likes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Turn:
         self.ended: asyncio.Future[None] = future()
 
     def tries(self) -> None:
-        self.looked.set_result(None)
+        if not self.looked.done():
+            self.looked.set_result(None)
 
     def ends(self) -> None:
         self._tries.leave(self._key, self)
