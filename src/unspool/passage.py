@@ -13,7 +13,7 @@ from functools import lru_cache
 import msgspec
 
 from .core.lifecycle import Policy
-from .core.message import Destination, Field, Instant, Key, Request, Value
+from .core.message import Destination, Field, Instant, Key, Request, Response, Value
 from .core.prefer import Wishes
 from .ingress.protocol import Caller
 from .spools.protocol import Lease
@@ -35,6 +35,10 @@ class Options(Value, frozen=True):
     forwarded: bool = True
     claims: bool = False
     """Others may try the same key at the same time: write claims down."""
+    always_try: bool = False
+    """A request that came just now is tried though its lane is closed: it costs no timeout."""
+    unstored: Callable[[Response], bool] = lambda _response: False
+    """Which other answers are not remembered."""
 
 
 class Passage(msgspec.Struct):

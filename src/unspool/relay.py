@@ -70,7 +70,7 @@ from .problems import PREFIX, problem
 from .receipts import POLL_MS, Receipts
 from .saving import Saving
 from .transports.protocol import Transport
-from .tries import Tries
+from .tries import Tries, Turn
 
 log = logging.getLogger("unspool.relay")
 
@@ -260,7 +260,7 @@ class Relay:
             return problem(turn, retry_after_s=1 if turn == "running" else None)
         passage.let_go = turn.ends
         try:
-            known = await self._known(passage, until=until)
+            known = await self._known(passage, turn, until=until)
             if known is not None:
                 return known
             turn.tries()
@@ -268,7 +268,7 @@ class Relay:
         finally:
             turn.ends()
 
-    async def _known(self, passage: Passage, *, until: int) -> Response | None:
+    async def _known(self, passage: Passage, turn: Turn, *, until: int) -> Response | None:
         """The answer for a key that is known; None: it is ours to try."""
         swept = False
         while True:
@@ -291,6 +291,7 @@ class Relay:
                 await self._custody.spool.sweep(now=now, limit=SWEEP_MAX)
                 swept = True
             elif what.do is Do.WAIT and now < until:
+                turn.tries()  # by somebody else: whoever does not wait is told at once (C8, E3)
                 await asyncio.sleep(min(POLL_MS, until - now) / 1000)
             else:
                 break
@@ -311,7 +312,7 @@ class Relay:
         if passage.wishes.respond_async or passage.order_key:
             return await self._saving.save(passage, None)
         lane = self._lane
-        if not lane.probe(now):
+        if not lane.probe(now) and not self._options.always_try:
             wait_s = max(1, -(-(lane.opens_at(now) - now) // 1000))
             detail = f"not tried: {lane.last_trouble or 'it is known to be down'}"
             failure = Failure(Cause.CONNECTION_REFUSED, detail, Sent.NEVER)

@@ -92,7 +92,7 @@ class Saving:
     async def _remember(self, passage: Passage, answer: Response) -> bool:
         """False: somebody else's answer stands under this key by now."""
         now = self._clock.now()
-        if not worth_remembering(answer.status):
+        if not worth_remembering(answer.status) or self._options.unstored(answer):
             await self.forget(passage)
             return True
         first = attempted(1, answer, at=passage.began_at)

@@ -14,7 +14,16 @@ import asyncio
 from asyncio import FIRST_COMPLETED
 
 from .clock import Clock
-from .core.message import Key
+from .core.message import Instant, Key
+
+
+class LoopClock:
+    """Milliseconds that pass as the running loop's do, and never step: for how long to wait."""
+
+    __slots__ = ()
+
+    def now(self) -> Instant:
+        return Instant(int(asyncio.get_running_loop().time() * 1000))
 
 
 class Turn:

@@ -142,6 +142,8 @@ class Attempt(Value, frozen=True, array_like=True):
     """Of the answer; 0 where none came."""
     cause: str
     sent: str
+    location: str = ""
+    """Where the answer led: it outlives the answer."""
 
 
 class Message(Value, frozen=True):
