@@ -93,9 +93,7 @@ class Ledger:
         self._ticks = LoopClock()
         self._chance = chance
         self._tries = Tries(clock=self._ticks)
-        self._upkeep = Upkeep(
-            spool=custody.spool, clock=clock, careful=self._careful, lease_ms=tenure.lease_ms
-        )
+        self._upkeep = Upkeep(spool=custody.spool, clock=self._careful, lease_ms=tenure.lease_ms)
         self._endings = Endings(
             custody=custody, clock=clock, tenure=tenure, sealed=self._message, over=self._over
         )
