@@ -22,8 +22,11 @@ RELAY = (
 """What the how-tos take for granted: a relay, a service that is down, and one message."""
 
 SESSIONS = {
+    "docs/howto/check-your-server.md": "",
     "docs/tutorial/break-a-service.md": "",
+    "docs/howto/co-commit.md": "",
     "docs/howto/keys.md": RELAY,
+    "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
 }
 SHOWN = {"README.md", "docs/howto/run-it.md"}
@@ -55,7 +58,9 @@ def test_every_page_with_commands_is_run_somewhere() -> None:
         for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
         if blocks(page)
     }
-    generated = {f"docs/reference/{name}.md" for name in ("settings", "commands", "problems")}
+    generated = {
+        f"docs/reference/{name}.md" for name in ("settings", "commands", "problems", "idempotency")
+    }
     assert pages - generated == set(SESSIONS) | SHOWN
 
 
@@ -92,6 +97,16 @@ def test_the_python_examples_run() -> None:
         for fence in FENCE.finditer(page.read_text("utf-8")):
             if fence[1] == "python":
                 exec(compile(fence[2], str(page), "exec"), {"__name__": "example"})
+
+
+def test_the_tables_of_the_page_are_those_that_are_made() -> None:
+    """What somebody copies into a migration is what `once.create` makes."""
+    from unspool.middleware.once import once
+
+    text = (ROOT / "docs/howto/co-commit.md").read_text("utf-8")
+    shown = [fence[2] for fence in FENCE.finditer(text) if fence[1] == "sql"]
+    made = ["".join(f"{one};\n" for one in once.DDL[name]) for name in ("postgresql", "sqlite")]
+    assert shown == made
 
 
 def test_run_it_for_real_names_settings_that_exist() -> None:
