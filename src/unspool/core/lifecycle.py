@@ -106,8 +106,11 @@ class Keeping(Value, frozen=True):
     """How long what is settled is remembered, and how much of it."""
 
     answer_ms: int = 24 * 3600 * 1000
+    """How long an answer is given again. After it a repeat is told that it was done."""
     key_ms: int = 30 * 24 * 3600 * 1000
+    """How long a key is known. After it, it is new, unless it tells its age (UUIDv7): refused."""
     answer_max_bytes: int = 1024 * 1024
+    """Of a larger answer the fact is kept without its body."""
 
 
 class Policy(Value, frozen=True):

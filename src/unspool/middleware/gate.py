@@ -92,6 +92,7 @@ class Rules(Value, frozen=True):
     required: bool = False
     """A request of these methods without a key is refused."""
     key_max_chars: int = KEY_CHARS_MAX
+    """A longer key is refused."""
     body_max_bytes: int = 1024 * 1024
     """A request under a key with a larger body is refused: it could not be told from another."""
     wait_max_ms: int = 60_000
