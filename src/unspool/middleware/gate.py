@@ -190,7 +190,7 @@ class Gate:
 
     def stands(self, response: Response, running: Running) -> bool:
         """Is this the answer that repeats shall get?"""
-        if running.forgotten or not worth_remembering(response.status):
+        if running.forgotten or not worth_remembering(response):
             return False
         if _troubled(response):
             return self._rules.store_errors and response.status >= 500
