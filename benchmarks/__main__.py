@@ -11,6 +11,7 @@ accept    the service is down: 202 after the sync; against Restate /send
 redeliver a backlog of 50 000, once the service is back
 latency   what the relay adds at 1000 requests a second
 memory    resident: idle, busy, with a backlog
+inside    the ASGI middleware in an application, against none and against other packages
 
 The thing measured has one core alone; load generator, service and this program share another.
 Everything listens on loopback, keeps its files in a temporary folder, and is gone afterwards. Runs
@@ -18,7 +19,8 @@ alternate between what is compared, each number is a median, and every row check
 Numbers of a noisy machine differ; ratios less so. Nothing here is a test: it passes whatever the
 numbers are, and exits 1 only where something measured was wrong.
 
-Wants Linux, nginx and wrk; node and npm for Restate. What is missing says so in its row.
+Wants Linux, nginx and wrk; node and npm for Restate; for `inside`, pip and an index of packages.
+What is missing says so in its row.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from pathlib import Path
 
 import click
 
-from . import custody, machine, passing, restate, table
+from . import custody, inside, machine, passing, restate, table
 from .bench import Bench, Row
 from .process import Failed
 
@@ -45,6 +47,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "redeliver": custody.redeliver,
     "latency": passing.latency,
     "memory": custody.memory,
+    "inside": inside.inside,
 }
 
 

@@ -93,7 +93,7 @@ class Ledger:
         self._ticks = LoopClock()
         self._chance = chance
         self._tries = Tries(clock=self._ticks)
-        self._upkeep = Upkeep(spool=custody.spool, clock=clock, lease_ms=tenure.lease_ms)
+        self._upkeep = Upkeep(spool=custody.spool, clock=self._careful, lease_ms=tenure.lease_ms)
         self._endings = Endings(
             custody=custody, clock=clock, tenure=tenure, sealed=self._message, over=self._over
         )
@@ -160,7 +160,7 @@ class Ledger:
 
     async def _write_claim(self, ask: Ask, now: Instant) -> Lease | Entry:
         """Write down that we run. A caller who is cancelled leaves nothing claimed (E8)."""
-        until = Instant(max(now, self._clock.now()) + self.tenure.lease_ms)
+        until = Instant(self._careful.later() + self.tenure.lease_ms)
         entry = Entry(
             message=self._message(ask, now),
             state=State.CLAIMED,

@@ -5,7 +5,8 @@
 
 A claim is renewed every third of its lease, so that it survives two renewals that fail. There is a
 timer only while there are claims, or something was done since the last sweep: an idle application
-does nothing.
+does nothing. Both go by the careful clock: a sweep by one that has just stepped forward would
+forget the claims of the living, and a renewal by one that stepped back would end our own (F11).
 
 Bugs: a loop that is blocked for a lease (work that blocks, in an `async def`) renews nothing, and
 its claims lapse as if it had died. What it settles later is refused, if somebody took them over.
@@ -19,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from .claims import Claim
-from .clock import Clock
+from .clock import CarefulClock
 from .core.message import Instant
 from .errors import UnspoolError
 from .spools.protocol import Spool
@@ -33,7 +34,7 @@ SWEEP_PAUSE_S: Final = 0.05
 
 
 class Upkeep:
-    def __init__(self, *, spool: Spool, clock: Clock, lease_ms: int) -> None:
+    def __init__(self, *, spool: Spool, clock: CarefulClock, lease_ms: int) -> None:
         self._spool = spool
         self._clock = clock
         self._lease_ms = lease_ms
@@ -85,7 +86,7 @@ class Upkeep:
 
     async def _renew_some(self, claims: list[Claim]) -> None:
         leases = [claim.lease for claim in claims if claim.lease is not None]
-        until = Instant(self._clock.now() + self._lease_ms)
+        until = Instant(self._clock.later() + self._lease_ms)
         kept = await self._spool.renew(leases, until=until)
         for claim, good in zip(claims, kept, strict=True):
             if good:

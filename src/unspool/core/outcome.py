@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 from .message import Answer, Cause, Failure, Instant, Response, Sent, Value
@@ -130,6 +131,15 @@ def repeatable(judgement: Judgement, *, repeat: bool) -> bool:
     return repeat or judgement.sent in (Sent.NEVER, Sent.REFUSED)
 
 
+def is_busy(answer: Answer) -> bool:
+    """A 409 that says when to ask again: another request under the key is being tried just now.
+
+    So says our own middleware, and the IETF draft has it (§2.7). It is an answer to this try, and
+    the sender's if he waits; it is never the answer of the message: that one is still to come.
+    """
+    return isinstance(answer, Response) and answer.status == 409 and retry_after(answer) is not None
+
+
 RETRY_AFTER_MAX_MS: Final = 6 * 3600 * 1000
 """A longer wish is cut: nobody shall park us for ever (urllib3's limit)."""
 DATES: Final = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
@@ -167,5 +177,9 @@ def cause_of(answer: Answer) -> tuple[int, str]:
     """The status (0 where no answer came) and the cause in words, for people."""
     if isinstance(answer, Failure):
         return 0, f"{answer.cause}: {answer.detail}" if answer.detail else str(answer.cause)
-    reason = answer.reason.decode("latin-1", "replace")
-    return answer.status, f"{answer.status} {reason}".strip()
+    return answer.status, _said(answer.status, answer.reason)
+
+
+@lru_cache(maxsize=256)
+def _said(status: int, reason: bytes) -> str:
+    return f"{status} {reason.decode('latin-1', 'replace')}".strip()
