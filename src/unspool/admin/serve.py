@@ -253,6 +253,10 @@ def _reusable(path: Path) -> int:
         return 0
 
 
+def _known_as(settings: Settings) -> str:
+    return f", known as {' '.join(settings.destination)}" if settings.destination else ""
+
+
 def _exposed(url: str) -> str:
     """Whom the spool's file is open to beyond its owner; empty where to nobody.
 
@@ -287,7 +291,7 @@ async def _announce(
     where = " ".join(one.address for one in listening)
     say = (
         f"unspool {__version__} listens at {where}\n"
-        f"  delivers to  {' '.join(settings.to)}\n"
+        f"  delivers to  {' '.join(settings.to)}{_known_as(settings)}\n"
         f"  spool        {settings.spool[0]}: {depth}; {survives} ({promises.detail})\n"
         f"  look         unspool queue --spool {settings.spool[0]} · {listening[0].address}"
         f"{PREFIX}health\n"
