@@ -124,3 +124,22 @@ def tally(connection: apsw.Connection, edges: Sequence[Instant]) -> Sequence[Tal
         Tally(Destination(name), tuple(counts[name]), held.get(name, 0), Instant(oldest[name]))
         for name in sorted(counts)
     ]
+
+
+class Apart(Exception):
+    """One of several verbs in a transaction had trouble: it was rolled back."""
+
+
+class SpoiltRows(Exception):
+    """Rows that cannot be read, found in the middle of a transaction."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        super().__init__(f"spoilt: {ids}")
+        self.ids = ids
+
+
+def entry_or_give_up(row: Sequence[Any]) -> Entry:
+    try:
+        return entry_of(row)
+    except Spoilt as error:
+        raise SpoiltRows([row[0]]) from error

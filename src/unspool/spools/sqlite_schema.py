@@ -19,13 +19,13 @@ none. `browse` by state, name or destination and `tally` read all rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any, Final
 
 from ..core import record
-from ..core.lifecycle import LIFE, Bounced, Deferred, Delivered, State, Verdict
+from ..core.lifecycle import LIFE, Bounced, Deferred, Delivered, Forgotten, State, Verdict
 from ..core.message import NEVER, Message
 from ..core.record import Status
 from .protocol import Entry, Lease
@@ -269,6 +269,26 @@ def verdict_row(id_: int, verdict: Verdict, *, ordered: bool) -> tuple[Any, ...]
             keep = verdict.keep_until
             return (id_, State.BOUNCED, None, None, keep, None, keep, status)
     raise AssertionError("Forgotten is a deletion, not a row")
+
+
+def end_rows(
+    ends: Mapping[int, tuple[Lease, Verdict]],
+) -> tuple[list[Sequence[Any]], list[Sequence[Any]], list[int]]:
+    """Rows for SETTLE_MESSAGE, rows for SETTLE_BODY, and the ids of what is forgotten."""
+    messages: list[Sequence[Any]] = []
+    bodies: list[Sequence[Any]] = []
+    gone: list[int] = []
+    for id_, (lease, verdict) in ends.items():
+        if isinstance(verdict, Forgotten):
+            gone.append(id_)
+            continue
+        ordered = lease.entry.message.order_key != ""
+        messages.append(verdict_row(id_, verdict, ordered=ordered))
+        if isinstance(verdict, Delivered):
+            bodies.append((id_, record.pack_answer(verdict.answer)))
+        elif not isinstance(verdict, Deferred):
+            bodies.append((id_, None))
+    return messages, bodies, gone
 
 
 def entry_of(row: Sequence[Any]) -> Entry:

@@ -26,15 +26,15 @@ import apsw
 import msgspec
 from msgspec.structs import replace
 
-from ..core.lifecycle import LIFE, Deferred, Delivered, Forgotten, State, Verdict
+from ..core.lifecycle import LIFE, State, Verdict
 from ..core.message import Destination, Instant, Key
-from ..core.record import Spoilt, pack_answer
+from ..core.record import Spoilt
 from ..errors import Corrupt, Unavailable
 from . import sqlite_read
 from .memory import bare
 from .protocol import Acceptance, Duplicate, Entry, LaneDue, Lease, Mismatch, New, Query, Tally
 from .sqlite_file import Opened, close_file, open_file, translate
-from .sqlite_read import encode_json, names
+from .sqlite_read import Apart, SpoiltRows, encode_json, entry_or_give_up, names
 from .sqlite_schema import (
     COUNT_SPOILT,
     DELETE,
@@ -53,12 +53,13 @@ from .sqlite_schema import (
     SWEEPABLE,
     TOKENS,
     body_row,
+    end_rows,
     entry_of,
     may_settle,
     message_row,
-    verdict_row,
     write_rows,
 )
+from .thread import Outcome, Work, alone
 
 SWEEP_ROWS: Final = 500
 """Rows forgotten in one transaction: others wait behind it."""
@@ -78,6 +79,7 @@ class SqliteStore:
         self._finding = threading.Lock()
         self._browsing = threading.Lock()
         self._closed = False
+        self._joined = 0  # the thread in which several verbs are one transaction just now
         self._version = self._data_version()
         self.corrupt: int = self._one(COUNT_SPOILT)
         """Records set aside."""
@@ -98,6 +100,9 @@ class SqliteStore:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """All or nothing, synced at the end (1, 8)."""
+        if self._joined == threading.get_ident():  # it is part of a larger one
+            yield
+            return
         with self._writing:
             self._check_open()
             committing = False
@@ -119,6 +124,25 @@ class SqliteStore:
         except apsw.Error:
             pass  # what made us roll back is the news; SQLite undoes the rest by itself
 
+    def together(self, verbs: Sequence[Work]) -> list[Outcome]:
+        """Several verbs in one transaction. Where one of them has trouble, each for itself."""
+        corrupt = self.corrupt
+        try:
+            with self._transaction():
+                self._joined = threading.get_ident()
+                try:
+                    results = [verb() for verb in verbs]
+                except Exception as error:
+                    raise Apart from error
+                finally:
+                    self._joined = 0
+        except Apart:
+            self.corrupt = corrupt
+            return [alone(verb) for verb in verbs]
+        except Exception as error:
+            return [(None, error) for _ in verbs]
+        return [(result, None) for result in results]
+
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable(
@@ -130,7 +154,9 @@ class SqliteStore:
         try:
             with self._transaction():
                 return self._accept(entries)
-        except _SpoiltRows as found:
+        except SpoiltRows as found:
+            if self._joined == threading.get_ident():
+                raise
             raise self._fail_closed(found.ids) from found
 
     def _all_new(self, entries: Sequence[Entry]) -> list[Acceptance] | None:
@@ -143,6 +169,8 @@ class SqliteStore:
         try:
             self._insert(entries)
         except apsw.ConstraintError:
+            if self._joined == threading.get_ident():
+                raise  # it took the others' work along
             self._db.execute("BEGIN IMMEDIATE")  # it was rolled back with its transaction
             return None
         return [New(entry) for entry in entries]
@@ -154,7 +182,7 @@ class SqliteStore:
         ids: dict[Key, int] = {}
         for row in self._db.execute(FIND, (names([entry.message.key for entry in entries]),)):
             ids[row[1]] = row[0]
-            known[row[1]] = _entry_or_give_up(row)
+            known[row[1]] = entry_or_give_up(row)
         fresh: dict[Key, Entry] = {}
         gone: list[int] = []
         answers = []
@@ -273,19 +301,7 @@ class SqliteStore:
             return kept
 
     def _write_ends(self, ends: Mapping[int, tuple[Lease, Verdict]]) -> None:
-        messages: list[Sequence[Any]] = []
-        bodies: list[Sequence[Any]] = []
-        gone: list[int] = []
-        for id_, (lease, verdict) in ends.items():
-            if isinstance(verdict, Forgotten):
-                gone.append(id_)
-                continue
-            ordered = lease.entry.message.order_key != ""
-            messages.append(verdict_row(id_, verdict, ordered=ordered))
-            if isinstance(verdict, Delivered):
-                bodies.append((id_, pack_answer(verdict.answer)))
-            elif not isinstance(verdict, Deferred):
-                bodies.append((id_, None))
+        messages, bodies, gone = end_rows(ends)
         write_rows(self._db.execute, messages, head=SETTLE_MESSAGE[0], tail=SETTLE_MESSAGE[1])
         write_rows(self._db.execute, bodies, head=SETTLE_BODY[0], tail=SETTLE_BODY[1])
         if gone:
@@ -382,18 +398,3 @@ class SqliteStore:
         number: Any
         [[number]] = self._db.execute(statement).fetchall()
         return int(number)
-
-
-class _SpoiltRows(Exception):
-    """Rows that cannot be read, found in the middle of a transaction."""
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        super().__init__(f"spoilt: {ids}")
-        self.ids = ids
-
-
-def _entry_or_give_up(row: Sequence[Any]) -> Entry:
-    try:
-        return entry_of(row)
-    except Spoilt as error:
-        raise _SpoiltRows([row[0]]) from error
