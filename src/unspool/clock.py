@@ -28,18 +28,6 @@ class SystemClock:
         return Instant(time.time_ns() // 1_000_000)
 
 
-class Stopwatch:
-    """A clock for how long somebody waits: it never steps, and tells nothing to anybody else."""
-
-    __slots__ = ("_monotonic_ms",)
-
-    def __init__(self, monotonic_ms: Callable[[], int]) -> None:
-        self._monotonic_ms = monotonic_ms
-
-    def now(self) -> Instant:
-        return Instant(self._monotonic_ms())
-
-
 class CarefulClock:
     """For leases: asking whether another's has run out, and saying until when ours lasts.
 

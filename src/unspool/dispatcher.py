@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from random import random
 from typing import Final
@@ -77,7 +78,7 @@ class Dispatcher:
         self._policy = policy
         self._clock = clock
         self._lease_ms = lease_ms
-        self._serves = frozenset(serves)
+        self._serves = tuple(serves)
         self._strange: set[Destination] = set()
         self._chance = chance
         self._awake = asyncio.Event()
@@ -136,7 +137,14 @@ class Dispatcher:
             return True
         if destination not in self._strange:
             self._strange.add(destination)
-            log.warning("messages wait for %s, to which nothing here delivers", destination)
+            names = " ".join(
+                f"--destination {shlex.quote(name)}" for name in (*self._serves, destination)
+            )
+            log.warning(
+                "messages wait for %s, to which nothing here delivers; they are kept. If the"
+                " service has moved here, say so: unspool serve %s, and what you say now",
+                destination, names,
+            )  # fmt: skip
         return False
 
     async def _sleep(self, wake_at: Instant) -> None:

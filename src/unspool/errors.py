@@ -69,6 +69,17 @@ class Reused(Unacceptable):
 class Unkeepable(Unacceptable):
     """A result that cannot be kept: it cannot be encoded, or is too large."""
 
+    value: object = None
+    """The result, where the work was done all the same."""
+
+
+class NotKept(Unacceptable):
+    """It was done before, and its result was not kept. Nothing was run; do not repeat it."""
+
+
+class Expired(Unacceptable):
+    """The key is older than anything that is remembered. Nothing was run."""
+
 
 class Broken(UnspoolError):
     """The installation needs a person."""
@@ -94,6 +105,10 @@ class CannotCreate(Broken):
     """A file, folder or socket cannot be made."""
 
     exit_code = os.EX_CANTCREAT
+
+
+class OutcomeUnknown(Broken):
+    """It may or may not have had its effect. It is not run again until somebody finds out."""
 
 
 class Newer(Broken):

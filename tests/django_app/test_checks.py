@@ -83,15 +83,15 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "not in the middleware": ({"MIDDLEWARE": []}, "unspool.W001", "not in MIDDLEWARE"),
     "an atomic view within another transaction": (
         {"ROOT_URLCONF": urls(careless(idempotent(atomic=True)(view))), "ATOMIC": True},
-        "unspool.E004", "another transaction around it",
+        "unspool.E003", "another transaction around it",
     ),
     "ATOMIC_REQUESTS": ({"ATOMIC": True}, "unspool.W003", "A crash between"),
     "a view with an option that makes no sense": (
-        {"ROOT_URLCONF": urls(idempotent(methods=7)(view))}, "unspool.E005", "view",
+        {"ROOT_URLCONF": urls(idempotent(methods=7)(view))}, "unspool.E004", "view",
     ),
     "a view with an alias that is not there": (
         {"ROOT_URLCONF": urls(idempotent(atomic=True, using="orders")(view))},
-        "unspool.E005", "'orders'",
+        "unspool.E004", "'orders'",
     ),
 }  # fmt: skip
 
@@ -116,7 +116,7 @@ def test_a_missing_table_is_found(shop: Shop) -> None:
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE unspool_once RENAME TO elsewhere")
     try:
-        assert "migrate unspool --database default" in found(["default"])["unspool.E003"]
+        assert "migrate unspool --database default" in found(["default"])["unspool.W004"]
         assert shop.post("/atomic/x").status_code == 500
         assert shop.orders == 0
     finally:
@@ -125,5 +125,5 @@ def test_a_missing_table_is_found(shop: Shop) -> None:
 
 
 def test_every_check_has_a_test() -> None:
-    proved = {id_ for _, id_, _ in WRONG.values()} | {"unspool.E003"}
+    proved = {id_ for _, id_, _ in WRONG.values()} | {"unspool.W004"}
     assert proved == set(CHECKS)

@@ -24,7 +24,9 @@ RELAY = (
 SESSIONS = {
     "docs/howto/check-your-server.md": "",
     "docs/tutorial/break-a-service.md": "",
+    "docs/howto/co-commit.md": "",
     "docs/howto/keys.md": RELAY,
+    "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
 }
 SHOWN = {"README.md", "docs/howto/run-it.md"}
@@ -95,6 +97,16 @@ def test_the_python_examples_run() -> None:
         for fence in FENCE.finditer(page.read_text("utf-8")):
             if fence[1] == "python":
                 exec(compile(fence[2], str(page), "exec"), {"__name__": "example"})
+
+
+def test_the_tables_of_the_page_are_those_that_are_made() -> None:
+    """What somebody copies into a migration is what `once.create` makes."""
+    from unspool.middleware.once import once
+
+    text = (ROOT / "docs/howto/co-commit.md").read_text("utf-8")
+    shown = [fence[2] for fence in FENCE.finditer(text) if fence[1] == "sql"]
+    made = ["".join(f"{one};\n" for one in once.DDL[name]) for name in ("postgresql", "sqlite")]
+    assert shown == made
 
 
 def test_run_it_for_real_names_settings_that_exist() -> None:

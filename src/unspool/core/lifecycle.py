@@ -23,6 +23,7 @@ from .schedule import Pace, next_due
 TRAIL_MAX: Final = 24
 """Attempts remembered: the first few, which tell how it began, and the last, how it goes on."""
 TRAIL_FIRST: Final = 8
+LOCATION_MAX: Final = 1_000
 LATE_MS: Final = 10_000
 """A message that comes due at its expiry has one last attempt, as in Postfix; so long after it,
 because everything was down, it has none."""
@@ -124,7 +125,17 @@ def extended(trail: tuple[Attempt, ...], attempt: Attempt) -> tuple[Attempt, ...
 def attempted(number: int, answer: Answer, *, at: Instant) -> Attempt:
     status, cause = cause_of(answer)
     sent = answer.sent if isinstance(answer, Failure) else judge(answer).sent
-    return Attempt(number=number, at=at, status=status, cause=cause[:200], sent=sent.value)
+    return Attempt(number, at, status, cause[:200], sent.value, _location(answer))
+
+
+def _location(answer: Answer) -> str:
+    """Where an answer leads, if that is short enough to be kept as long as the key is."""
+    if isinstance(answer, Failure) or answer.status // 100 not in (2, 3):
+        return ""
+    for name, value in answer.fields:
+        if name.lower() == b"location" and len(value) <= LOCATION_MAX:
+            return value.decode("latin-1")
+    return ""
 
 
 def delivered(
@@ -134,11 +145,12 @@ def delivered(
     whole = answer.rest is None and len(answer.body) <= keeping.answer_max_bytes
     return Delivered(
         answer=Response(
-            status=answer.status,
-            reason=answer.reason,
-            fields=kept(answer.fields),
-            body=answer.body if whole else b"",
-            length=answer.length,
+            answer.status,
+            answer.reason,
+            kept(answer.fields),
+            answer.body if whole else b"",
+            None,
+            answer.length,
         ),
         keep_until=Instant(now + keeping.key_ms),
         answer_until=Instant(now + keeping.answer_ms),

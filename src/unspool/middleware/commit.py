@@ -36,23 +36,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import blake2b
+from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Final
 
-import msgspec
-
 from ..clock import SystemClock
-from ..core.message import Response
-from ..core.record import Spoilt, pack_answer, unpack_answer
-from ..errors import Busy, Corrupt, Misconfigured, Reused, Stale, Unkeepable
+from ..errors import Busy, Misconfigured, Reused, Stale
 from .commit_drivers import Ran
 from .commit_sessions import Session, Steps, drive, pause, session_of, trouble
+from .kept import KEPT_MAX_BYTES, pack, unpack
 
 KEEP_MS: Final = 30 * 24 * 3600 * 1000
 WAIT_MS: Final = 10_000
-POLL_MS: Final = 20
-VALUE_MAX_BYTES: Final = 1024 * 1024
+POLL_MS: Final = (2, 2, 4, 8, 16, 32)
+"""How long to wait between looks whether the one who is at work has ended; the last goes on."""
 NAME_MAX_CHARS: Final = 1_000
+VALUE_MAX_BYTES: Final = KEPT_MAX_BYTES
 
 LOCK: Final = "SELECT pg_try_advisory_xact_lock(:number)"
 FORGET: Final = (
@@ -68,43 +67,6 @@ WRITE: Final = (
     " VALUES (:scope, :key, :name, :fingerprint, :attempt, :value, :at, :keep_until)"
     " ON CONFLICT (scope, key) DO NOTHING RETURNING attempt"
 )
-
-_ANSWER: Final = b"a"
-_VALUE: Final = b"v"
-
-
-def pack(value: Any) -> bytes:
-    """A value as bytes. Raises `Unkeepable`."""
-    try:
-        if isinstance(value, Response):
-            packed = _ANSWER + pack_answer(value)
-        else:
-            packed = _VALUE + msgspec.msgpack.encode(value)
-    except (TypeError, ValueError, OverflowError, AssertionError, msgspec.MsgspecError) as error:
-        raise Unkeepable(
-            f"A {type(value).__qualname__} cannot be kept: {error}. Keep what can be written as"
-            " MessagePack (numbers, text, bytes, lists, mappings, dataclasses, Structs), such as an"
-            " id, or say how: encode=…, decode=…"
-        ) from error
-    if len(packed) > VALUE_MAX_BYTES:
-        raise Unkeepable(
-            f"A value of {len(packed)} bytes is not kept; {VALUE_MAX_BYTES} may be. Keep its id."
-        )
-    return packed
-
-
-def unpack(packed: bytes, type_: Any = Any) -> Any:
-    """The value again. Raises `Corrupt` where the bytes are not what was written."""
-    try:
-        if packed[:1] == _ANSWER:
-            return unpack_answer(packed[1:])
-        if packed[:1] == _VALUE:
-            return msgspec.msgpack.decode(memoryview(packed)[1:], type=type_)
-    except (Spoilt, msgspec.MsgspecError) as error:
-        raise Corrupt(f"What was kept under a key cannot be read: {error}. Nothing was run.") from (
-            error
-        )
-    raise Corrupt("What was kept under a key is of no form that is known. Nothing was run.")
 
 
 class Commit:
@@ -160,6 +122,7 @@ class Commit:
 
     def _enter(self) -> Steps[None]:
         until = self._clock.now() + self._wait_ms
+        pauses = chain(POLL_MS, repeat(POLL_MS[-1]))
         while True:
             try:
                 yield self._session.begin()
@@ -168,8 +131,8 @@ class Commit:
                 raise
             try:
                 taken = yield from self._take()
-                while not taken and self.joined and self._clock.now() < until:
-                    yield pause(self._session, POLL_MS)
+                while not taken and not self._session.whole and self._clock.now() < until:
+                    yield pause(self._session, next(pauses))
                     taken = yield from self._take()
                 if taken:
                     yield from self._look()
@@ -185,7 +148,7 @@ class Commit:
                 raise
             # Outside of any transaction, so that the next look sees what was committed meanwhile.
             yield self._session.undo(None)
-            yield pause(self._session, POLL_MS)
+            yield pause(self._session, next(pauses))
 
     def _take(self) -> Steps[bool]:
         """Our turn, among those of the same attempt?"""
@@ -248,7 +211,7 @@ class Commit:
 
     def _write(self) -> Steps[None]:
         value = self.value if self._encode is None else self._encode(self.value)
-        packed = pack(value)
+        packed = pack(value, max_bytes=VALUE_MAX_BYTES)
         if self._session.ended:
             raise Misconfigured(
                 "The transaction was ended within the block, so what was done in it has no record."

@@ -1,6 +1,8 @@
-"""Drivers: one class for each library that a session may come from. `commit_sessions` has the rest.
+"""Drivers: one class for each library that a session may come from (SQLAlchemy: `commit_alchemy`).
 
     begin()            a transaction, or a savepoint where one is open already
+    joined             is the transaction somebody else's to commit?
+    whole              is there nothing in it but what we do?
     run(text, values)  a statement with `:named` values: its rows
     keep()             commit, or release the savepoint
     undo(error)        take back what was done since `begin`; None: not because of an error
@@ -13,7 +15,7 @@ alone: row factories, isolation levels, who commits.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -35,126 +37,6 @@ class Undone(Exception):
 def in_percent(text: str) -> str:
     """`:named` values as psycopg and Django write them."""
     return _NAMED.sub(r"%(\1)s", text)
-
-
-class Alchemy:
-    """SQLAlchemy's Session or Connection. Bugs: a Session with several binds is not understood:
-    give its Connection."""
-
-    waits = False
-
-    def __init__(self, session: Any) -> None:
-        self._session: Final = session
-        self.joined = False
-        self._outer: Any = None
-        self._inner: Any = None
-
-    @property
-    def _connection(self) -> Any:
-        if hasattr(self._session, "connection") and callable(self._session.connection):
-            return self._session.connection()
-        return self._session
-
-    @property
-    def dialect(self) -> str:
-        name: str = self._connection.dialect.name
-        return name
-
-    def begin(self) -> None:
-        session = self._session
-        self.joined, self._outer, self._inner = False, None, None
-        if not session.in_transaction():
-            self._outer = session.begin()
-            self._begin_sqlite()
-            return
-        origin = getattr(session.get_transaction(), "origin", None)
-        if (
-            origin is not None
-            and origin.name == "AUTOBEGIN"
-            and not session.in_nested_transaction()
-        ):
-            self._outer = session.get_transaction()
-        else:
-            self.joined = True
-        self._begin_sqlite()
-        self._inner = session.begin_nested()
-
-    def _begin_sqlite(self) -> None:
-        """sqlite3 begins nothing before the first write; a savepoint that is set before that is no
-        savepoint but the transaction itself."""
-        connection = self._connection
-        if connection.dialect.name != "sqlite":
-            return
-        if not connection.connection.driver_connection.in_transaction:
-            try:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            except BaseException:
-                if self._outer is not None:
-                    self._outer.rollback()
-                raise
-
-    def run(self, text: str, values: Values) -> Ran:
-        from sqlalchemy import text as statement
-
-        result = self._session.execute(statement(text), dict(values))
-        return result.fetchall() if result.returns_rows else ()
-
-    @property
-    def ended(self) -> bool:
-        return any(one is not None and not one.is_active for one in (self._outer, self._inner))
-
-    def keep(self) -> None:
-        if self._inner is not None:
-            self._inner.commit()
-        if self._outer is not None:
-            self._outer.commit()
-
-    def undo(self, error: BaseException | None) -> None:
-        if self._inner is None:
-            self._outer.rollback()
-            return
-        self._inner.rollback()
-        if self._outer is not None and error is None:
-            self._outer.commit()
-
-
-class InGreenlet:
-    """SQLAlchemy's AsyncSession or AsyncConnection: the same, in its greenlet."""
-
-    waits = True
-
-    def __init__(self, session: Any, inner: Alchemy) -> None:
-        self._session: Final = session
-        self._inner: Final = inner
-        self.dialect = ""
-
-    @property
-    def joined(self) -> bool:
-        return self._inner.joined
-
-    @property
-    def ended(self) -> bool:
-        return self._inner.ended
-
-    def _there(self, function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
-        awaitable: Awaitable[Any] = self._session.run_sync(lambda _: function(*arguments))
-        return awaitable
-
-    def begin(self) -> Awaitable[Any]:
-        def begin() -> None:
-            self._inner.begin()
-            self.dialect = self._inner.dialect
-
-        return self._there(begin)
-
-    def run(self, text: str, values: Values) -> Awaitable[Any]:
-        return self._there(self._inner.run, text, values)
-
-    def keep(self) -> Awaitable[Any]:
-        return self._there(self._inner.keep)
-
-    def undo(self, error: BaseException | None) -> Awaitable[Any]:
-        return self._there(self._inner.undo, error)
 
 
 class Django:
@@ -180,6 +62,10 @@ class Django:
         with self._connection.cursor() as cursor:
             cursor.execute(in_percent(text), dict(values))
             return cursor.fetchall() if cursor.description else ()
+
+    @property
+    def whole(self) -> bool:
+        return not self.joined
 
     @property
     def ended(self) -> bool:
@@ -218,6 +104,10 @@ class Psycopg:
             return cursor.fetchall() if cursor.description else ()
 
     @property
+    def whole(self) -> bool:
+        return not self.joined
+
+    @property
     def ended(self) -> bool:
         status: int = self._connection.info.transaction_status
         return status == IDLE
@@ -253,6 +143,10 @@ class AsyncPsycopg:
         async with self._connection.cursor(row_factory=tuple_row) as cursor:
             await cursor.execute(in_percent(text), values)
             return await cursor.fetchall() if cursor.description else ()
+
+    @property
+    def whole(self) -> bool:
+        return not self.joined
 
     @property
     def ended(self) -> bool:
@@ -301,6 +195,10 @@ class Sqlite:
             cursor.close()
 
     @property
+    def whole(self) -> bool:
+        return not self._saved
+
+    @property
     def ended(self) -> bool:
         return not self._connection.in_transaction
 
@@ -347,6 +245,10 @@ class AioSqlite:
             return await cursor.fetchall()  # type: ignore[no-any-return]
         finally:
             await cursor.close()
+
+    @property
+    def whole(self) -> bool:
+        return not self._saved
 
     @property
     def ended(self) -> bool:

@@ -32,16 +32,8 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from ..errors import Crossed, Misconfigured, UnspoolError
-from .commit_drivers import (
-    AioSqlite,
-    Alchemy,
-    AsyncPsycopg,
-    Django,
-    InGreenlet,
-    Psycopg,
-    Sqlite,
-    Values,
-)
+from .commit_alchemy import Alchemy, InGreenlet
+from .commit_drivers import AioSqlite, AsyncPsycopg, Django, Psycopg, Sqlite, Values
 
 T = TypeVar("T")
 Steps = Generator[Any, Any, T]
@@ -63,7 +55,15 @@ class Session(Protocol):
         ...
 
     @property
-    def ended(self) -> bool: ...
+    def whole(self) -> bool:
+        """Is there nothing in the transaction but what we do?"""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Was it ended in between, by somebody else?"""
+        ...
+
     def begin(self) -> Any: ...
     def run(self, text: str, values: Values, /) -> Any: ...
     def keep(self) -> Any: ...

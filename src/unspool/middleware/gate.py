@@ -41,6 +41,7 @@ from ..core.tenure import Tenure
 from ..errors import Corrupt, UnspoolError
 from ..ledger import Ask, Claim, Ledger, Taken
 from ..problems import problem
+from ..spools.protocol import Entry
 from .running import Running
 
 log = logging.getLogger("unspool.middleware")
@@ -135,9 +136,15 @@ class Gate:
         except UnspoolError as error:
             log.error("nothing runs under a key: %s", error)
             return problem("memory-down", retry_after_s=RETRY_S)
+        except Exception:
+            log.exception("nothing runs under a key: the spool made a mistake")
+            return problem("memory-down", retry_after_s=RETRY_S)
         if refusal is not None:
-            return refusal
-        response = told(claim) if isinstance(claim, Taken) else await self._run(claim, secret, run)
+            response = refusal
+        elif isinstance(claim, Taken):
+            response = told(claim)
+        else:
+            response = await self._run(claim, secret, run)
         return with_fields(response, self._retention)
 
     def _ask(self, request: Request, *, name: str, principal: Principal, secret: bytes) -> Ask:
@@ -200,7 +207,14 @@ def told(taken: Taken) -> Response:
         return replayed(taken.entry)
     if what.do in (Do.WAIT, Do.ATTACH):
         return problem("running", retry_after_s=RETRY_S)
-    return problem(what.problem or "running", what.detail)
+    fields = _location(taken.entry) if what.problem == "expired" else ()
+    return problem(what.problem or "running", what.detail, fields=fields)
+
+
+def _location(entry: Entry | None) -> Sequence[Field]:
+    """Where the answer led, which outlives it (conformance J2)."""
+    where = entry.trail[-1].location if entry is not None and entry.trail else ""
+    return [(b"Location", where.encode("latin-1"))] if where else ()
 
 
 def key_of(keys: Sequence[bytes], *, rules: Rules) -> str | Response | None:

@@ -14,6 +14,7 @@ ends as unknown: a repeat is told so, and does not run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..core.idempotency import child_key
@@ -23,11 +24,28 @@ from .commit import Commit
 class Running:
     """One run of the application's code under a key."""
 
-    __slots__ = ("_secret", "affected", "attempt", "fingerprint", "forgotten", "key", "name")
+    __slots__ = (
+        "_held",
+        "_secret",
+        "affected",
+        "attempt",
+        "fingerprint",
+        "forgotten",
+        "key",
+        "name",
+    )
 
     def __init__(
-        self, *, key: str, name: str, fingerprint: bytes, attempt: int, secret: bytes
+        self,
+        *,
+        key: str,
+        name: str,
+        fingerprint: bytes,
+        attempt: int,
+        secret: bytes,
+        held: Callable[[], bool] | None = None,
     ) -> None:
+        """`held` says whether the right to run is still ours, as far as we know."""
         self.key = key
         """The key within its scope: safe to store, and in the log."""
         self.name = name
@@ -38,6 +56,7 @@ class Running:
         self.affected = False
         self.forgotten = False
         self._secret = secret
+        self._held = held
 
     def __repr__(self) -> str:
         return f"<Running {self.key}, attempt {self.attempt}>"
@@ -68,5 +87,6 @@ class Running:
             name=self.name,
             fingerprint=self.fingerprint,
             attempt=self.attempt,
+            held=self._held,
             **options,
         )

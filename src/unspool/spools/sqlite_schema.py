@@ -378,25 +378,20 @@ def entry_of(row: Sequence[Any]) -> Entry:
         raise record.Spoilt(f"a column is not what was written: {error}") from error
 
 
-_STATES: Final = tuple(State)
-_FRESH: Final = Status()
-
-
-Token = tuple[int, int, int, bytes]
-
-
-def is_under(token: Token | None, lease: Lease) -> bool:
-    """The fence (6): is this very entry there, under its latest lease?
+def may_settle(token: tuple[int, int, int, bytes], lease: Lease, verdict: Verdict) -> bool:
+    """The fence (6): this very entry, under its latest lease, in a state the verdict can end.
 
     The nonce tells a claim from the one that was forgotten before it under the same key.
     """
-    if token is None:
-        return False
     _, state, attempt, nonce = token
     entry = lease.entry
-    return state < SPOILT and attempt == entry.attempt and nonce == entry.message.nonce
+    return (
+        state < SPOILT
+        and attempt == entry.attempt
+        and nonce == entry.message.nonce
+        and type(verdict) in LIFE[State(state)]
+    )
 
 
-def may_settle(token: Token, lease: Lease, verdict: Verdict) -> bool:
-    """The fence, and a state that the verdict can end."""
-    return is_under(token, lease) and type(verdict) in LIFE[State(token[1])]
+_STATES: Final = tuple(State)
+_FRESH: Final = Status()

@@ -33,6 +33,7 @@ from ..errors import Corrupt, Unavailable
 from . import sqlite_read
 from .memory import bare
 from .protocol import Acceptance, Duplicate, Entry, LaneDue, Lease, Mismatch, New, Query, Tally
+from .sqlite_fence import is_under, may_settle
 from .sqlite_file import Opened, close_file, open_file, translate
 from .sqlite_read import SpoiltRows, encode_json, entry_or_give_up, names
 from .sqlite_read import rows as read_rows
@@ -60,8 +61,6 @@ from .sqlite_schema import (
     abandoned,
     body_row,
     entry_of,
-    is_under,
-    may_settle,
     message_row,
     verdict_row,
     write_rows,
@@ -140,7 +139,23 @@ class SqliteStore:
         except SpoiltRows as found:
             raise self._fail_closed(found.ids) from found
 
+    def _all_new(self, entries: Sequence[Entry]) -> list[Acceptance] | None:
+        """Nearly always nobody knows any of these keys: then the index says so while it is written.
+
+        None: nothing was done, and each is to be looked at.
+        """
+        if len({entry.message.key for entry in entries}) < len(entries):
+            return None
+        try:
+            self._insert(entries)
+        except apsw.ConstraintError:
+            self._db.execute("BEGIN IMMEDIATE")  # it was rolled back with its transaction
+            return None
+        return [New(entry) for entry in entries]
+
     def _accept(self, entries: Sequence[Entry]) -> list[Acceptance]:
+        if (answers := self._all_new(entries)) is not None:
+            return answers
         known: dict[Key, Entry] = {}
         ids: dict[Key, int] = {}
         keys = names([entry.message.key for entry in entries])
@@ -149,7 +164,7 @@ class SqliteStore:
             known[row[1]] = entry_or_give_up(row)
         fresh: dict[Key, Entry] = {}
         gone: list[int] = []
-        answers: list[Acceptance] = []
+        answers = []
         for entry in entries:
             key = entry.message.key
             old = known.get(key)

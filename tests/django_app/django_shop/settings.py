@@ -23,6 +23,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "unspool.middleware.django.middleware.IdempotencyMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
+    "django_shop.crash.crash_middleware",
 ]
 DATABASES = {
     "default": {
@@ -42,6 +43,6 @@ UNSPOOL = {
     "spool": f"sqlite:///{FOLDER}/idem.db",
     "scope": os.environ.get("SHOP_SCOPE", "unspool.middleware.django.by_user"),
     "survives": "process",
-    "lease_ms": 2_000,
+    "lease_ms": int(os.environ.get("SHOP_LEASE_MS", "2000")),
 }
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -4,7 +4,8 @@
     python manage.py check --database default         and the table of atomic views
 
 `CHECKS` lists their ids. An error keeps `runserver` and `migrate` from starting; a warning says
-what will surprise somebody.
+what will surprise somebody. A missing table is a warning, or the migration that makes it could not
+run.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ METHODS: Final = ("POST", "PATCH", "PUT", "DELETE")
 CHECKS: Final = {
     "unspool.E001": "UNSPOOL makes no sense: nothing there, no spool, no scope, an unknown option",
     "unspool.E002": "the middleware stands above one that finds out who is asking",
-    "unspool.E003": "an atomic view whose database has no table unspool_once",
-    "unspool.E004": "an atomic view that ATOMIC_REQUESTS would wrap",
-    "unspool.E005": "a view says options that make no sense, or names a database that is not there",
+    "unspool.E003": "an atomic view that ATOMIC_REQUESTS would wrap",
+    "unspool.E004": "a view says options that make no sense, or names a database that is not there",
     "unspool.W001": "the middleware is not in MIDDLEWARE",
     "unspool.W002": "a spool in memory, and DEBUG is off",
     "unspool.W003": "ATOMIC_REQUESTS: rows are committed before their record",
+    "unspool.W004": "an atomic view whose database has no table unspool_once",
 }
 
 
@@ -113,10 +114,10 @@ def check_views(app_configs: Any = None, **_: Any) -> list[checks.CheckMessage]:
         name = getattr(view, "__qualname__", repr(view))
         if alias not in settings.DATABASES:
             text = f"{name} is atomic in {alias!r}, and DATABASES has no such alias."
-            found[f"E005 {name}"] = error("unspool.E005", text)
+            found[f"E004 {name}"] = error("unspool.E004", text)
         elif route.atomic and alias in wrapping - getattr(view, "_non_atomic_requests", set()):
-            found[f"E004 {name}"] = error(
-                "unspool.E004",
+            found[f"E003 {name}"] = error(
+                "unspool.E003",
                 f"{name} is atomic, and ATOMIC_REQUESTS would put another transaction around it.",
                 "@idempotent exempts the view that it marks. For a method or an action exempt its"
                 " class: @method_decorator(transaction.non_atomic_requests, name='dispatch')",
@@ -125,7 +126,7 @@ def check_views(app_configs: Any = None, **_: Any) -> list[checks.CheckMessage]:
             Keeper.of_settings().gate(route)
         except ImproperlyConfigured as wrong:
             if route.options:
-                found[f"E005 {name}"] = error("unspool.E005", f"{name}: {wrong}")
+                found[f"E004 {name}"] = error("unspool.E004", f"{name}: {wrong}")
     return list(found.values())
 
 
@@ -139,11 +140,11 @@ def check_table(
         if connection.vendor not in DDL:
             known = ", ".join(sorted(DDL))
             text = f"Atomic views are known in {known}, and {alias!r} is {connection.vendor}."
-            found.append(error("unspool.E003", text))
+            found.append(error("unspool.W004", text))
         elif NAME not in connection.introspection.table_names():
             text = f"A view is atomic in {alias!r}, and there is no table {NAME}."
             hint = f"python manage.py migrate unspool --database {alias}"
-            found.append(error("unspool.E003", text, hint))
+            found.append(error("unspool.W004", text, hint))
     return found
 
 
