@@ -116,6 +116,7 @@ class Dispatcher:
         lanes: Sequence[LaneDue] = await spool.survey(after=scheduler.place, limit=LANES_MAX)
         scheduler.moved(lanes, limit=LANES_MAX)
         lanes = [lane for lane in lanes if self._is_ours(lane.destination)]
+        scheduler.heed(lanes)
         now = self._clock.now()
         wants = scheduler.wants(lanes, now=now)
         if wants and not self._stopping:

@@ -22,6 +22,7 @@ RELAY = (
 """What the how-tos take for granted: a relay, a service that is down, and one message."""
 
 SESSIONS = {
+    "docs/howto/check-your-server.md": "",
     "docs/tutorial/break-a-service.md": "",
     "docs/howto/co-commit.md": "",
     "docs/howto/keys.md": RELAY,
@@ -57,7 +58,9 @@ def test_every_page_with_commands_is_run_somewhere() -> None:
         for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
         if blocks(page)
     }
-    generated = {f"docs/reference/{name}.md" for name in ("settings", "commands", "problems")}
+    generated = {
+        f"docs/reference/{name}.md" for name in ("settings", "commands", "problems", "idempotency")
+    }
     assert pages - generated == set(SESSIONS) | SHOWN
 
 

@@ -3,8 +3,8 @@
     uvicorn served:bare                  the counter service, as it is
     uvicorn served:guarded               the same behind authentication
     uvicorn --factory served:asgi        behind the ASGI middleware, with its mounts
-    uvicorn --factory served:retry       behind `Retry`, where there is one
-    gunicorn 'served:wsgi()'             behind the WSGI middleware, where there is one
+    waitress-serve --call served:wsgi    behind the WSGI middleware
+    waitress-serve --call served:django  in Django; with SETUP=short it forgets soon
 
 FOLDER names the folder for counts and spools.
 """
@@ -78,3 +78,30 @@ def wsgi() -> Any:
     return over_wsgi.guarded(
         lambda environ, start: apps[mount_of(environ["PATH_INFO"])](environ, start), COUNTS
     )
+
+
+def django() -> Any:
+    from django.conf import settings
+    from django.core.wsgi import get_wsgi_application
+
+    setup = os.environ.get("SETUP", "")
+    mounts = ("required",)
+    settings.configure(
+        SECRET_KEY="for tests",
+        ALLOWED_HOSTS=["*"],
+        ROOT_URLCONF="served_urls",
+        INSTALLED_APPS=["unspool.middleware.django"],
+        MIDDLEWARE=[
+            "unspool.testing.counter.urls.Guard",
+            "unspool.middleware.django.middleware.IdempotencyMiddleware",
+        ],
+        COUNTER={"file": COUNTS, "offers": OFFERS, "mounts": mounts},
+        UNSPOOL={
+            "spool": SPOOL,
+            "scope": "unspool.testing.counter.urls.principal",
+            "name": f"counter-{setup or 'main'}",
+            **HEADROOM,
+            **SETUPS[setup],
+        },
+    )
+    return get_wsgi_application()

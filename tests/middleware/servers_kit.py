@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 class Got(NamedTuple):
     status: int
     fields: dict[str, str]
+    """By names in lower case: uvicorn has them so."""
     body: bytes
 
 
@@ -76,18 +77,21 @@ def post(
         given = iter([body]) if chunked else body
         connection.request(method, path, given, dict(fields or {}), encode_chunked=chunked)
         answer = connection.getresponse()
-        return Got(answer.status, dict(answer.getheaders()), answer.read())
+        told = {name.lower(): value for name, value in answer.getheaders()}
+        return Got(answer.status, told, answer.read())
     finally:
         connection.close()
 
 
-def at_once(ports: Sequence[int], names: Sequence[str], *, each: int) -> dict[str, list[Got]]:
+def at_once(
+    ports: Sequence[int], names: Sequence[str], *, each: int, path: str = "/orders"
+) -> dict[str, list[Got]]:
     """`each` repeats under each key, all in parallel, over all ports."""
     with ThreadPoolExecutor(16) as pool:
         asked = {
             name: [
                 pool.submit(
-                    post, ports[number % len(ports)], body=name.encode(),
+                    post, ports[number % len(ports)], path, name.encode(),
                     fields={
                         "Idempotency-Key": f'"{name}"', "X-User": "ann", "Prefer": "wait=10",
                         "Content-Type": "text/plain",

@@ -24,6 +24,7 @@ from .commands.queue import queue
 from .commands.serve import serve
 from .commands.show import show
 from .commands.verbs import COMMANDS
+from .wording import said
 
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
@@ -104,7 +105,7 @@ def _run() -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "unspool"
-        click.echo(f"unspool: {error.format_message()} (see {where} --help)", err=True)
+        click.echo(f"unspool: {said(error.format_message())} (see {where} --help)", err=True)
         return os.EX_USAGE
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
@@ -126,5 +127,5 @@ def _run() -> int:
 def _say(error: Exception, text: str, code: int) -> int:
     if os.environ.get("UNSPOOL_DEBUG"):
         traceback.print_exception(error)
-    click.echo(f"unspool: {text}", err=True)
+    click.echo(f"unspool: {said(text)}", err=True)
     return code

@@ -17,6 +17,7 @@ import fcntl
 import gc
 import logging
 import os
+import shlex
 import signal
 import ssl
 import sys
@@ -45,6 +46,7 @@ from ..transports.limits import Limits as OutLimits
 from ..transports.protocol import Transport
 from ..transports.servers import Servers
 from . import logs
+from .descriptors import fitted
 from .notify import notify
 from .plan import plan_of
 from .wording import span
@@ -65,6 +67,7 @@ def serve(settings: Settings) -> int:
     """Run the relay. Returns the exit code; raises `Broken` where it cannot start."""
     logs.start(level=settings.log_level, form=settings.log_format)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    settings = fitted(settings)
     tls = _door_tls(settings)
     sole = _serve_alone(settings.spool[0])
     listening = [one for text in settings.listen for one in open_listener(listener(text, tls=tls))]
@@ -250,6 +253,20 @@ def _reusable(path: Path) -> int:
         return 0
 
 
+def _exposed(url: str) -> str:
+    """Whom the spool's file is open to beyond its owner; empty where to nobody.
+
+    A word and no chmod: a group that may read it may be somebody's backup, on purpose.
+    """
+    path = path_of(url)
+    try:
+        mode = path.stat().st_mode if path is not None else 0
+    except OSError:
+        return ""
+    who = ["others"] * bool(mode & 0o007) + ["its group"] * bool(mode & 0o070)
+    return " and ".join(who)
+
+
 async def _announce(
     settings: Settings, listening: Sequence[Opened], node: Node, spool: Spool
 ) -> None:
@@ -281,6 +298,12 @@ async def _announce(
             f"{node.plan.required.name.lower()}: nothing will be saved.\n"
             f"               Use another spool, or say --survives "
             f"{promises.survives.name.lower()}\n"
+        )
+    if who := _exposed(settings.spool[0]):
+        path = shlex.quote(str(path_of(settings.spool[0])))
+        say += (
+            f"  WARNING      the spool's file is open to {who}: it holds requests whole, with"
+            f" bodies and credentials.\n               Close it: chmod 600 {path}*\n"
         )
     sys.stderr.write(say)
     sys.stderr.flush()

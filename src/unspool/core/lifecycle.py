@@ -125,14 +125,7 @@ def extended(trail: tuple[Attempt, ...], attempt: Attempt) -> tuple[Attempt, ...
 def attempted(number: int, answer: Answer, *, at: Instant) -> Attempt:
     status, cause = cause_of(answer)
     sent = answer.sent if isinstance(answer, Failure) else judge(answer).sent
-    return Attempt(
-        number=number,
-        at=at,
-        status=status,
-        cause=cause[:200],
-        sent=sent.value,
-        location=_location(answer),
-    )
+    return Attempt(number, at, status, cause[:200], sent.value, _location(answer))
 
 
 def _location(answer: Answer) -> str:
@@ -152,11 +145,12 @@ def delivered(
     whole = answer.rest is None and len(answer.body) <= keeping.answer_max_bytes
     return Delivered(
         answer=Response(
-            status=answer.status,
-            reason=answer.reason,
-            fields=kept(answer.fields),
-            body=answer.body if whole else b"",
-            length=answer.length,
+            answer.status,
+            answer.reason,
+            kept(answer.fields),
+            answer.body if whole else b"",
+            None,
+            answer.length,
         ),
         keep_until=Instant(now + keeping.key_ms),
         answer_until=Instant(now + keeping.answer_ms),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 from .message import Answer, Cause, Failure, Instant, Response, Sent, Value
@@ -167,5 +168,9 @@ def cause_of(answer: Answer) -> tuple[int, str]:
     """The status (0 where no answer came) and the cause in words, for people."""
     if isinstance(answer, Failure):
         return 0, f"{answer.cause}: {answer.detail}" if answer.detail else str(answer.cause)
-    reason = answer.reason.decode("latin-1", "replace")
-    return answer.status, f"{answer.status} {reason}".strip()
+    return answer.status, _said(answer.status, answer.reason)
+
+
+@lru_cache(maxsize=256)
+def _said(status: int, reason: bytes) -> str:
+    return f"{status} {reason.decode('latin-1', 'replace')}".strip()

@@ -27,12 +27,11 @@ from typing import Final, Protocol
 
 import msgspec
 
-from ..answers import replayed
+from ..answers import by_age, replayed, retention, with_fields
 from ..core.idempotency import (
     KEY_CHARS_MAX,
     Do,
     Unreadable,
-    minted,
     read_key,
     worth_remembering,
 )
@@ -118,10 +117,7 @@ class Gate:
     def __init__(self, *, rules: Rules, opening: Opens) -> None:
         self._rules = rules
         self._opening = opening
-        keeping = opening.tenure.keeping
-        # For how long, in seconds: a client may stop in time (J1). A dictionary, RFC 9651 §3.2.
-        kept = f"answer={keeping.answer_ms // 1000}, key={keeping.key_ms // 1000}"
-        self._retention: Final[Field] = (b"Idempotency-Retention", kept.encode())
+        self._retention: Final[Field] = retention(opening.tenure.keeping)
 
     async def __call__(
         self, request: Request, *, name: str, principal: Principal, wait_ms: int, run: Run
@@ -162,14 +158,13 @@ class Gate:
 
     async def _too_old(self, claim: Claim, ledger: Ledger) -> Response | None:
         """A key that nobody knows, and that tells how old it is (J3, J4)."""
-        keeping = ledger.tenure.keeping
-        found = minted(claim.ask.name, now=ledger.now(), key_ms=keeping.key_ms)
-        if found is None or claim.attempt > 1:
+        if claim.attempt > 1:
             return None
-        await claim.release()
-        if isinstance(found, Unreadable):
-            return problem("key-malformed", found.why)
-        return problem("expired", "it was made longer ago than keys are remembered")
+        keeping = ledger.tenure.keeping
+        refusal = by_age(claim.ask.name, now=ledger.now(), keeping=keeping)
+        if refusal is not None:
+            await claim.release()
+        return refusal
 
     async def _run(self, claim: Claim, secret: bytes, run: Run) -> Response:
         running = Running(
@@ -185,14 +180,14 @@ class Gate:
             # Raised or cancelled: whether it had an effect only the application knows (F7, F8).
             await (claim.unknown() if running.affected else claim.release())
             raise
-        if not self._stands(response, running):
+        if not self.stands(response, running):
             await (claim.unknown() if running.affected and _troubled(response) else claim.release())
             return response
         if not await claim.done(response):
             return with_fields(response, NOT_STORED)
         return response
 
-    def _stands(self, response: Response, running: Running) -> bool:
+    def stands(self, response: Response, running: Running) -> bool:
         """Is this the answer that repeats shall get?"""
         if running.forgotten or not worth_remembering(response.status):
             return False
@@ -231,10 +226,6 @@ def key_of(keys: Sequence[bytes], *, rules: Rules) -> str | Response | None:
         link = b'<%b>; rel="describedby"; type="text/html"' % rules.docs.encode()
         return problem("key-missing", fields=[(b"Link", link)] if rules.docs else ())
     return name
-
-
-def with_fields(response: Response, *fields: Field) -> Response:
-    return msgspec.structs.replace(response, fields=[*response.fields, *fields])
 
 
 def as_bytes(principal: Principal) -> bytes:

@@ -118,7 +118,7 @@ class Habits(Value, frozen=True):
     """Save a POST without a key, too: its handler may be run twice."""
     lifetime_ms: int = 5 * 24 * 3600 * 1000
     """How long a saved request is tried before it is given up."""
-    attempt_ms: int = 120_000
+    attempt_ms: int = 60_000
     """How long a handler may take until it answers. It is cancelled then."""
     backoff_least_ms: int = 1_000
     backoff_most_ms: int = 3_600_000

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -33,8 +33,10 @@ from ..errors import Corrupt, Unavailable
 from . import sqlite_read
 from .memory import bare
 from .protocol import Acceptance, Duplicate, Entry, LaneDue, Lease, Mismatch, New, Query, Tally
+from .sqlite_fence import is_under, may_settle
 from .sqlite_file import Opened, close_file, open_file, translate
-from .sqlite_read import encode_json, names
+from .sqlite_read import SpoiltRows, encode_json, entry_or_give_up, names
+from .sqlite_read import rows as read_rows
 from .sqlite_schema import (
     COUNT_SPOILT,
     DELETE,
@@ -45,19 +47,20 @@ from .sqlite_schema import (
     INSERT_MESSAGE,
     LEASABLE,
     LEASE,
+    LINE_OF,
     LINE_UP,
     RENEW,
     RENEWABLE,
     SEIZABLE,
+    SEIZE,
     SET_ASIDE,
     SETTLE_BODY,
     SETTLE_MESSAGE,
     SWEEPABLE,
     TOKENS,
+    abandoned,
     body_row,
     entry_of,
-    is_under,
-    may_settle,
     message_row,
     verdict_row,
     write_rows,
@@ -133,18 +136,35 @@ class SqliteStore:
         try:
             with self._transaction():
                 return self._accept(entries)
-        except _SpoiltRows as found:
+        except SpoiltRows as found:
             raise self._fail_closed(found.ids) from found
 
+    def _all_new(self, entries: Sequence[Entry]) -> list[Acceptance] | None:
+        """Nearly always nobody knows any of these keys: then the index says so while it is written.
+
+        None: nothing was done, and each is to be looked at.
+        """
+        if len({entry.message.key for entry in entries}) < len(entries):
+            return None
+        try:
+            self._insert(entries)
+        except apsw.ConstraintError:
+            self._db.execute("BEGIN IMMEDIATE")  # it was rolled back with its transaction
+            return None
+        return [New(entry) for entry in entries]
+
     def _accept(self, entries: Sequence[Entry]) -> list[Acceptance]:
+        if (answers := self._all_new(entries)) is not None:
+            return answers
         known: dict[Key, Entry] = {}
         ids: dict[Key, int] = {}
-        for row in self._db.execute(FIND, (names([entry.message.key for entry in entries]),)):
+        keys = names([entry.message.key for entry in entries])
+        for row in read_rows(self._db, FIND, (keys,)):
             ids[row[1]] = row[0]
-            known[row[1]] = _entry_or_give_up(row)
+            known[row[1]] = entry_or_give_up(row)
         fresh: dict[Key, Entry] = {}
         gone: list[int] = []
-        answers: list[Acceptance] = []
+        answers = []
         for entry in entries:
             key = entry.message.key
             old = known.get(key)
@@ -195,21 +215,24 @@ class SqliteStore:
         with self._transaction():
             rows: list[Any] = []
             for destination, limit in wants.items():
-                rows += self._db.execute(LEASABLE, (destination, now, limit)).fetchall()
+                rows += read_rows(self._db, LEASABLE, (destination, now, limit))
             return self._lease(rows, until)
 
     def seize(self, keys: Sequence[Key], /, *, now: Instant, until: Instant) -> list[Lease | None]:
         with self._transaction():
-            rows = self._db.execute(SEIZABLE, (names(keys), now)).fetchall()
-            leases = {lease.entry.message.key: lease for lease in self._lease(rows, until)}
+            rows = read_rows(self._db, SEIZABLE, (names(keys), now))
+            taken = self._lease(rows, until, by=SEIZE)
+            leases = {lease.entry.message.key: lease for lease in taken}
             return [leases.pop(key, None) for key in keys]  # a key given twice is seized once
 
     def expire(self, *, now: Instant, until: Instant, limit: int) -> list[Lease]:
         with self._transaction():
-            rows = self._db.execute(EXPIRED, (now, limit)).fetchall()
-            return self._lease(rows, until, whole=False)
+            rows = read_rows(self._db, EXPIRED, (now, limit))
+            return self._lease(rows, until, by=SEIZE, whole=False)
 
-    def _lease(self, rows: Sequence[Any], until: Instant, *, whole: bool = True) -> list[Lease]:
+    def _lease(
+        self, rows: Sequence[Any], until: Instant, *, by: str = LEASE, whole: bool = True
+    ) -> list[Lease]:
         """`whole`: a message without its request is spoilt, whatever took it."""
         leases: list[Lease] = []
         ids: list[int] = []
@@ -222,10 +245,10 @@ class SqliteStore:
                 self._set_aside(row[0])
                 continue
             leased = replace(entry, attempt=entry.attempt + 1, leased_until=until)
-            leases.append(Lease(leased, until, entry.leased_until != 0))
+            leases.append(Lease(leased, until, abandoned(row)))
             ids.append(row[0])
         if ids:
-            self._db.execute(LEASE, (until, encode_json(ids).decode()))
+            self._db.execute(by, (until, encode_json(ids).decode()))
         return leases
 
     def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> list[bool]:
@@ -317,11 +340,10 @@ class SqliteStore:
         """Out of everybody's way, with all its bytes (12). Its line goes on without it."""
         self._db.execute(SET_ASIDE, (id_,))
         self.corrupt += self._db.changes()
-        line = self._db.execute(
-            "SELECT destination, order_key FROM message WHERE id = ? AND order_key <> ''", (id_,)
-        ).fetchone()
+        line: Any = self._db.execute(LINE_OF, (id_,)).fetchone()
         if line is not None:
-            self._db.execute(LINE_UP, (*line, 2))
+            with suppress(UnicodeDecodeError):  # then nobody knows which line it was
+                self._db.execute(LINE_UP, (*(str(part, "utf-8") for part in line), 2))
 
     def _fail_closed(self, ids: Sequence[int]) -> Corrupt:
         with self._transaction():
@@ -353,7 +375,10 @@ class SqliteStore:
 
     def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
         with self._reading(self._finding):
-            return sqlite_read.survey(self._opened.finder, after, limit)
+            lanes, spoilt = sqlite_read.survey(self._opened.finder, after, limit)
+        if spoilt:
+            self._fail_closed(spoilt)  # set aside; the others are served
+        return lanes
 
     def browse(
         self, query: Query, /, *, after: Key | None, limit: int, requests: bool = False
@@ -383,18 +408,3 @@ class SqliteStore:
         number: Any
         [[number]] = self._db.execute(statement).fetchall()
         return int(number)
-
-
-class _SpoiltRows(Exception):
-    """Rows that cannot be read, found in the middle of a transaction."""
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        super().__init__(f"spoilt: {ids}")
-        self.ids = ids
-
-
-def _entry_or_give_up(row: Sequence[Any]) -> Entry:
-    try:
-        return entry_of(row)
-    except Spoilt as error:
-        raise _SpoiltRows([row[0]]) from error

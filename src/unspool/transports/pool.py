@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..core.message import Cause, Failure, Sent, Value
+from ..outgoing import Outgoing
 from .connection import Connection
 from .limits import Limits
 
@@ -83,6 +84,7 @@ class Pool:
         self.limits = limits
         self.where = origin.where
         self.idle: list[Connection] = []
+        self.outgoing = Outgoing()
         self.brisk = False
         """Is the sweep under way every 50 ms? Whoever makes a connection busy calls `hurry`."""
         self.closed = False

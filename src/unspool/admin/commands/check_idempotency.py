@@ -31,6 +31,9 @@ class NoSuchServer(UnspoolError):
 @click.option("--post", metavar="TARGET", help="The target of a POST whose effect is counted.")
 @click.option("--count", metavar="TARGET", help="The target of a GET that tells the count.")
 @click.option(
+    "--counts", metavar="URL", help="Where the count is asked, if not at URL: behind a relay."
+)
+@click.option(
     "--route",
     "routes",
     multiple=True,
@@ -57,6 +60,11 @@ class NoSuchServer(UnspoolError):
 @click.option("--parks", is_flag=True, help="It saves what fails and answers 202: ask section H.")
 @click.option("--limit", metavar="SIZE", help="Request bodies above it are refused; 0: unknown.")
 @click.option("--key-max", type=click.IntRange(1), help="The longest key. [255]")
+@click.option(
+    "--retention",
+    metavar="TARGET",
+    help="A document that tells how long keys are kept, where no field does.",
+)
 @click.option("--row", "rows", multiple=True, metavar="ROW", help="Ask this row, or section, only.")
 @click.option(
     "--by-design",
@@ -110,7 +118,9 @@ def _service(url: str, given: Mapping[str, Any]) -> Service:
     from ...testing.idempotency.wire import Wire
 
     try:
-        Wire(url)
+        for each in (url, given["counts"]):
+            if each:
+                Wire(each)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if bool(given["post"]) != bool(given["count"]):
@@ -118,7 +128,7 @@ def _service(url: str, given: Mapping[str, Any]) -> Service:
     how: dict[str, Any] = {"url": url, "parks": given["parks"]}
     if given["post"]:  # what is true of the shipped service is not true of this one
         how |= {"caller": (), "other": (), "renewed": (), "limit": 0}
-    for name in ("post", "count", "media", "key_max", "retention"):
+    for name in ("post", "count", "counts", "media", "key_max", "retention"):
         if given[name] is not None:
             how[name] = given[name]
     for name in ("body", "other_body"):

@@ -24,8 +24,6 @@ from ..spool import Desk, options, using
 
 HEADING = "--Key-------------------- ---Age-- Tries --Next try- -Destination--------------"
 
-encode = msgspec.json.Encoder().encode
-
 
 class Sums(msgspec.Struct):
     """What the footer says."""
@@ -76,7 +74,7 @@ def queue(
 async def _lines(entries: AsyncGenerator[Entry, None], *, desk: Desk, limit: int) -> None:
     count = 0
     async for entry in entries:
-        click.echo(encode(members(entry, now=desk.now())))
+        click.echo(wording.encode(members(entry, now=desk.now())))
         count += 1
         if count == limit:
             return
@@ -141,7 +139,7 @@ def members(entry: Entry, *, now: int) -> dict[str, Any]:
         "leased_until": entry.leased_until if leased else None,
         "accepted_at": message.accepted_at,
         "expires_at": message.expires_at,
-        "due_at": entry.due_at if waits and not held else None,
+        "due_at": max(entry.due_at, message.accepted_at) if waits and not held else None,
         "settled_at": entry.settled_at or None,
         "order_key": message.order_key or None,
         "repeat": message.repeat,

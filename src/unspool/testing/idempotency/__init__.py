@@ -19,6 +19,7 @@ rows are in the table all the same, and their results say why they were not aske
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -33,11 +34,29 @@ from .service import offers as _offers
 from .table import ROWS, SECTIONS, Row
 from .wire import Unanswered
 
-__all__ = ["ASKED", "ROWS", "SECTIONS", "Came", "Result", "Row", "Service", "Unfit", "check"]
+__all__ = [
+    "ASKED",
+    "ROWS",
+    "SECTIONS",
+    "Came",
+    "Result",
+    "Row",
+    "Service",
+    "Unfit",
+    "check",
+    "sentence_of",
+]
 
 ROW_S: Final = 60.0
 TOGETHER: Final = 4
 """Rows asked at the same time, where each has a count of its own."""
+
+TROUBLE: Final = frozenset(
+    {"down", "down-twice", "dead", "once-429", "once-500", "raise-once", "slow-raise",
+     "effect-raise"}
+)  # fmt: skip
+"""Needs that make a service look as if it were in trouble."""
+WELL_S: Final = 20.0
 
 ASKED: Final[Mapping[str, Callable[[Orders], Awaitable[None]]]] = {
     **keys.ROWS,
@@ -94,7 +113,29 @@ async def check(
         return result
 
     wanted = [name for name in ROWS if not rows or name in rows]
-    return list(await asyncio.gather(*(one(name) for name in wanted)))
+    last = [name for name in wanted if service.parks and TROUBLE & set(_needs(name))]
+    results = await asyncio.gather(*(one(name) for name in wanted if name not in last))
+    found = {result.row: result for result in results}
+    for name in last:  # a server that keeps away from one in trouble does so for all rows
+        await _well(orders)
+        found[name] = await one(name)
+    return [found[name] for name in wanted]
+
+
+def _needs(name: str) -> tuple[str, ...]:
+    return (*ROWS[name].needs, *ROWS[name].some)
+
+
+async def _well(orders: Orders) -> None:
+    """Return when the server passes requests on again; bounded."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + WELL_S
+    order = await orders.make()
+    while loop.time() < until:
+        with contextlib.suppress(Unanswered):
+            if 200 <= (await order.look()).status < 300:
+                return
+        await asyncio.sleep(0.2)
 
 
 async def _asked(name: str, orders: Orders) -> Result:

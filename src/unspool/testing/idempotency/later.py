@@ -60,7 +60,7 @@ async def h3(it: Orders) -> None:
     good(await past(order, key), "what was saved")
     await counted(order, 3)
     if it.service.ours:
-        keys = re.findall(rb'"((?:[^"\\]|\\.)*)"', (await order.look()).body.partition(b"[")[2])
+        keys = re.findall(rb'"((?:[^"\\]|\\.)*)"', (await order.told()).body.partition(b"[")[2])
         must(len(keys) == 3 and len(set(keys)) == 1, f"three deliveries had the keys {keys}")
         must(key.encode() in keys[0], "the key of the deliveries is not the sender's")
 
@@ -85,7 +85,7 @@ async def h5(it: Orders) -> None:
 
 
 async def h7(it: Orders) -> None:
-    order, key = await it.make("down"), fresh()
+    order, key = await it.make("dead"), fresh()
     first = await order.post(key, fields=[("Unspool-Lifetime", "2")])
     must(saved(first), f"a failure under a key got {first}")
     until = time.monotonic() + 12
@@ -166,10 +166,10 @@ async def j4(it: Orders) -> None:
 
 
 async def j5(it: Orders) -> None:
-    order, key = await it.make("slow", mount="short"), fresh()
+    order, key = await it.make("longer", mount="short"), fresh()
     running = asyncio.ensure_future(order.post(key))
-    await asyncio.sleep(0.25)
-    for _ in range(3):
+    for pause_s in (0.4, SHORT_KEY_S - 0.1):
+        await asyncio.sleep(pause_s)
         refused(await order.post(key), 409, what="a repeat while the first runs")
     first = await running
     good(first)

@@ -40,9 +40,12 @@ class Need(Value, frozen=True):
 
 
 CREATED: Final = {"status": 201}
+SOON: Final = ["Retry-After", "1"]
+DOWN: Final = {"status": 503, "fields": [SOON]}
 GZIP: Final = "H4sIAAAAAAACA8tIzcnJVyjPL8pJUQQAbcK0AwwAAAA="
 BINARY: Final = "AAECA4CB/v8NCg0KAP8="
 SLOW_MS: Final = 700
+LONGER_MS: Final = 3_800
 STREAM_KIB: Final = 80
 LARGE_BYTES: Final = 2 * 1024 * 1024
 
@@ -96,6 +99,9 @@ NEEDS: Final[dict[str, Need]] = {
           "fields": [["Content-Type", "application/json; charset=utf-8"]]},),
     ),
     "slow": Need(f"takes {SLOW_MS} ms", ({"delay_ms": SLOW_MS},)),
+    "longer": Need(
+        f"takes {LONGER_MS} ms: longer than `short` keeps keys", ({"delay_ms": LONGER_MS},)
+    ),
     "stream": Need(
         f"answers with a stream of {STREAM_KIB} KiB", ({"chunks": STREAM_KIB},)
     ),
@@ -108,7 +114,10 @@ NEEDS: Final[dict[str, Need]] = {
     "once-403": _once(403),
     "once-408": _once(408),
     "once-425": _once(425),
-    "once-429": _once(429),
+    "once-429": Need(
+        "answers 429 with Retry-After: 1 the first time, 201 after",
+        ({"status": 429, "fields": [SOON]}, CREATED),
+    ),
     "once-500": _once(500),
     "raise-once": Need("raises the first time, before any effect", ({"raises": True}, CREATED)),
     "slow-raise": Need(
@@ -123,12 +132,15 @@ NEEDS: Final[dict[str, Need]] = {
         'refuses a body without the member "amount" with 422, before it does anything',
         ({"valid": "amount"},),
     ),
-    "down": Need("answers 503, always", ({"status": 503},)),
-    "down-twice": Need(
-        "answers 503 twice, 201 after", ({"status": 503}, {"status": 503}, CREATED)
+    "down": Need(
+        "answers 503 with Retry-After: 1 three times, 201 after", (DOWN, DOWN, DOWN, CREATED)
     ),
+    "down-twice": Need(
+        "answers 503 with Retry-After: 1 twice, 201 after", (DOWN, DOWN, CREATED)
+    ),
+    "dead": Need("answers 503 with Retry-After: 1, always", (DOWN,)),
     "advice": Need(
-        "answers 402 with Stripe-Should-Retry: false and Idempotent-Replayed: false",
+        "answers 402 with Stripe-Should-Retry: false",
         ({"status": 402, "fields": [["Stripe-Should-Retry", "false"]]},),
     ),
     "paths": Need("has a target for each {subject}", (CREATED,), "paths"),
@@ -166,6 +178,8 @@ class Service(Value, frozen=True):
     """The target of the counted POST, which may hold `{subject}`; empty: the shipped service."""
     count: str = ""
     """The target that tells the count, which may hold `{subject}`."""
+    counts: str = ""
+    """Where the count is asked, if not at `url`: the service behind a relay."""
     routes: Mapping[str, str] = {}
     """Need: the target that does it."""
     mounts: Mapping[str, str] = {}
@@ -274,10 +288,13 @@ class _Counted(msgspec.Struct):
 class Order:
     """One subject at one server: something to be done once for each key."""
 
-    def __init__(self, service: Service, wire: Wire, need: str, subject: str) -> None:
+    def __init__(
+        self, service: Service, need: str, subject: str, *, wire: Wire, counts: Wire
+    ) -> None:
         self.service: Final = service
         self.subject: Final = subject
         self._wire: Final = wire
+        self._counts: Final = counts
         self._before = 0
         if service.ours:
             steps = msgspec.json.encode(NEEDS[need].steps or ({},)).decode()
@@ -296,11 +313,15 @@ class Order:
         return await self._number() - self._before
 
     async def _number(self) -> int:
-        reply = await self.look()
+        reply = await self.told()
         number = number_in(reply)
         if number is None:
             raise Unfit(f"{self.count_target} tells no count: {reply}")
         return number
+
+    async def told(self) -> Reply:
+        """What the service says of the count."""
+        return await self._counts.ask(Sending("GET", self.count_target, self.service.caller))
 
     async def look(self, *, method: str = "GET", key: str = "") -> Reply:
         fields = [*self.service.caller, *((("Idempotency-Key", key),) if key else ())]
@@ -355,8 +376,14 @@ class Orders:
             if not offers(service, each):
                 raise NotOffered(each)
         url = service.mounts[mount] if mount else service.url
-        wire = self._wires.setdefault(url, Wire(url))
-        order = Order(service, wire, need, subject or f"s{uuid4().hex[:20]}")
+        counts = service.counts or url
+        order = Order(
+            service,
+            need,
+            subject or f"s{uuid4().hex[:20]}",
+            wire=self._wires.setdefault(url, Wire(url)),
+            counts=self._wires.setdefault(counts, Wire(counts)),
+        )
         await order.begin()
         return order
 

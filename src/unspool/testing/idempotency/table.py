@@ -147,14 +147,14 @@ ROWS: Final[dict[str, Row]] = {
               ("parks", "down")),
     "H6": Row("S", "What was never sent may be sent again in any case.", ("processes",)),
     "H7": Row("M", "Delivery ends with its time: it is given up, says so, and is not tried again.",
-              ("parks", "down")),
+              ("parks", "dead")),
     "H8": Row("S", "The service's advice on retries is kept and given again.", ("advice",)),
     "J1": Row("M", "How long keys and answers are kept is told: in a field, or in a document."),
     "J2": Row("S", "When the answer is forgotten and the key is not, a repeat is refused and does"
               " not run.", ("short",)),
     "J3": Row("S", "A key that tells that it is older than keys are kept is refused."),
     "J4": Row("S", "A key that tells that it was made in the future is a 400."),
-    "J5": Row("M", "The sweep leaves alone what still runs.", ("short", "slow")),
+    "J5": Row("M", "What still runs is not forgotten, however long it takes.", ("short", "longer")),
     "J6": Row("M", "Age is judged by the clock, not by what was swept.", ("short",)),
     "J7": Row("M", "Where the memory does not answer, a request with a key is a 503 with"
               " Retry-After, and nothing runs.", ("processes",)),

@@ -87,7 +87,7 @@ async def e7(it: Orders) -> None:
     await running
     must((await order.count()) <= 2, f"{await order.count()} runs: waiters ran side by side")
     if it.service.ours:
-        found = (await order.look()).body
+        found = (await order.told()).body
         must(b'"most_at_once":1' in found, f"two ran at the same time: {found.decode()}")
     bad = [each for each in replies if each.status >= 300 and each.status not in (409, 500, 502)]
     must(not bad, f"one that waited got {bad[:1]}")
