@@ -122,6 +122,6 @@ def test_the_list_has_every_row_and_what_it_needs(tmp_path: Path) -> None:
     assert done.returncode == 0
     for name in ROWS:
         assert f"\n{name} " in f"\n{done.stdout}"
-    assert "takes 700 ms" in done.stdout
+    assert "takes 1000 ms" in done.stdout
     rows = [json.loads(line) for line in check("--list", "--json").stdout.splitlines()]
     assert [row["row"] for row in rows] == list(ROWS)
