@@ -25,6 +25,7 @@ SESSIONS = {
     "docs/howto/check-your-server.md": "",
     "docs/tutorial/break-a-service.md": "",
     "docs/howto/co-commit.md": "",
+    "docs/howto/asgi.md": "",
     "docs/howto/keys.md": RELAY,
     "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
