@@ -26,9 +26,11 @@ SESSIONS = {
     "docs/tutorial/break-a-service.md": "",
     "docs/howto/co-commit.md": "",
     "docs/howto/asgi.md": "",
+    "docs/howto/django.md": "",
     "docs/howto/keys.md": RELAY,
     "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
+    "docs/howto/wsgi.md": "",
 }
 SHOWN = {"README.md", "docs/howto/run-it.md"}
 """Pages whose commands name other people's folders: run one by one below."""
