@@ -80,8 +80,8 @@ class Wire:
     def __init__(self, base: str, *, timeout_s: float = TIMEOUT_S) -> None:
         """Raises `ValueError` where `base` is no http:// or https:// URL."""
         url = urlsplit(base)
-        if url.scheme not in PORTS or not url.hostname:
-            raise ValueError(f"{base} is no http:// or https:// URL with a host")
+        if url.scheme not in PORTS or not url.hostname or url.query or url.fragment:
+            raise ValueError(f"{base} is no http:// or https:// URL with a host and no query")
         self.base: Final = base.rstrip("/")
         self.prefix: Final = url.path.rstrip("/")
         self._host: Final = url.hostname
