@@ -29,6 +29,7 @@ from typing import Any, Final
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.http import UnreadablePostError
 from django.urls import Resolver404, resolve
 
@@ -136,11 +137,21 @@ class IdempotencyMiddleware:
                 run=run,
             )  # fmt: skip
 
+        gone = asyncio.Event()
+
+        async def to_its_end() -> Response:
+            try:
+                return await keeper.portal.reach(work)
+            finally:
+                if gone.is_set():  # Django has tidied up already, and nobody else will
+                    await sync_to_async(connections.close_all)()
+
         try:
-            gated = await run_to_its_end(keeper.portal.reach(work), self._running)
+            gated = await run_to_its_end(to_its_end(), self._running)
             return finished(gated, answers)
         except asyncio.CancelledError:
-            raise  # the caller has gone, and the view goes on
+            gone.set()  # the caller has gone, and the view goes on
+            raise
         except BaseException as error:
             return broken(error, answers)
 
