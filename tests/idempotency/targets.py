@@ -151,6 +151,7 @@ def relay(folder: Path, *words: str) -> Iterator[Target]:
             counts=behind,
             mounts={"short": urls[1]},
             parks=True,
+            lifetime=True,
             caller=_who("alice", 1),
             renewed=_who("alice", 2),
             other=_who("bob", 1),
