@@ -162,7 +162,7 @@ CALLERS: Final[dict[str, str]] = {
 }
 PLACES: Final[dict[str, str]] = {
     "parks": "it saves what fails, answers 202 with a Location, and sends it again",
-    "lifetime": "it gives up when Unspool-Lifetime says, and its address tells waiting from bounced",
+    "lifetime": "it takes Unspool-Lifetime, and its address tells `waiting` from `bounced`",
     "limit": "it refuses request bodies beyond a limit",
     "processes": "its processes can be killed, paused and counted: not over HTTP",
     "inside": "it is about the code or the store, not the wire",
