@@ -5,7 +5,8 @@
 
 settings.md from `settings.SETTINGS`, commands.md from the commands themselves, problems.md from
 `problems.PROBLEMS` and the classes of `errors`, idempotency.md from the conformance table and from
-what came of it (idempotency.json, by tests/idempotency/record.py). Nobody edits these pages.
+what came of it (idempotency.json, by tests/idempotency/record.py), options.md from the fields of
+the middlewares' values (`options`). Nobody edits these pages.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from options import options
 
 from unspool import errors
 from unspool.admin.cli import EXIT_CODES, Commands, cli
@@ -170,6 +172,7 @@ def idempotency() -> Iterator[str]:
 
 
 PAGES = {
+    "options.md": lambda: options(MADE),
     "idempotency.md": idempotency,
     "settings.md": settings,
     "commands.md": commands,

@@ -131,6 +131,15 @@ def repeatable(judgement: Judgement, *, repeat: bool) -> bool:
     return repeat or judgement.sent in (Sent.NEVER, Sent.REFUSED)
 
 
+def is_busy(answer: Answer) -> bool:
+    """A 409 that says when to ask again: another request under the key is being tried just now.
+
+    So says our own middleware, and the IETF draft has it (§2.7). It is an answer to this try, and
+    the sender's if he waits; it is never the answer of the message: that one is still to come.
+    """
+    return isinstance(answer, Response) and answer.status == 409 and retry_after(answer) is not None
+
+
 RETRY_AFTER_MAX_MS: Final = 6 * 3600 * 1000
 """A longer wish is cut: nobody shall park us for ever (urllib3's limit)."""
 DATES: Final = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
