@@ -174,6 +174,7 @@ class Gate:
             fingerprint=claim.ask.fingerprint,
             attempt=claim.attempt,
             secret=secret,
+            held=lambda: not claim.lost,
         )
         try:
             response = await run(running)

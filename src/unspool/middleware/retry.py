@@ -56,7 +56,7 @@ from ..core.message import (
 from ..core.prefer import read_prefer
 from ..core.schedule import Pace
 from ..errors import UnspoolError
-from ..ingress.asgi import asgi, send_answer
+from ..ingress.asgi import asgi, send_answer, target_of
 from ..ingress.protocol import Caller
 from ..node import Node, Plan
 from ..passage import Options as RelayOptions
@@ -75,6 +75,7 @@ log: Final = logging.getLogger("unspool.middleware")
 LEASE_SPARE_MS: Final = 30_000
 """How much longer than an attempt its lease is: for writing down what came of it."""
 
+OURS: Final = PREFIX.encode()
 START_AGAIN_S: Final = 1.0
 """How long after a spool that could not be opened it is tried again."""
 
@@ -194,7 +195,7 @@ class Retry:
     # --- one request ------------------------------------------------------------------------
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith(PREFIX):
+        if target_of(scope).startswith(OURS):
             await self._door(scope, receive, send)
             return
         method = scope["method"].encode()
@@ -326,7 +327,10 @@ _NOT_LET_IN: Final = frozenset({REMEMBERED, PRINCIPAL, ATTEMPT})
 
 def process_wide(scope: Scope) -> dict[str, Any]:
     """What of a scope belongs to the process, and so to each attempt."""
-    return {name: scope[name] for name in ("asgi", "app", "state") if name in scope}
+    found = {name: scope[name] for name in ("asgi", "app") if name in scope}
+    if "state" in scope:
+        found["state"] = dict(scope["state"])  # as it is now: a request writes into its own
+    return found
 
 
 def _passed_back(send: Send) -> Send:
