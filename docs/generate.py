@@ -154,7 +154,11 @@ def idempotency() -> Iterator[str]:
     for name, why in found["not_done"].items():
         where = ", ".join(t for t in targets if targets[t][name] == "no") or "all"
         yield f"| {name} | {where} | {cell(why)} |"
-    yield from ("", "## Shown by other tests", "", "| row | tests |", "|---|---|")
+    yield from (
+        "", "## Shown by other tests", "",
+        "Those that kill, pause and starve processes ask the ASGI middleware: WSGI and Django",
+        "stand on the same ledger.", "", "| row | tests |", "|---|---|",
+    )  # fmt: skip
     for name, where in found["elsewhere"].items():
         yield f"| {name} | {', '.join(f'`{place}`' for place in dict.fromkeys(where.values()))} |"
     yield from ("", "## What a server must offer to be asked", "")

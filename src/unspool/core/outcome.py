@@ -95,7 +95,7 @@ OUR_MISTAKE: Final = _row(
     Outcome.ERROR, Sent.MAYBE, Weather.UNKNOWN, "it may have been sent, and then we failed"
 )
 
-OURS: Final = frozenset({Cause.CONNECTION_LIMIT_REACHED, Cause.PROXY_INTERNAL_ERROR})
+OURS: Final = frozenset({Cause.CONNECTION_LIMIT_REACHED, Cause.PROXY_INTERNAL_ERROR, Cause.CLOSING})
 
 _BY_STATUS: Final[tuple[Judgement, ...]] = tuple(
     STATUSES.get(status, HUNDREDS.get(status // 100, _BAD)) for status in range(600)

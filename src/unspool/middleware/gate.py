@@ -174,7 +174,7 @@ class Gate:
             fingerprint=claim.ask.fingerprint,
             attempt=claim.attempt,
             secret=secret,
-            held=lambda: not claim.lost,
+            held=claim.held,
         )
         try:
             response = await run(running)
