@@ -159,10 +159,10 @@ async def test_an_owner_that_was_overtaken_commits_nothing() -> None:
     async def overtaken(scope: Any) -> None:
         if scope["unspool"].attempt > 1:
             return
-        spool.down = True  # its renewals do not arrive
+        spool.renews = False
         await asyncio.sleep(0.25)
-        spool.down = False
         assert (await Caller(other)(key="a")).status == 201
+        spool.renews = True
         await asyncio.sleep(0.2)
         try:
             with scope["unspool"].commit(database):
