@@ -345,6 +345,7 @@ async def test_a_spool_that_is_down_takes_no_custody() -> None:
     assert (await call(key="a")).status == 503
     assert (await call("PUT")).status == 201
     assert (await call("GET")).status == 201
+    assert (await call("GET", "/_unspool/health")).status == 503
     assert (await call()).status == 201
     spool.down = False
     app._starts_at = 0

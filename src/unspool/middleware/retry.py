@@ -24,8 +24,10 @@ what a process that died was trying comes due again when its lease ends.
 Promises: what `relay` promises. Exceptions of what could be saved are logged, with their traceback,
 and answered as 500 where they are not saved; others reach the server as they would without us.
 
-Bugs: receipts are at the root of the host: behind a proxy that cuts a prefix off, its addresses
-lack the prefix. An answer that is not kept whole has no background tasks that anybody waits for.
+Bugs: receipts are at the root of the host: behind a proxy that cuts a prefix off, their addresses
+lack the prefix. Background tasks of what went through here are not waited for by the server, only
+by the end of the lifespan. A handler that is killed in a later attempt is run again when the lease
+ends, `attempt_ms` and half a minute later.
 """
 
 from __future__ import annotations
@@ -238,7 +240,11 @@ class Retry:
         return method in IDEMPOTENT_METHODS or self._habits.repeat_always
 
     async def _handle(self, request: Request, caller: Caller, /) -> Response:
-        station = await self._place.get()
+        try:
+            station = await self._place.get()
+        except UnspoolError as error:
+            log.error("nothing can be looked up: %s", error)
+            return problem("refused", "the spool cannot be opened", retry_after_s=1)
         return await station.node.relay(request, caller)
 
     # --- the node ---------------------------------------------------------------------------
