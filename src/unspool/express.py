@@ -263,7 +263,7 @@ class Keyed:
         ):
             self._over(express.other.judged(passage, answer))
             return
-        if not worth_remembering(answer.status):
+        if not worth_remembering(answer):
             self.end(answer)
             return
         entry = express.saving.answered(passage, answer, express.clock.now())

@@ -91,7 +91,7 @@ class Saving:
     async def _remember(self, passage: Passage, answer: Response) -> bool:
         """False: somebody else's answer stands under this key by now."""
         now = self._clock.now()
-        if not worth_remembering(answer.status) or self._options.unstored(answer):
+        if not worth_remembering(answer) or self._options.unstored(answer):
             await self.forget(passage)
             return True
         if passage.claim is not None:

@@ -14,7 +14,16 @@ import msgspec
 import pytest
 from callers import Calling, call, opened
 
-from hostile import GOOD, Hostile, Script, answers, both_loops, eventually, reset_at_once
+from hostile import (
+    GOOD,
+    Hostile,
+    Peer,
+    Script,
+    answers,
+    both_loops,
+    eventually,
+    reset_at_once,
+)
 from unspool.core.lifecycle import State
 from unspool.core.message import Cause, Failure, Instant, Key, Request, Response, Sent
 from unspool.core.outcome import judge
@@ -141,6 +150,30 @@ async def test_a_failure_that_may_not_be_repeated_is_passed_back_with_the_reason
         assert (answer.status, answer.body) == (503, b"busy")
         assert "send an Idempotency-Key" in answer["Proxy-Status"]
         assert counted.express == 1
+
+
+@both_loops
+async def test_who_is_under_way_at_the_end_is_told() -> None:
+    """The transport closes under them: saved if it may be repeated, and a 503 of ours if not."""
+
+    async def good_and_then_silence(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await peer.gone()
+
+    for what, status in ((PUT, 202), (POST, 503), (GET, 503)):
+        async with road(good_and_then_silence) as (caller, counted, server, _):
+            await warm(caller, counted)
+            await caller.send(what)
+            await eventually(lambda s=server: len(s.requests) == 2)
+            assert counted.express == 1
+            await counted.node.relay._transport.aclose()
+            answer = await caller.answer()
+            assert answer.status == status
+            if status == 503:
+                assert (b"closing" in answer.body) == (what is GET)
+                assert ("Retry-After" in answer) == (what is GET)
 
 
 @both_loops

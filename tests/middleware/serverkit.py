@@ -86,10 +86,12 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(server: str, app: str, *, folder: Path, workers: int = 1) -> Iterator[Served]:
+def served(
+    server: str, app: str, *, folder: Path, workers: int = 1, path: str = "/orders"
+) -> Iterator[Served]:
     running = Served(server, app, folder=folder, workers=workers)
     try:
-        running.wait()
+        running.wait(path)
         yield running
     finally:
         running.kill()

@@ -282,14 +282,17 @@ def test_a_record_that_is_spoilt_fails_closed(file: sqlite3.Connection) -> None:
             file.execute("DELETE FROM unspool_once")
 
 
-def test_a_record_stands_for_as_long_as_was_said(file: sqlite3.Connection) -> None:
+def test_a_record_stands_for_as_long_as_was_said(file: sqlite3.Connection, shop: Place) -> None:
     """J1, J6: by its time and not by what the sweep has got to."""
-    with once.commit(file, "k1", scope="orders", keep_ms=0):
-        pass
-    with once.commit(file, "k1", scope="orders") as done:
-        assert not done.known
-    with once.commit(file, "k1", scope="orders") as done:
-        assert done.known
+    assert shop.server is not None
+    with psycopg.connect(shop.server.conninfo("shop")) as session:
+        for one in (file, session):
+            with once.commit(one, "k1", scope="orders", keep_ms=0):
+                pass
+            with once.commit(one, "k1", scope="orders") as done:
+                assert not done.known
+            with once.commit(one, "k1", scope="orders") as done:
+                assert done.known
 
 
 def test_the_sweep(file: sqlite3.Connection, shop: Place) -> None:

@@ -121,6 +121,8 @@ class Cause(enum.StrEnum):
     HTTP_RESPONSE_TIMEOUT = "http_response_timeout"
     HTTP_PROTOCOL_ERROR = "http_protocol_error"
     PROXY_INTERNAL_ERROR = "proxy_internal_error"
+    CLOSING = "proxy_internal_response"
+    """We shut down before there was an answer."""
 
 
 class Failure(Value, frozen=True):

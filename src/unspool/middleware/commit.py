@@ -59,8 +59,8 @@ FORGET: Final = (
 )
 """In SQLite this also takes the write lock, whether there is anything to forget or not."""
 LOOK: Final = (
-    "SELECT fingerprint, value, attempt, at FROM unspool_once"
-    " WHERE scope = :scope AND key = :key AND keep_until > :now"
+    "SELECT fingerprint, value, attempt, keep_until FROM unspool_once"
+    " WHERE scope = :scope AND key = :key"
 )
 WRITE: Final = (
     "INSERT INTO unspool_once (scope, key, name, fingerprint, attempt, value, at, keep_until)"
@@ -171,12 +171,17 @@ class Commit:
 
     def _look(self) -> Steps[None]:
         """Was it done before?"""
-        values = {"scope": self._scope, "key": self._key, "now": self._clock.now()}
-        yield self._session.run(FORGET, values)
-        ran: Ran = yield self._session.run(LOOK, values)
+        which = {"scope": self._scope, "key": self._key}
+        now = self._clock.now()
+        if self._session.dialect == "sqlite":
+            yield self._session.run(FORGET, {**which, "now": now})
+        ran: Ran = yield self._session.run(LOOK, which)
         if not ran:
             return
-        fingerprint, value, attempt, _at = ran[0]
+        fingerprint, value, attempt, keep_until = ran[0]
+        if keep_until <= now:  # by its time, not by what the sweep has got to (J6)
+            yield self._session.run(FORGET, {**which, "now": now})
+            return
         if bytes(fingerprint) != self._fingerprint:
             raise Reused(
                 f"The key {self._name!r} of {self._scope!r} was used for other work. Nothing was"

@@ -110,6 +110,7 @@ class Habits(Value, frozen=True):
     )  # fmt: skip
     """The request fields that tell one caller from another, unless `scope` does."""
     key_max_chars: int = KEY_CHARS_MAX
+    """A longer key is refused."""
     body_max_bytes: int = 1024 * 1024
     """A larger body streams, and is not saved."""
     wait_max_ms: int = 60_000
@@ -121,8 +122,10 @@ class Habits(Value, frozen=True):
     attempt_ms: int = 60_000
     """How long a handler may take until it answers. It is cancelled then."""
     backoff_least_ms: int = 1_000
+    """The pause before a saved request is tried again is as long as it has waited; at least
+    this,"""
     backoff_most_ms: int = 3_600_000
-    """The pause before a saved request is tried again: as long as it has waited, within these."""
+    """and at most this."""
     backlog_max: int = 0
     """So many may wait; more are not saved. 0: as many as the disk holds."""
     drain_ms: int = 10_000

@@ -68,7 +68,11 @@ class Idempotency:
         self._scope_of: Final = checked_scope(scope)
         self._rules, tenure, survives = read(options)
         self._opening: Final = Opening(
-            spool, name=self._rules.name, owner=owner_of(scope), tenure=tenure, survives=survives
+            spool,
+            name=self._rules.name,
+            owner="" if "name" in options else owner_of(scope),
+            tenure=tenure,
+            survives=survives,
         )
         self._gate: Final = Gate(rules=self._rules, opening=self._opening)
         self._portal: Final = Portal("unspool-wsgi", on_close=self._opening.aclose)

@@ -36,10 +36,10 @@ from itertools import chain
 from typing import Any, Final
 
 from ..core import record
-from ..core.lifecycle import LIFE, Bounced, Deferred, Delivered, State, Verdict
+from ..core.lifecycle import Bounced, Deferred, Delivered, State, Verdict
 from ..core.message import NEVER, Message
 from ..core.record import Status
-from .protocol import Entry, Lease
+from .protocol import Entry
 
 APPLICATION_ID: Final = 0x756E7370
 """'unsp', for file(1) and for us."""
@@ -376,21 +376,6 @@ def entry_of(row: Sequence[Any]) -> Entry:
         )  # fmt: skip
     except (TypeError, IndexError) as error:
         raise record.Spoilt(f"a column is not what was written: {error}") from error
-
-
-def may_settle(token: tuple[int, int, int, bytes], lease: Lease, verdict: Verdict) -> bool:
-    """The fence (6): this very entry, under its latest lease, in a state the verdict can end.
-
-    The nonce tells a claim from the one that was forgotten before it under the same key.
-    """
-    _, state, attempt, nonce = token
-    entry = lease.entry
-    return (
-        state < SPOILT
-        and attempt == entry.attempt
-        and nonce == entry.message.nonce
-        and type(verdict) in LIFE[State(state)]
-    )
 
 
 _STATES: Final = tuple(State)

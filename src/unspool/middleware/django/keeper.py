@@ -28,7 +28,7 @@ from ..gate import Gate, Principal, Rules
 from ..opening import Opening
 from ..options import KEEPING, RULES, TENURE, Options, read
 from ..portal import Portal
-from ..principal import Steady, checked_scope, owner_of
+from ..principal import Steady, checked_scope
 from ..wsgi import principal_of
 from .route import Route
 
@@ -49,13 +49,18 @@ class Keeper:
         using: str = "default",
         **options: Any,
     ) -> None:
-        """`project` tells this one from others that use the spool. Raises `Misconfigured`."""
+        """`project` is its package: it tells this one from others that use the spool, where none of
+        them was given a name. Raises `Misconfigured`."""
         self.using: Final = using
         self._options: Final = options
         self.rules, tenure, survives = read(cast(Options, options))
-        owner = f"{project}, {owner_of(checked_scope(scope))}"
+        checked_scope(scope)
         self.opening: Final = Opening(
-            spool, name=self.rules.name, owner=owner, tenure=tenure, survives=survives
+            spool,
+            name=self.rules.name,
+            owner="" if "name" in options else project,
+            tenure=tenure,
+            survives=survives,
         )
         self.portal: Final = Portal("unspool-django", on_close=self.opening.aclose)
         self._scope_of: Final = async_to_sync(scope) if iscoroutinefunction(scope) else scope
@@ -66,7 +71,8 @@ class Keeper:
     def of_settings(cls) -> Keeper:
         given = read_settings()
         try:
-            return cls(project=str(getattr(settings, "ROOT_URLCONF", "")), **given)
+            project = str(getattr(settings, "ROOT_URLCONF", "")).partition(".")[0]
+            return cls(project=project, **given)
         except (UnspoolError, TypeError, ValueError) as error:
             raise ImproperlyConfigured(f"UNSPOOL: {error}") from error
 

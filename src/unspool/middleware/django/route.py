@@ -137,7 +137,10 @@ def _marked(view: Any, route: Route) -> Callable[..., Any]:
 
 
 def default_alias() -> str:
-    given = getattr(settings, "UNSPOOL", None)
+    try:
+        given = getattr(settings, "UNSPOOL", None)
+    except ImproperlyConfigured:  # imported where there is no project
+        return "default"
     return str(given.get("using", "default")) if isinstance(given, Mapping) else "default"
 
 
