@@ -151,13 +151,13 @@ async def test_the_first_attempt_sees_the_servers_scope_and_later_ones_one_like_
     forged = [("unspool-scope", '["ftp"]'), ("unspool-principal", "x"), ("unspool-attempt", "9")]
     live = {
         "scheme": "https", "client": ("10.0.0.7", 4242), "server": ("shop.example", 443),
-        "root_path": "/api", "extensions": {"tls": {"cipher": 1}}, "user": "live only",
+        "root_path": "/äpi", "extensions": {"tls": {"cipher": 1}}, "user": "live only",
         "state": {"request_id": 7}, "http_version": "2",
     }  # fmt: skip
     async with running(shop) as call:
-        path = "/api/o%20ders/ü"
+        path = "/äpi/o%20ders/ü"
         saved = await call(
-            path="/api/o ders/ü", raw_path=path.encode(), query_string=b"a=%20b", key="a",
+            path="/äpi/o ders/ü", raw_path=path.encode(), query_string=b"a=%20b", key="a",
             headers=[*forged, ("x-one", "1")], **live,
         )  # fmt: skip
         assert saved.status == 202
@@ -203,6 +203,39 @@ async def test_the_context_of_a_request_is_not_the_dispatchers() -> None:
     assert found["state"] == "delivered"
     assert seen == ["the first caller", "none"]
     await app._place.aclose()
+
+
+async def test_the_state_of_a_request_is_not_the_dispatchers() -> None:
+    """What the first request wrote into its state is its own."""
+    shop = Shop()
+    shop.next = [500]
+    call = Caller(Retry(shop, spool=SharedMemory(), **QUICK))
+    state = {"pool": "the pool"}
+
+    async def writes() -> int:
+        state["user"] = "anna"
+        return 500
+
+    shop.next = [writes]
+    saved = await call(key="a", state=state)
+    assert (await receipt(call, saved))["state"] == "delivered"
+    assert shop.scopes[0]["state"] is state
+    assert shop.scopes[1]["state"] == {"pool": "the pool"}
+    await call.app._place.aclose()
+
+
+async def test_what_only_looks_like_ours_is_the_applications() -> None:
+    """Told by the target as it came, as the relay does: in another spelling it passes, with the
+    server's scope."""
+    shop = Shop()
+    async with running(shop) as call:
+        reply = await call(
+            path="/_unspool/health", raw_path=b"/%5funspool/health", user="live", method="POST"
+        )
+        assert reply.status == 201
+        assert shop.scopes[0]["user"] == "live"
+        assert (await call("GET", "/_unspool/health")).status == 200
+    assert len(shop.scopes) == 1
 
 
 async def test_everything_else_passes() -> None:
@@ -312,6 +345,7 @@ async def test_a_spool_that_is_down_takes_no_custody() -> None:
     assert (await call(key="a")).status == 503
     assert (await call("PUT")).status == 201
     assert (await call("GET")).status == 201
+    assert (await call("GET", "/_unspool/health")).status == 503
     assert (await call()).status == 201
     spool.down = False
     app._starts_at = 0

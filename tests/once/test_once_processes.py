@@ -104,6 +104,8 @@ def test_a_stopped_owner_commits_nothing_when_it_wakes(
         first.tell("commit")
         assert first.heard() == "done kept by 1"
         assert place.rows("SELECT item FROM orders") == [("by 1",)]
+        # By the name, for people; and for a day when the spool is lost, and its secret with it.
+        assert place.rows("SELECT scope, key FROM unspool_once") == [("once/orders", "k2")]
 
 
 def run(code: str, *arguments: str) -> str:

@@ -18,7 +18,6 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
-from uuid import UUID
 
 from ..core.idempotency import Do, Recall, Unreadable, minted
 from ..core.message import Destination, Key, Response, Value, identify
@@ -33,7 +32,7 @@ from ..errors import (
     Unkeepable,
 )
 from ..ledger import Ask, Claim, Ledger, Taken
-from .arguments import Arguments, Bound, digest, result_type, some
+from .arguments import Arguments, Bound, digest, named, result_type, some
 from .kept import FACT, pack, pack_error, unpack
 from .names import take_name
 from .opening import Opening
@@ -43,7 +42,6 @@ log = logging.getLogger("unspool.once")
 
 GENERATIONS_MAX: Final = 32
 """How often one key may end as unknown."""
-NAME_MAX_CHARS: Final = 1_000
 MEDIA_TYPE: Final = (b"Content-Type", b"application/msgpack")
 
 Function = Callable[..., Any]
@@ -149,6 +147,7 @@ class Work:
                 attempt=before + claim.attempt,
                 secret=secret,
                 held=claim.held,
+                scope=f"{self._terms.name}/{self._terms.scope}",
             )
             run = _Run(self, hand, claim, running, call)
             return await (run.reconciled() if generation else run.first())
@@ -323,21 +322,6 @@ def _as_answer(status: int, packed: bytes) -> Response:
 
 def _is_unknown(recall: Recall) -> bool:
     return recall.do is Do.REFUSE and recall.problem == "outcome-unknown"
-
-
-def named(key: object) -> str:
-    """A key as text. Raises `Misconfigured` for what cannot tell one work from another."""
-    if isinstance(key, bytes):
-        key = key.hex()
-    if isinstance(key, bool) or not isinstance(key, str | int | UUID) or key == "":
-        raise Misconfigured(
-            f"The key is a {type(key).__qualname__}: give a str, bytes, int or UUID that names this"
-            " work and no other. Nothing was run."
-        )
-    name = str(key)
-    if len(name) > NAME_MAX_CHARS:
-        raise Misconfigured(f"A key has at most {NAME_MAX_CHARS} characters. Nothing was run.")
-    return name
 
 
 async def _refuse_old(claim: Claim, ledger: Ledger) -> None:

@@ -234,7 +234,8 @@ class Portal:
 
     def before_fork(self) -> None:
         self._making.acquire()
-        if self._pid == os.getpid() and not self._busy:
+        within = threading.current_thread() is self._thread
+        if self._pid == os.getpid() and not self._busy and not within:
             with contextlib.suppress(Exception):  # whoever forks has nothing to do with it
                 self._close()
 

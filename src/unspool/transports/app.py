@@ -62,7 +62,7 @@ def remember(scope: Scope) -> Field:
         (str(server[0]), server[1]) if server else None,
         scope.get("root_path", ""),
     )
-    return REMEMBERED, _encode(told).decode().encode("ascii", "backslashreplace")
+    return REMEMBERED, _encode(told)
 
 
 class AppTransport:
