@@ -5,7 +5,8 @@
 
 settings.md from `settings.SETTINGS`, commands.md from the commands themselves, problems.md from
 `problems.PROBLEMS` and the classes of `errors`, idempotency.md from the conformance table and from
-what came of it (idempotency.json, by tests/idempotency/record.py). Nobody edits these pages.
+what came of it (idempotency.json, by tests/idempotency/record.py), options.md from the fields of
+the middlewares' values (`options`). Nobody edits these pages.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from options import options
 
 from unspool import errors
 from unspool.admin.cli import EXIT_CODES, Commands, cli
@@ -152,7 +154,11 @@ def idempotency() -> Iterator[str]:
     for name, why in found["not_done"].items():
         where = ", ".join(t for t in targets if targets[t][name] == "no") or "all"
         yield f"| {name} | {where} | {cell(why)} |"
-    yield from ("", "## Shown by other tests", "", "| row | tests |", "|---|---|")
+    yield from (
+        "", "## Shown by other tests", "",
+        "Those that kill, pause and starve processes ask the ASGI middleware: WSGI and Django",
+        "stand on the same ledger.", "", "| row | tests |", "|---|---|",
+    )  # fmt: skip
     for name, where in found["elsewhere"].items():
         yield f"| {name} | {', '.join(f'`{place}`' for place in dict.fromkeys(where.values()))} |"
     yield from ("", "## What a server must offer to be asked", "")
@@ -166,6 +172,7 @@ def idempotency() -> Iterator[str]:
 
 
 PAGES = {
+    "options.md": lambda: options(MADE),
     "idempotency.md": idempotency,
     "settings.md": settings,
     "commands.md": commands,

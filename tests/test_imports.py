@@ -24,7 +24,7 @@ LAYERS = {
     "transports": ("transports",),
     "relay": (
         "relay", "dispatcher", "receipts", "custody", "saving", "passage", "answers", "gather",
-        "node", "express", "tries", "ledger", "claims", "endings", "upkeep",
+        "node", "express", "tries", "ledger", "recent", "claims", "endings", "upkeep",
     ),
     "ingress": ("ingress",),
     "middleware": ("middleware",),

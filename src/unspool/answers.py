@@ -78,6 +78,11 @@ def passed_back(answer: Answer, why: str, *, retry_after_s: int | None = None) -
         return Response(
             answer.status, answer.reason, fields, answer.body, answer.rest, answer.length
         )
+    if answer.cause is Cause.CLOSING:
+        # A repeat of what may have been applied is not ours to ask for, so no Retry-After with it.
+        if judge(answer).sent is Sent.NEVER or why is WHY_SAFE:
+            return problem("closing", told, retry_after_s=1)
+        return problem("cut-short", told)
     if judge(answer).sent is Sent.NEVER:
         name, retry_after_s = "unreachable", retry_after_s or 1
     else:

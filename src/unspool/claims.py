@@ -1,6 +1,7 @@
 """Claims: the sole right to run under a key, and how it ends.
 
     claim.attempt                      the fencing token
+    claim.held()                       is it still ours, as far as we can know?
     await claim.done(answer)           remember this answer; False: it was not stored
     await claim.release()              nothing came of it: the key is free again
     await claim.unknown()              it may have had an effect, and nobody knows
@@ -26,7 +27,7 @@ from .core.lifecycle import (
     bounced,
     delivered,
 )
-from .core.message import Destination, Instant, Key, Response, Value
+from .core.message import NEVER, Destination, Instant, Key, Response, Value
 from .core.tenure import Tenure
 from .spools.protocol import Lease
 from .tries import Turn
@@ -59,7 +60,17 @@ class Ends(Protocol):
 class Claim:
     """The sole right to run under a key, until it ends."""
 
-    __slots__ = ("_ends", "ask", "attempt", "began_at", "ended", "lease", "lost", "turn")
+    __slots__ = (
+        "_ends",
+        "ask",
+        "attempt",
+        "began_at",
+        "ended",
+        "held_until",
+        "lease",
+        "lost",
+        "turn",
+    )
 
     def __init__(
         self,
@@ -82,6 +93,13 @@ class Claim:
         """The fencing token: higher than that of everybody who had this key before (6)."""
         self.lost = False
         """A renewal was refused: somebody else has the key by now."""
+        self.held_until = NEVER if lease is None else lease.until
+        """By our own clock, since it was renewed last."""
+
+    def held(self) -> bool:
+        """False: we slept longer than our lease, and somebody may have the key by now. For whoever
+        can still take back what it did. May be asked in any thread."""
+        return not self.lost and self._ends.now() < self.held_until
 
     async def done(self, answer: Response) -> bool:
         """Remember this answer: whole, or only the fact where it streams or is too large.

@@ -1,7 +1,8 @@
 """A passage: one request on its way through the relay, with what was decided of it so far.
 
 Options        how a relay behaves: the settings it reads
-Passage        filled in from top to bottom of the road
+Passage        filled in from top to bottom of the road; `plain` for what asks for nothing
+untried(…)     the answer of a destination that is not even asked
 forwarded(…)   the Forwarded field (RFC 7239)
 """
 
@@ -13,8 +14,20 @@ from functools import lru_cache
 import msgspec
 
 from .core.lifecycle import Policy
-from .core.message import Destination, Field, Instant, Key, Request, Response, Value
-from .core.prefer import Wishes
+from .core.message import (
+    IDEMPOTENT_METHODS,
+    Cause,
+    Destination,
+    Failure,
+    Field,
+    Instant,
+    Key,
+    Request,
+    Response,
+    Sent,
+    Value,
+)
+from .core.prefer import NONE, Wishes
 from .ingress.protocol import Caller
 from .spools.protocol import Lease
 
@@ -40,6 +53,10 @@ class Options(Value, frozen=True):
     unstored: Callable[[Response], bool] = lambda _response: False
     """Which other answers are not remembered."""
 
+    def repeats(self, method: bytes) -> bool:
+        """May a request that says no name be sent again after it may have been applied?"""
+        return self.repeat_always or method in IDEMPOTENT_METHODS
+
 
 class Passage(msgspec.Struct):
     request: Request
@@ -59,6 +76,18 @@ class Passage(msgspec.Struct):
     """Others who ask for the key need not wait for us any longer."""
     tried: bool = False
     """An attempt was made: it belongs on the trail, and the next one waits its turn."""
+
+
+def plain(request: Request, options: Options, *, began_at: Instant) -> Passage:
+    """The passage of a request that asks for nothing."""
+    repeat = options.repeats(request.method)
+    return Passage(request, NONE, began_at, repeat, options.lifetime_ms)
+
+
+@lru_cache(maxsize=64)
+def untried(trouble: str) -> Failure:
+    detail = f"not tried: {trouble or 'it is known to be down'}"
+    return Failure(Cause.CONNECTION_REFUSED, detail, Sent.NEVER)
 
 
 @lru_cache(maxsize=4096)

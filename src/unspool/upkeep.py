@@ -89,7 +89,9 @@ class Upkeep:
         until = Instant(self._clock.later() + self._lease_ms)
         kept = await self._spool.renew(leases, until=until)
         for claim, good in zip(claims, kept, strict=True):
-            if not good and not claim.ended:
+            if good:
+                claim.held_until = until
+            elif not claim.ended:
                 claim.lost = True
                 self._live.discard(claim)
                 log.warning("lost, for its owner slept longer than its lease: %s", claim.ask.key)

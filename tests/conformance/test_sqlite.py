@@ -23,6 +23,7 @@ from unspool.spools.sqlite import SqliteSpool
 from unspool.spools.sqlite_file import IN_MEMORY
 from unspool.spools.sqlite_schema import ADDITIONS, APPLICATION_ID, LEASABLE, SURVEY, SWEEPABLE
 from unspool.spools.sqlite_store import SqliteStore
+from unspool.spools.sqlite_write import delete
 from unspool.testing.conformance.values import (
     DAY,
     HERE,
@@ -342,7 +343,7 @@ def test_browsing_in_steps_shows_what_browsing_at_once_does(
     store = SqliteStore.open(path)
     store.accept([waiting(f"{number}") for number in range(40)])
     ids = store._db.execute("SELECT id FROM message WHERE id % 7 = 3").fetchall()
-    store._delete([id_ for (id_,) in ids])
+    delete(store._db, [id_ for (id_,) in ids])
     queries = [Query(), Query(name="name of 39"), Query(destination=HERE), Query(key=key("8"))]
     whole = [store.browse(query, after=None, limit=15) for query in queries]
     assert [len(entries) for entries in whole] == [15, 1, 15, 1]

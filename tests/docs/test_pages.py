@@ -12,10 +12,14 @@ from unspool.config import load
 
 from .page import FENCE, ROOT, Block, blocks, free_ports, matches, run
 
+UNTIL = (
+    "for i in $(seq 200); do curl -s -o /dev/null http://127.0.0.1:8700/_unspool/health && break;"
+    " sleep 0.1; done"
+)
+"""Until it listens."""
 RELAY = (
     "unspool serve --to http://127.0.0.1:8000 --spool sqlite:///unspool.db 2>/dev/null &\n"
-    "for i in $(seq 50); do curl -s -o /dev/null http://127.0.0.1:8700/_unspool/health && break;"
-    " sleep 0.1; done\n"
+    f"{UNTIL}\n"
     "curl -s -o /dev/null http://127.0.0.1:8700/orders -H 'Idempotency-Key: \"order-7\"'"
     ' -d \'{"item": "tea"}\'\n'
 )
@@ -25,6 +29,7 @@ SESSIONS = {
     "docs/howto/check-your-server.md": "",
     "docs/tutorial/break-a-service.md": "",
     "docs/howto/co-commit.md": "",
+    "docs/howto/asgi.md": "",
     "docs/howto/django.md": "",
     "docs/howto/keys.md": RELAY,
     "docs/howto/once.md": "",
@@ -70,7 +75,7 @@ def test_the_four_things_of_the_readme_work(tmp_path: Path) -> None:
     session = blocks(ROOT / "README.md")
     serve, send, ask, see = session
     _service, relay = free_ports(2)
-    serve = Block(0, serve.commands.rstrip().replace("./run", "unspool") + " &\nsleep 2\n", None)
+    serve = Block(0, serve.commands.rstrip().replace("./run", "unspool") + f" &\n{UNTIL}\n", None)
     send = Block(1, send.commands.rstrip() + " | tee answer; echo\n", None)
     token = "$(sed -n 's#^Location: /_unspool/receipts/\\([^ ]*\\).*#\\1#p' answer | tr -d '\\r')"
     ask = Block(2, ask.commands.replace("…?wait=30", token + "?wait=1"), None)

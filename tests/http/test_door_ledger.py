@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ import pytest
 from callers import Calling, call, eventually, on_both_loops, opened
 
 from unspool.core.message import Request, Response
+from unspool.ingress.body import StreamedBody
 from unspool.ingress.protocol import Caller
 
 OK = Response(200, b"", [], b"ok")
@@ -128,6 +130,26 @@ async def test_the_express_road_is_no_way_around(vanish: bool) -> None:
             assert door.ledger.held_bytes == BIG
         handler.answer()
         await eventually(lambda: door.ledger.held_bytes == 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 5_000])
+def test_a_streamed_body_counts_for_what_it_occupies(size: int) -> None:
+    """In chunks of two bytes it would be twenty times as large as it says."""
+    body = StreamedBody(Still(), 256 * 1024)
+    tracemalloc.start()
+    try:
+        while not body.full:
+            body.feed(bytes([len(body._chunks) % 256]) * size)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * 256 * 1024
+
+
+class Still:
+    def wanted(self) -> None: ...
+
+    def regulate(self) -> None: ...
 
 
 @on_both_loops

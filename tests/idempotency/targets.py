@@ -76,9 +76,11 @@ def _await(running: subprocess.Popen[bytes], port: int, log: Path) -> None:
     raise AssertionError(f"it does not listen:\n{log.read_text('utf-8', 'replace')}")
 
 
-def uvicorn(folder: Path, app: str, *, factory: bool = False) -> AbstractContextManager[str]:
+def uvicorn(
+    folder: Path, app: str, *words: str, factory: bool = False
+) -> AbstractContextManager[str]:
     [port] = free_ports(1)
-    more = ["--factory"] if factory else []
+    more = [*words, *(["--factory"] if factory else [])]
     return process(
         folder, app, port, "uvicorn", "--log-level", "debug", "--port", str(port), *more,
         f"served:{app}",
@@ -96,6 +98,12 @@ def bare(folder: Path) -> Iterator[Target]:
 def asgi(folder: Path) -> Iterator[Target]:
     with uvicorn(folder, "asgi", factory=True) as url:
         yield Target(Service(url=url), folder)
+
+
+@contextlib.contextmanager
+def retry(folder: Path) -> Iterator[Target]:
+    with uvicorn(folder, "retry", factory=True) as url:
+        yield Target(Service(url=url, parks=True, lifetime=True), folder)
 
 
 def waitress(folder: Path, name: str, **more: str) -> AbstractContextManager[str]:
@@ -127,7 +135,7 @@ def _who(name: str, token: int) -> tuple[tuple[str, str], ...]:
 
 
 @contextlib.contextmanager
-def relay(folder: Path) -> Iterator[Target]:
+def relay(folder: Path, *words: str) -> Iterator[Target]:
     """`unspool serve` in front of the guarded service; another one forgets soon."""
     with contextlib.ExitStack() as stack:
         behind = stack.enter_context(uvicorn(folder, "guarded"))
@@ -137,18 +145,19 @@ def relay(folder: Path) -> Iterator[Target]:
             ("short", ("--answer-keep-ms", "1s", "--key-keep-ms", "3s")),
         ):
             [port] = free_ports(1)
-            words = (
+            command = (
                 "unspool", "serve", "--to", behind, "--listen", f"127.0.0.1:{port}",
                 "--spool", f"sqlite:///{folder}/{name}-relay.db", "--survives", "process",
                 "--scope-fields", "x-account", "--backoff-least-ms", "300ms",
-                "--disk-free-min-bytes", "0", "--log-level", "debug", *more,
+                "--disk-free-min-bytes", "0", "--log-level", "debug", *more, *words,
             )  # fmt: skip
-            urls.append(stack.enter_context(process(folder, f"{name}-relay", port, *words)))
+            urls.append(stack.enter_context(process(folder, f"{name}-relay", port, *command)))
         service = Service(
             url=urls[0],
             counts=behind,
             mounts={"short": urls[1]},
             parks=True,
+            lifetime=True,
             caller=_who("alice", 1),
             renewed=_who("alice", 2),
             other=_who("bob", 1),
@@ -166,6 +175,7 @@ def _has(module: str) -> bool:
 TARGETS: Mapping[str, Callable[[Path], AbstractContextManager[Target]]] = {
     "relay": relay,
     "ASGI": asgi,
+    "Retry": retry,
     **({"WSGI": wsgi} if _has("unspool.middleware.wsgi") else {}),
     **({"Django": django} if _has("unspool.middleware.django.middleware") else {}),
 }

@@ -94,7 +94,12 @@ def test_the_counts_may_be_asked_elsewhere(url: str) -> None:
         (("http://127.0.0.1", "--route", "slow=/x"), "--post and --count"),
         (("http://127.0.0.1", "--route", "nothing=/x"), "there is no 'nothing'"),
         (("http://127.0.0.1", "--mount", "nothing=/x"), "there is no 'nothing'"),
+        (("http://127.0.0.1?a=b",), "no query"),
+        (("http://127.0.0.1:x",), "ort"),
+        (("http://127.0.0.1", "--post", "orders", "--count", "/x"), "/orders"),
+        (("http://127.0.0.1", "--post", "/a b", "--count", "/x"), "/orders"),
         (("http://127.0.0.1", "--caller", "alice"), "Name: value"),
+        (("http://127.0.0.1", "--caller", "A: \u20ac"), "Name: value"),
         (("http://127.0.0.1", "--caller", "A: b\r\nC: d"), "Name: value"),
     ],
 )
@@ -122,6 +127,6 @@ def test_the_list_has_every_row_and_what_it_needs(tmp_path: Path) -> None:
     assert done.returncode == 0
     for name in ROWS:
         assert f"\n{name} " in f"\n{done.stdout}"
-    assert "takes 700 ms" in done.stdout
+    assert "takes 1000 ms" in done.stdout
     rows = [json.loads(line) for line in check("--list", "--json").stdout.splitlines()]
     assert [row["row"] for row in rows] == list(ROWS)

@@ -5,6 +5,8 @@ it out):
 
     sleep-20     end after 20 ms               hold       end once the file go-<key> is there
     fail         hold, then raise              5xx        hold, then answer 503
+    buy          a row and its record in one transaction of our own database (co-commit)
+    hold-buy     hold, then buy                buy-hold   buy, then hold: before the answer
     (nothing)    end at once
 
 and answers 201 with the token of this execution. Each execution is in the ledger twice: begin, end.
@@ -15,11 +17,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import sqlite3
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import apsw
+
+from unspool.middleware.running import Running
 
 from .ledger import Ledger
 
@@ -49,15 +54,37 @@ def application(ledger: Ledger, folder: Path) -> App:
         ledger.note("begin", key, token)
         if do.startswith("sleep-"):
             await asyncio.sleep(int(do.removeprefix("sleep-")) / 1000)
-        elif do:
-            while not (folder / f"go-{key}").exists():
-                await asyncio.sleep(0.01)
+        elif do.startswith("hold") or do in ("fail", "5xx"):
+            await held(folder, key)
+        if "buy" in do:
+            token = bought(folder / "shop.db", scope["unspool"], key, token)
+        if do == "buy-hold":
+            await held(folder, key)
         if do == "fail":
             raise RuntimeError("as it was told")
         ledger.note("end", key, token)
         await answer(send, 503 if do == "5xx" else 201, f"done {token}".encode())
 
     return app
+
+
+async def held(folder: Path, key: str) -> None:
+    (folder / f"held-{key}").touch()
+    while not (folder / f"go-{key}").exists():
+        await asyncio.sleep(0.01)
+
+
+def bought(shop: Path, running: Running, key: str, token: str) -> str:
+    """One order, exactly once; the token of the execution that placed it."""
+    with (
+        contextlib.closing(sqlite3.connect(shop, isolation_level=None)) as db,
+        running.commit(db) as done,
+    ):
+        if done.known:
+            return str(done.value)
+        db.execute("INSERT INTO orders VALUES (?, ?)", (key, token))
+        done.value = token
+        return token
 
 
 async def lifespan(receive: Receive, send: Send) -> None:
@@ -78,7 +105,7 @@ async def answer(
 
 
 def naive(app: App, path: Path) -> App:
-    """Look, then run, then write down: what most of them do. Between the two anybody may look."""
+    """Look, then run, then write down. In between anybody else may look, too."""
     db = apsw.Connection(str(path))
     db.set_busy_timeout(5_000)
     db.execute("PRAGMA journal_mode=WAL")

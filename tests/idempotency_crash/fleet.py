@@ -131,11 +131,13 @@ class Fleet:
         return self.log.read_text(errors="replace")
 
 
-async def until_not_busy(process: Process, key: str, *, seconds: float) -> tuple[Told, float]:
+async def until_not_busy(
+    process: Process, key: str, *, seconds: float, do: str = ""
+) -> tuple[Told, float]:
     """Repeat under the key until the answer is another than "running"; and how long that took."""
     began = time.monotonic()
     while time.monotonic() < began + seconds:
-        told = await process.ask(key)
+        told = await process.ask(key, do=do)
         if not busy(told):
             return told, time.monotonic() - began
         await asyncio.sleep(0.05)

@@ -28,7 +28,7 @@ class SharedMemory(MemorySpool):
         self.shared = shared
         self.commits = 0
         self.down = False
-        self.settles = True
+        self.settles = self.renews = True
         self.corrupt: Exception | None = None
         self.hold: asyncio.Event | None = None
         """Writes are done, and their callers learn of it when this is set."""
@@ -63,6 +63,8 @@ class SharedMemory(MemorySpool):
 
     async def renew(self, leases: Sequence[Lease], /, *, until: Instant) -> Sequence[bool]:
         self._look()
+        if not self.renews:
+            raise Unavailable("It does not renew. Nothing was done.")
         return await super().renew(leases, until=until)
 
     async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:

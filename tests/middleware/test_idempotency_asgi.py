@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from asgikit import Caller, SharedMemory, lifespan
 
 from unspool.core.message import Instant
-from unspool.errors import Corrupt, Misconfigured
+from unspool.errors import Corrupt, Misconfigured, Stale
 from unspool.middleware.asgi import Idempotency, Running
+from unspool.middleware.once import once
 
 
 def who(scope: Any) -> str:
@@ -144,6 +146,39 @@ async def test_the_handler_gets_a_running() -> None:
     assert (one.name, one.attempt) == ("a", 1)
     assert one.child_key("charge") == one.child_key("charge")
     assert len({one.child_key("charge"), one.child_key("mail"), other.child_key("charge")}) == 3
+
+
+async def test_an_owner_that_was_overtaken_commits_nothing() -> None:
+    """F4: a co-commit under a claim that is known to be lost is undone, rows and all."""
+    shop, call, spool, app = shop_of(lease_ms=150)
+    raised: list[str] = []
+    database = sqlite3.connect(":memory:")
+    once.create(database)
+    database.execute("CREATE TABLE orders (number)")
+
+    async def overtaken(scope: Any) -> None:
+        if scope["unspool"].attempt > 1:
+            return
+        spool.renews = False
+        await asyncio.sleep(0.25)
+        assert (await Caller(other)(key="a")).status == 201
+        spool.renews = True
+        await asyncio.sleep(0.2)
+        try:
+            with scope["unspool"].commit(database):
+                database.execute("INSERT INTO orders VALUES (1)")
+        except Stale:
+            raised.append("stale")
+
+    other = Idempotency(shop, spool=spool, scope=who, survives="nothing", lease_ms=150)
+    await Caller(other)(key="warm")
+    shop.before = overtaken
+    late = await call(key="a")
+    assert late["idempotency-stored"] == "false"
+    assert raised == ["stale"]
+    assert not database.execute("SELECT * FROM orders").fetchall()
+    database.close()
+    await app._opening.aclose()
 
 
 async def test_what_the_application_writes_into_its_scope_is_seen_outside() -> None:

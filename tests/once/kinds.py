@@ -23,6 +23,10 @@ from servers.postgres import Postgres
 from unspool.middleware.once import once
 
 TABLE = "CREATE TABLE orders (item text NOT NULL)"
+OTHERS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = 'shop' AND pid <> pg_backend_pid()"
+)
 INSERT = "INSERT INTO orders (item) VALUES ('{}')"
 
 
@@ -42,7 +46,11 @@ class Place(NamedTuple):
             once.create(connection)
             connection.close()
         else:
-            with psycopg.connect(server.database("shop")) as connection:
+            new = "shop" not in server.made
+            conninfo = server.database("shop") if new else server.conninfo("shop")
+            with psycopg.connect(conninfo) as connection:
+                connection.execute(OTHERS)  # a test before this one may have left somebody
+                connection.execute("DROP TABLE IF EXISTS orders, unspool_once")
                 connection.execute(TABLE)
                 once.create(connection)
         return place
@@ -238,6 +246,17 @@ class AlchemyAsyncPg(AlchemyAsync):
     engine = "postgresql"
 
 
+class AlchemyAsyncpg(AlchemyAsync):
+    """The other driver: it prepares each statement, and looks at the type of each value."""
+
+    engine = "postgresql"
+
+    async def connect(self) -> Any:
+        assert self.place.server is not None
+        url = self.place.server.url("shop", driver="postgresql+asyncpg")
+        return AsyncSession(create_async_engine(url, poolclass=sa.NullPool))
+
+
 class AlchemyAsyncCore(AlchemyAsync):
     async def connect(self) -> Any:
         url = f"sqlite+aiosqlite:///{self.place.file}"
@@ -339,6 +358,7 @@ KINDS: dict[str, type[Kind]] = {
     "connection-postgresql": AlchemyCorePg,
     "async-session-sqlite": AlchemyAsync,
     "async-session-postgresql": AlchemyAsyncPg,
+    "async-session-asyncpg": AlchemyAsyncpg,
     "async-connection-sqlite": AlchemyAsyncCore,
     "django-sqlite": DjangoSqlite,
     "django-postgresql": DjangoPg,

@@ -3,6 +3,7 @@
     python shop.py commit sqlite:FILE|CONNINFO ATTEMPT      one co-commit; says where it is
     python shop.py rivals sqlite:FILE|CONNINFO KEYS         each of these keys, one after another
     python shop.py once URL LOG LEASE_MS ABANDONED          `@once` around a line in LOG
+    python shop.py held URL sqlite:FILE|CONNINFO LEASE_MS   `@once` around a co-commit, or a refusal
 
 It prints a word at each stage and goes on when it is told a line.
 """
@@ -89,12 +90,36 @@ def as_once(url: str, log: str, lease_ms: str, abandoned: str) -> None:
         return f"kept by {ctx.attempt}"
 
     say("ready")
-    for line in sys.stdin:
+    for line in iter(sys.stdin.readline, ""):
         try:
             say("done", handle(line.strip()))
         except UnspoolError as error:
             say(type(error).__name__)
 
 
+class Declined(Exception):
+    pass
+
+
+def held(url: str, where: str, lease_ms: str) -> None:
+    @once(url, key=lambda m: m, scope="orders", lease_ms=int(lease_ms), final=(Declined,))
+    def handle(m: str, ctx: Running) -> str:
+        say("begun", ctx.attempt)
+        if sys.stdin.readline().strip() == "decline":
+            raise Declined("no funds")
+        with ctx.commit(session) as done:
+            if not done.known:
+                session.execute(f"INSERT INTO orders (item) VALUES ('by {ctx.attempt}')")
+        return f"kept by {ctx.attempt}"
+
+    session = connect(where)
+    say("ready")
+    for line in iter(sys.stdin.readline, ""):
+        try:
+            say("done", handle(line.strip()))
+        except (Declined, UnspoolError) as error:
+            say(type(error).__name__)
+
+
 if __name__ == "__main__":
-    {"commit": commit, "rivals": rivals, "once": as_once}[sys.argv[1]](*sys.argv[2:])
+    {"held": held, "commit": commit, "rivals": rivals, "once": as_once}[sys.argv[1]](*sys.argv[2:])

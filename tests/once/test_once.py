@@ -413,6 +413,24 @@ async def test_a_spool_that_is_open_already(once: Once, tmp_path: Path) -> None:
     await spool.aclose()
 
 
+def test_one_within_another(once: Once, url: str) -> None:
+    """A function may call another, or itself for other work; for the same work it is busy."""
+
+    @once(url, key=lambda m: m, scope="inner")
+    def inner(m: str) -> str:
+        return f"inner {m}"
+
+    @once(url, key=lambda m: m, scope="outer")
+    def outer(m: str) -> str:
+        if m == "round":
+            return outer(m)
+        return inner(m) if m == "k1" else outer("k1")
+
+    assert outer("k2") == outer("k1") == "inner k1"
+    with pytest.raises(Busy):
+        outer("round")
+
+
 def test_closed_and_used_again(once: Once, url: str) -> None:
     """`close` lets go; the next call opens again, and remembers."""
     runs: list[str] = []
@@ -464,11 +482,42 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(once: Once, url: st
         once.run("memory:", 1, lambda: 1, scope="orders")
 
 
+def test_two_applications_with_one_scope(once: Once, url: str) -> None:
+    """The second is refused, for it would be given the first one's results; with a name it has
+    keys of its own, and a package that was renamed goes on with its keys by saying the name."""
+
+    def handle(m: str) -> str:
+        return handle.__module__
+
+    def of(package: str, **name: str) -> str:
+        handle.__module__ = f"{package}.tasks"
+        found = Once()
+        try:
+            return found(url, key=lambda m: m, scope="orders", **name)(handle)("k1")
+        finally:
+            found.close()
+
+    assert of("shop") == of("shop") == "shop.tasks"
+    with pytest.raises(Misconfigured, match=r"of 'orders' in this spool belong to .*'shop'"):
+        of("billing")
+    assert of("billing", name="billing") == "billing.tasks"
+    assert of("store", name="once") == "shop.tasks"
+
+
 def test_a_key_that_is_too_old(once: Once, url: str) -> None:
     """J3: a UUIDv7 from before the horizon may have run and been forgotten; it does not run."""
     old = UUID(int=(1_000 << 80) | (7 << 76) | (2 << 62))
     with pytest.raises(Expired):
         once.run(url, old, lambda: 1, scope="orders")
+
+
+def test_the_page_names_every_option() -> None:
+    """What is not on the page is not there for its readers."""
+    from unspool.middleware.once import Options
+
+    page = (Path(__file__).parent.parent.parent / "docs/howto/once.md").read_text("utf-8")
+    for name in Options.__annotations__:
+        assert f"`{name}`" in page, name
 
 
 def test_frameworks_see_a_function(once: Once, url: str) -> None:

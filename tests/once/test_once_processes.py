@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from .kinds import Place
 from .process import Shop
 
 LEASE_MS = 600
@@ -69,6 +71,41 @@ def test_killed_in_the_middle_somebody_finds_out(url: str, tmp_path: Path) -> No
         second.tell("k1")
         assert second.heard() == "done found out"
     assert lines(log) == []
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+def test_a_stopped_owner_commits_nothing_when_it_wakes(
+    engine: str, url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """F3, F4: it is stopped for longer than its lease, before its co-commit. Its successor is told
+    by the bank that there are no funds, writes nothing here, and says so to the customer. When the
+    first one wakes nothing in the database stands in its way; its rows roll back all the same."""
+    server = request.getfixturevalue("server") if engine == "postgresql" else None
+    place = Place.fresh(tmp_path, server)
+    where = server.conninfo("shop") if server else f"sqlite:{place.file}"
+    arguments = ("held", url, where, str(LEASE_MS))
+    with Shop(*arguments) as first, Shop(*arguments) as second:
+        assert (first.heard(), second.heard()) == ("ready", "ready")
+        first.tell("k1")
+        assert first.heard() == "begun 1"
+        first.signal(signal.SIGSTOP)
+        assert until_not_busy(second) == "begun 2"
+        second.tell("decline")
+        assert second.heard() == "Declined"
+        first.signal(signal.SIGCONT)
+        first.tell("commit")
+        assert first.heard() == "Stale"
+        assert place.rows("SELECT item FROM orders") == []
+        for shop in (first, second):
+            shop.tell("k1")
+            assert shop.heard() == "Declined"
+        first.tell("k2")
+        assert first.heard() == "begun 1"
+        first.tell("commit")
+        assert first.heard() == "done kept by 1"
+        assert place.rows("SELECT item FROM orders") == [("by 1",)]
+        # By the name, for people; and for a day when the spool is lost, and its secret with it.
+        assert place.rows("SELECT scope, key FROM unspool_once") == [("once/orders", "k2")]
 
 
 def run(code: str, *arguments: str) -> str:

@@ -249,6 +249,26 @@ async def test_other_destinations_messages_are_left_alone() -> None:
 
 
 @virtually
+async def test_what_waits_under_a_former_name_is_delivered_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The service has moved, or has been given a name: and where not, the warning says how."""
+    for formerly in ((), (Destination("http://old"),)):
+        async with world(formerly=formerly) as it:
+            await save(it, 2)
+            stray = it.kept[0]
+            message = replace(stray.message, destination=Destination("http://old"))
+            it.spool.entries[message.key] = replace(stray, message=message)  # type: ignore[attr-defined]
+            it.node.start()
+            await asyncio.sleep(60)
+            assert len(it.service.attempts) == 1 + len(formerly)
+            current = it.node.plan.options.destination
+        hint = f"unspool serve --destination {current} --destination http://old,"
+        assert (hint in caplog.text) == (not formerly)
+        caplog.clear()
+
+
+@virtually
 async def test_of_one_order_only_the_head_is_tried() -> None:
     """FIFO: while the first waits for its next attempt, the others wait for it."""
     async with world(RESET) as it:

@@ -69,6 +69,8 @@ class Postgres:
     def __init__(self, port: int, user: str) -> None:
         self.port: Final = port
         self.user: Final = user
+        self.made: Final[set[str]] = set()
+        """The databases that `database` made."""
 
     def conninfo(self, database: str = "postgres") -> str:
         return f"host=127.0.0.1 port={self.port} user={self.user} dbname={database}"
@@ -84,6 +86,7 @@ class Postgres:
         with psycopg.connect(self.conninfo(), autocommit=True) as connection:
             connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
             connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        self.made.add(name)
         return self.conninfo(name)
 
 

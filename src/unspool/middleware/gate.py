@@ -92,6 +92,7 @@ class Rules(Value, frozen=True):
     required: bool = False
     """A request of these methods without a key is refused."""
     key_max_chars: int = KEY_CHARS_MAX
+    """A longer key is refused."""
     body_max_bytes: int = 1024 * 1024
     """A request under a key with a larger body is refused: it could not be told from another."""
     wait_max_ms: int = 60_000
@@ -173,6 +174,7 @@ class Gate:
             fingerprint=claim.ask.fingerprint,
             attempt=claim.attempt,
             secret=secret,
+            held=claim.held,
         )
         try:
             response = await run(running)
@@ -189,7 +191,7 @@ class Gate:
 
     def stands(self, response: Response, running: Running) -> bool:
         """Is this the answer that repeats shall get?"""
-        if running.forgotten or not worth_remembering(response.status):
+        if running.forgotten or not worth_remembering(response):
             return False
         if _troubled(response):
             return self._rules.store_errors and response.status >= 500

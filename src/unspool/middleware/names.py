@@ -25,9 +25,10 @@ from ..spools.protocol import Entry, Mismatch, Spool
 PREFIX: Final = "unspool.app."
 
 
-async def take_name(spool: Spool, *, name: str, owner: str, now: Instant) -> None:
-    """Raises `Misconfigured` where another application has it."""
-    digest = blake2b(name.encode(), digest_size=8, person=b"unspool app").digest()
+async def take_name(spool: Spool, *, name: str, owner: str, now: Instant, scope: str = "") -> None:
+    """Raises `Misconfigured` where another application has it; or has this scope of it."""
+    taken = f"{name}\0{scope}" if scope else name
+    digest = blake2b(taken.encode(), digest_size=8, person=b"unspool app").digest()
     entry = Entry(
         message=Message(
             key=Key(PREFIX + urlsafe_b64encode(digest).decode()[:10]),
@@ -49,9 +50,11 @@ async def take_name(spool: Spool, *, name: str, owner: str, now: Instant) -> Non
     if isinstance(known, Mismatch):
         [other] = await spool.find([entry.message.key])
         who = other.answer.body.decode() if other and other.answer else "another"
+        which = f"of {scope!r} " if scope else ""
         raise Misconfigured(
-            f"The keys in this spool belong to the application {who!r}, and this is {owner!r};"
-            f" neither was given a name. Nothing was run under a key, and what {who!r} remembers is"
-            f' kept. If this is the same application, renamed, say name="{name}" and it goes on'
-            f' with those keys; if it is another one, give it a name of its own: name="{owner}"'
+            f"The keys {which}in this spool belong to the application {who!r}, and this is"
+            f" {owner!r}; neither was given a name. Nothing was run under a key, and what {who!r}"
+            " remembers is kept. If this is the same application, renamed, say"
+            f' name="{name}" and it goes on with those keys; if it is another one, give it a name'
+            f' of its own: name="{owner}"'
         )

@@ -52,6 +52,7 @@ from .once_work import Again, Done, Function, Terms, Unknown, Work
 from .opening import Opening
 from .options import Grade, read
 from .portal import Portal
+from .principal import owner_of
 
 __all__ = ["Again", "Commit", "Done", "Once", "Unknown", "once"]
 
@@ -119,7 +120,9 @@ class Once:
 
         def decorate(function: F) -> F:
             self._take_scope(spool, terms, function)
-            work = Work(function, opening=opening, terms=terms)
+            # Of two applications that were given no name, each has its own scopes.
+            owner = "" if "name" in options else owner_of(function)
+            work = Work(function, opening=opening, terms=terms, owner=owner)
             return self._wrapped(function, work)
 
         return decorate
@@ -191,7 +194,7 @@ class Once:
         opening = self._openings.get(which)
         if opening is None:
             opening = self._openings[which] = Opening(
-                spool, name=rules.name, owner=NAME, tenure=tenure, survives=survives
+                spool, name=rules.name, owner="", tenure=tenure, survives=survives
             )
         return opening, rules.name, options.get("wait_max_ms", WAIT_MAX_MS)
 

@@ -17,9 +17,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from functools import partial
 from typing import Any, Final
-from uuid import UUID
 
 from ..core.idempotency import Do, Recall, Unreadable, minted
 from ..core.message import Destination, Key, Response, Value, identify
@@ -34,8 +32,9 @@ from ..errors import (
     Unkeepable,
 )
 from ..ledger import Ask, Claim, Ledger, Taken
-from .arguments import Arguments, Bound, digest, result_type, some
+from .arguments import Arguments, Bound, digest, named, result_type, some
 from .kept import FACT, pack, pack_error, unpack
+from .names import take_name
 from .opening import Opening
 from .running import Running
 
@@ -43,7 +42,6 @@ log = logging.getLogger("unspool.once")
 
 GENERATIONS_MAX: Final = 32
 """How often one key may end as unknown."""
-NAME_MAX_CHARS: Final = 1_000
 MEDIA_TYPE: Final = (b"Content-Type", b"application/msgpack")
 
 Function = Callable[..., Any]
@@ -92,7 +90,10 @@ class Call(Value, frozen=True):
 
 
 class Work:
-    def __init__(self, function: Function, *, opening: Opening, terms: Terms) -> None:
+    def __init__(
+        self, function: Function, *, opening: Opening, terms: Terms, owner: str = ""
+    ) -> None:
+        """`owner` is the application, where it has no name; empty: it has, and is believed."""
         self.waits: Final = inspect.iscoroutinefunction(function)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise Misconfigured(f"{function.__qualname__} yields: it has no one result to keep.")
@@ -104,6 +105,7 @@ class Work:
         self._function: Final = function
         self._opening: Final = opening
         self._terms: Final = terms
+        self._owner = owner
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """Raises TypeError as the function would, and `Misconfigured` where there is no key."""
@@ -118,6 +120,8 @@ class Work:
 
     async def __call__(self, hand: HandOver, call: Call) -> Any:
         ledger, secret = await self._opening.ledger()
+        if self._owner:
+            await self._take_scope(ledger)
         base, before = self._key(secret, call.name, 0), 0
         for generation in range(GENERATIONS_MAX):
             ask = Ask(
@@ -142,7 +146,8 @@ class Work:
                 fingerprint=call.fingerprint,
                 attempt=before + claim.attempt,
                 secret=secret,
-                held=partial(_held, claim),
+                held=claim.held,
+                scope=f"{self._terms.name}/{self._terms.scope}",
             )
             run = _Run(self, hand, claim, running, call)
             return await (run.reconciled() if generation else run.first())
@@ -151,6 +156,14 @@ class Work:
             " have had its effect. It was not run again. Find out, and say so by on_unknown=…, or"
             " do the work under a new key."
         )
+
+    async def _take_scope(self, ledger: Ledger) -> None:
+        """It is this application's, or it is refused; asked once."""
+        await take_name(
+            ledger.custody.spool, name=self._terms.name, scope=self._terms.scope,
+            owner=self._owner, now=ledger.now(),
+        )  # fmt: skip
+        self._owner = ""
 
     def _fingerprint(self, bound: Bound) -> bytes:
         wanted = self._terms.fingerprint
@@ -307,27 +320,8 @@ def _as_answer(status: int, packed: bytes) -> Response:
     return Response(status=status, reason=b"", fields=(MEDIA_TYPE,), body=packed)
 
 
-def _held(claim: Claim) -> bool:
-    return not claim.lost
-
-
 def _is_unknown(recall: Recall) -> bool:
     return recall.do is Do.REFUSE and recall.problem == "outcome-unknown"
-
-
-def named(key: object) -> str:
-    """A key as text. Raises `Misconfigured` for what cannot tell one work from another."""
-    if isinstance(key, bytes):
-        key = key.hex()
-    if isinstance(key, bool) or not isinstance(key, str | int | UUID) or key == "":
-        raise Misconfigured(
-            f"The key is a {type(key).__qualname__}: give a str, bytes, int or UUID that names this"
-            " work and no other. Nothing was run."
-        )
-    name = str(key)
-    if len(name) > NAME_MAX_CHARS:
-        raise Misconfigured(f"A key has at most {NAME_MAX_CHARS} characters. Nothing was run.")
-    return name
 
 
 async def _refuse_old(claim: Claim, ledger: Ledger) -> None:

@@ -24,8 +24,10 @@ what a process that died was trying comes due again when its lease ends.
 Promises: what `relay` promises. Exceptions of what could be saved are logged, with their traceback,
 and answered as 500 where they are not saved; others reach the server as they would without us.
 
-Bugs: receipts are at the root of the host: behind a proxy that cuts a prefix off, its addresses
-lack the prefix. An answer that is not kept whole has no background tasks that anybody waits for.
+Bugs: receipts are at the root of the host: behind a proxy that cuts a prefix off, their addresses
+lack the prefix. Background tasks of what went through here are not waited for by the server, only
+by the end of the lifespan. A handler that is killed in a later attempt is run again when the lease
+ends, `attempt_ms` and half a minute later.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ from ..core.message import (
 from ..core.prefer import read_prefer
 from ..core.schedule import Pace
 from ..errors import UnspoolError
-from ..ingress.asgi import asgi, send_answer
+from ..ingress.asgi import asgi, send_answer, target_of
 from ..ingress.protocol import Caller
 from ..node import Node, Plan
 from ..passage import Options as RelayOptions
@@ -75,6 +77,7 @@ log: Final = logging.getLogger("unspool.middleware")
 LEASE_SPARE_MS: Final = 30_000
 """How much longer than an attempt its lease is: for writing down what came of it."""
 
+OURS: Final = PREFIX.encode()
 START_AGAIN_S: Final = 1.0
 """How long after a spool that could not be opened it is tried again."""
 
@@ -110,6 +113,7 @@ class Habits(Value, frozen=True):
     )  # fmt: skip
     """The request fields that tell one caller from another, unless `scope` does."""
     key_max_chars: int = KEY_CHARS_MAX
+    """A longer key is refused."""
     body_max_bytes: int = 1024 * 1024
     """A larger body streams, and is not saved."""
     wait_max_ms: int = 60_000
@@ -118,11 +122,13 @@ class Habits(Value, frozen=True):
     """Save a POST without a key, too: its handler may be run twice."""
     lifetime_ms: int = 5 * 24 * 3600 * 1000
     """How long a saved request is tried before it is given up."""
-    attempt_ms: int = 120_000
+    attempt_ms: int = 60_000
     """How long a handler may take until it answers. It is cancelled then."""
     backoff_least_ms: int = 1_000
+    """The pause before a saved request is tried again is as long as it has waited; at least
+    this,"""
     backoff_most_ms: int = 3_600_000
-    """The pause before a saved request is tried again: as long as it has waited, within these."""
+    """and at most this."""
     backlog_max: int = 0
     """So many may wait; more are not saved. 0: as many as the disk holds."""
     drain_ms: int = 10_000
@@ -191,7 +197,7 @@ class Retry:
     # --- one request ------------------------------------------------------------------------
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith(PREFIX):
+        if target_of(scope).startswith(OURS):
             await self._door(scope, receive, send)
             return
         method = scope["method"].encode()
@@ -234,7 +240,11 @@ class Retry:
         return method in IDEMPOTENT_METHODS or self._habits.repeat_always
 
     async def _handle(self, request: Request, caller: Caller, /) -> Response:
-        station = await self._place.get()
+        try:
+            station = await self._place.get()
+        except UnspoolError as error:
+            log.error("nothing can be looked up: %s", error)
+            return problem("refused", "the spool cannot be opened", retry_after_s=1)
         return await station.node.relay(request, caller)
 
     # --- the node ---------------------------------------------------------------------------
@@ -323,7 +333,10 @@ _NOT_LET_IN: Final = frozenset({REMEMBERED, PRINCIPAL, ATTEMPT})
 
 def process_wide(scope: Scope) -> dict[str, Any]:
     """What of a scope belongs to the process, and so to each attempt."""
-    return {name: scope[name] for name in ("asgi", "app", "state") if name in scope}
+    found = {name: scope[name] for name in ("asgi", "app") if name in scope}
+    if "state" in scope:
+        found["state"] = dict(scope["state"])  # as it is now: a request writes into its own
+    return found
 
 
 def _passed_back(send: Send) -> Send:

@@ -7,7 +7,8 @@
 Promises: survives a power cut (WAL, synchronous=FULL, read back at open; a file on tmpfs: a
 process), is shared, remembers, fences. `sqlite_store` does the work and blocks; this runs it on
 three threads with a connection each: all writes on one, finds on another, so that a replay does not
-wait for somebody's sync, and what people look at on the third, for it may be everything.
+wait for somebody's sync, and what people look at on the third, for it may be everything. Accepts,
+leases and settles that have queued up are one transaction, with one sync.
 
 A verb's work is on its way when the verb is called, not when it is awaited: the loop goes on with
 the next request while the disk syncs.
@@ -67,6 +68,7 @@ class SqliteSpool:
             for store in stores:  # it was opened for somebody who has gone
                 store.close()
             raise
+        writer.together = stores[0].together
         return cls(stores[0], writer)
 
     @property
@@ -79,7 +81,7 @@ class SqliteSpool:
         return self.store.corrupt
 
     def accept(self, entries: Sequence[Entry], /) -> _Soon[Sequence[Acceptance]]:
-        return self._accepted(self._writer.soon(self.store.accept, entries))
+        return self._accepted(self._writer.joined(self.store.accept, entries))
 
     async def _accepted(self, soon: Awaitable[list[Acceptance]]) -> Sequence[Acceptance]:
         answers = await soon
@@ -93,10 +95,10 @@ class SqliteSpool:
     def lease(
         self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
     ) -> _Soon[Sequence[Lease]]:
-        return _result(self._writer.soon(lambda: self.store.lease(wants, now=now, until=until)))
+        return _result(self._writer.joined(lambda: self.store.lease(wants, now=now, until=until)))
 
     def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> _Soon[Sequence[bool]]:
-        return self._settled(self._writer.soon(self.store.settle, settlements))
+        return self._settled(self._writer.joined(self.store.settle, settlements))
 
     async def _settled(self, soon: Awaitable[list[bool]]) -> Sequence[bool]:
         kept = await soon

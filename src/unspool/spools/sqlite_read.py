@@ -50,6 +50,10 @@ def names(keys: Sequence[str]) -> str:
     return encode_json(keys).decode()
 
 
+class Apart(Exception):
+    """One of several verbs in a transaction had trouble: it was rolled back."""
+
+
 class SpoiltRows(Exception):
     """Rows that cannot be read, found in the middle of a transaction."""
 

@@ -36,10 +36,10 @@ from itertools import chain
 from typing import Any, Final
 
 from ..core import record
-from ..core.lifecycle import LIFE, Bounced, Deferred, Delivered, State, Verdict
+from ..core.lifecycle import Bounced, Deferred, Delivered, State, Verdict
 from ..core.message import NEVER, Message
 from ..core.record import Status
-from .protocol import Entry, Lease
+from .protocol import Entry
 
 APPLICATION_ID: Final = 0x756E7370
 """'unsp', for file(1) and for us."""
@@ -380,23 +380,3 @@ def entry_of(row: Sequence[Any]) -> Entry:
 
 _STATES: Final = tuple(State)
 _FRESH: Final = Status()
-
-
-Token = tuple[int, int, int, bytes]
-
-
-def is_under(token: Token | None, lease: Lease) -> bool:
-    """The fence (6): is this very entry there, under its latest lease?
-
-    The nonce tells a claim from the one that was forgotten before it under the same key.
-    """
-    if token is None:
-        return False
-    _, state, attempt, nonce = token
-    entry = lease.entry
-    return state < SPOILT and attempt == entry.attempt and nonce == entry.message.nonce
-
-
-def may_settle(token: Token, lease: Lease, verdict: Verdict) -> bool:
-    """The fence, and a state that the verdict can end."""
-    return is_under(token, lease) and type(verdict) in LIFE[State(token[1])]

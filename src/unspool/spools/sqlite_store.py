@@ -26,24 +26,22 @@ import apsw
 import msgspec
 from msgspec.structs import replace
 
-from ..core.lifecycle import LIFE, Deferred, Delivered, Forgotten, State, Verdict
+from ..core.lifecycle import LIFE, State, Verdict
 from ..core.message import Destination, Instant, Key
-from ..core.record import Spoilt, pack_answer
+from ..core.record import Spoilt
 from ..errors import Corrupt, Unavailable
 from . import sqlite_read
 from .memory import bare
 from .protocol import Acceptance, Duplicate, Entry, LaneDue, Lease, Mismatch, New, Query, Tally
+from .sqlite_fence import is_under, may_settle
 from .sqlite_file import Opened, close_file, open_file, translate
-from .sqlite_read import SpoiltRows, encode_json, entry_or_give_up, names
+from .sqlite_read import Apart, SpoiltRows, encode_json, entry_or_give_up, names
 from .sqlite_read import rows as read_rows
 from .sqlite_schema import (
     COUNT_SPOILT,
-    DELETE,
     EXPIRED,
     FIND,
     FORGET_ANSWERS,
-    INSERT_BODY,
-    INSERT_MESSAGE,
     LEASABLE,
     LEASE,
     LINE_OF,
@@ -53,19 +51,13 @@ from .sqlite_schema import (
     SEIZABLE,
     SEIZE,
     SET_ASIDE,
-    SETTLE_BODY,
-    SETTLE_MESSAGE,
     SWEEPABLE,
     TOKENS,
     abandoned,
-    body_row,
     entry_of,
-    is_under,
-    may_settle,
-    message_row,
-    verdict_row,
-    write_rows,
 )
+from .sqlite_write import delete, insert, write_ends
+from .thread import Outcome, Work, alone
 
 SWEEP_ROWS: Final = 500
 """Rows forgotten in one transaction: others wait behind it."""
@@ -85,6 +77,7 @@ class SqliteStore:
         self._finding = threading.Lock()
         self._browsing = threading.Lock()
         self._closed = False
+        self._joined = 0  # the thread in which several verbs are one transaction just now
         self._version = self._data_version()
         self.corrupt: int = self._one(COUNT_SPOILT)
         """Records set aside."""
@@ -105,6 +98,9 @@ class SqliteStore:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """All or nothing, synced at the end (1, 8)."""
+        if self._joined == threading.get_ident():  # it is part of a larger one
+            yield
+            return
         with self._writing:
             self._check_open()
             committing = False
@@ -126,6 +122,25 @@ class SqliteStore:
         except apsw.Error:
             pass  # what made us roll back is the news; SQLite undoes the rest by itself
 
+    def together(self, verbs: Sequence[Work]) -> list[Outcome]:
+        """Several verbs in one transaction. Where one of them has trouble, each for itself."""
+        corrupt = self.corrupt
+        try:
+            with self._transaction():
+                self._joined = threading.get_ident()
+                try:
+                    results = [verb() for verb in verbs]
+                except Exception as error:
+                    raise Apart from error
+                finally:
+                    self._joined = 0
+        except Apart:
+            self.corrupt = corrupt
+            return [alone(verb) for verb in verbs]
+        except Exception as error:
+            return [(None, error) for _ in verbs]
+        return [(result, None) for result in results]
+
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable(
@@ -138,9 +153,29 @@ class SqliteStore:
             with self._transaction():
                 return self._accept(entries)
         except SpoiltRows as found:
+            if self._joined == threading.get_ident():
+                raise
             raise self._fail_closed(found.ids) from found
 
+    def _all_new(self, entries: Sequence[Entry]) -> list[Acceptance] | None:
+        """Nearly always nobody knows any of these keys: then the index says so while it is written.
+
+        None: nothing was done, and each is to be looked at.
+        """
+        if len({entry.message.key for entry in entries}) < len(entries):
+            return None
+        try:
+            insert(self._db, entries)
+        except apsw.ConstraintError:
+            if self._joined == threading.get_ident():
+                raise  # it took the others' work along
+            self._db.execute("BEGIN IMMEDIATE")  # it was rolled back with its transaction
+            return None
+        return [New(entry) for entry in entries]
+
     def _accept(self, entries: Sequence[Entry]) -> list[Acceptance]:
+        if (answers := self._all_new(entries)) is not None:
+            return answers
         known: dict[Key, Entry] = {}
         ids: dict[Key, int] = {}
         keys = names([entry.message.key for entry in entries])
@@ -149,7 +184,7 @@ class SqliteStore:
             known[row[1]] = entry_or_give_up(row)
         fresh: dict[Key, Entry] = {}
         gone: list[int] = []
-        answers: list[Acceptance] = []
+        answers = []
         for entry in entries:
             key = entry.message.key
             old = known.get(key)
@@ -166,33 +201,10 @@ class SqliteStore:
             known[key] = fresh[key] = entry
             answers.append(New(entry))
         if gone:
-            self._delete(gone)
+            delete(self._db, gone)
         if fresh:
-            self._insert(list(fresh.values()))
+            insert(self._db, list(fresh.values()))
         return answers
-
-    def _insert(self, entries: Sequence[Entry]) -> None:
-        write_rows(self._db.execute, [message_row(entry) for entry in entries], head=INSERT_MESSAGE)
-        # Inside one transaction the ids of new rows follow one another.
-        first = self._db.last_insert_rowid() - len(entries) + 1
-        bodies = [body_row(id_, entry) for id_, entry in enumerate(entries, first)]
-        write_rows(self._db.execute, bodies, head=INSERT_BODY)
-        self._line_up([entry for entry in entries if entry.state is State.WAITING])
-
-    def _delete(self, ids: Sequence[int]) -> None:
-        listed = encode_json(ids).decode()
-        for statement in DELETE:
-            self._db.execute(statement, (listed,))
-
-    def _line_up(self, entries: Sequence[Entry]) -> None:
-        """Let the head of each of these lines be the one that is ready (5)."""
-        lines = {
-            (entry.message.destination, entry.message.order_key)
-            for entry in entries
-            if entry.message.order_key
-        }
-        for destination, order_key in lines:
-            self._db.execute(LINE_UP, (destination, order_key, len(entries) + 2))
 
     def lease(
         self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
@@ -255,7 +267,7 @@ class SqliteStore:
                 if token is None or not good:
                     continue  # I3
                 if token[0] in ends:  # settled twice in one batch: the first must be there first
-                    self._write_ends(ends)
+                    write_ends(self._db, ends)
                     ends = {}
                 ends[token[0]] = (lease, verdict)
                 after = LIFE[State(token[1])][type(verdict)]
@@ -264,28 +276,8 @@ class SqliteStore:
                 else:
                     tokens[key] = (token[0], after.value, *token[2:])
             if ends:
-                self._write_ends(ends)
+                write_ends(self._db, ends)
             return kept
-
-    def _write_ends(self, ends: Mapping[int, tuple[Lease, Verdict]]) -> None:
-        messages: list[Sequence[Any]] = []
-        bodies: list[Sequence[Any]] = []
-        gone: list[int] = []
-        for id_, (lease, verdict) in ends.items():
-            if isinstance(verdict, Forgotten):
-                gone.append(id_)
-                continue
-            ordered = lease.entry.message.order_key != ""
-            messages.append(verdict_row(id_, verdict, ordered=ordered))
-            if isinstance(verdict, Delivered):
-                bodies.append((id_, pack_answer(verdict.answer)))
-            elif not isinstance(verdict, Deferred):
-                bodies.append((id_, None))
-        write_rows(self._db.execute, messages, head=SETTLE_MESSAGE[0], tail=SETTLE_MESSAGE[1])
-        write_rows(self._db.execute, bodies, head=SETTLE_BODY[0], tail=SETTLE_BODY[1])
-        if gone:
-            self._delete(gone)
-        self._line_up([lease.entry for lease, _ in ends.values()])
 
     def renew(self, leases: Sequence[Lease], /, *, until: Instant) -> list[bool]:
         with self._transaction():
@@ -310,7 +302,7 @@ class SqliteStore:
                 entries = [id_ for id_, keep_until in rows if keep_until <= now]
                 answers = [id_ for id_, keep_until in rows if keep_until > now]
                 if entries:
-                    self._delete(entries)
+                    delete(self._db, entries)
                 if answers:
                     for statement in FORGET_ANSWERS:
                         self._db.execute(statement, (encode_json(answers).decode(),))

@@ -24,7 +24,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -62,7 +62,7 @@ def remember(scope: Scope) -> Field:
         (str(server[0]), server[1]) if server else None,
         scope.get("root_path", ""),
     )
-    return REMEMBERED, _encode(told).decode().encode("ascii", "backslashreplace")
+    return REMEMBERED, _encode(told)
 
 
 class AppTransport:
@@ -143,7 +143,7 @@ def made(request: Request, template: Mapping[str, Any]) -> dict[str, Any]:
         "http_version": told.http_version,
         "method": request.method.decode("ascii"),
         "scheme": told.scheme,
-        "path": unquote(path.decode("ascii")),
+        "path": unquote_to_bytes(path).decode("utf-8", "replace"),
         "raw_path": path,
         "query_string": query,
         "root_path": told.root_path,

@@ -117,7 +117,8 @@ class Call:
         """Until the application has returned. Raises what it raised. Cancelling this does not
         disturb it."""
         assert self._task is not None
-        await asyncio.wait([self._task])
+        if not self._task.done():
+            await asyncio.wait([self._task])
         if not self._task.cancelled() and (error := self._task.exception()) is not None:
             raise error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,6 +59,7 @@ class NoSuchServer(UnspoolError):
 @click.option("--other-body", metavar="TEXT", help="Another body that the POST takes.")
 @click.option("--media", metavar="TYPE", help="The Content-Type of the bodies.")
 @click.option("--parks", is_flag=True, help="It saves what fails and answers 202: ask section H.")
+@click.option("--lifetime", is_flag=True, help="It takes Unspool-Lifetime: a relay of ours.")
 @click.option("--limit", metavar="SIZE", help="Request bodies above it are refused; 0: unknown.")
 @click.option("--key-max", type=click.IntRange(1), help="The longest key. [255]")
 @click.option(
@@ -125,10 +127,13 @@ def _service(url: str, given: Mapping[str, Any]) -> Service:
         raise click.UsageError(str(error)) from None
     if bool(given["post"]) != bool(given["count"]):
         raise click.UsageError("--post and --count go together")
-    how: dict[str, Any] = {"url": url, "parks": given["parks"]}
+    how: dict[str, Any] = {"url": url, "parks": given["parks"], "lifetime": given["lifetime"]}
     if given["post"]:  # what is true of the shipped service is not true of this one
         how |= {"caller": (), "other": (), "renewed": (), "limit": 0}
-    for name in ("post", "count", "counts", "media", "key_max", "retention"):
+    for name in ("post", "count", "retention"):
+        if given[name] is not None:
+            how[name] = _target(given[name])
+    for name in ("counts", "media", "key_max"):
         if given[name] is not None:
             how[name] = given[name]
     for name in ("body", "other_body"):
@@ -139,7 +144,8 @@ def _service(url: str, given: Mapping[str, Any]) -> Service:
             how[name] = tuple(_field(text) for text in given[name])
     if given["limit"] is not None:
         how["limit"] = read(SETTINGS["body_max_bytes"], given["limit"], origin="--limit")
-    how["routes"] = _pairs("--route", given["routes"], known=NEEDS)
+    routes = _pairs("--route", given["routes"], known=NEEDS)
+    how["routes"] = {need: _target(target) for need, target in routes.items()}
     how["mounts"] = _pairs("--mount", given["mounts"], known=MOUNTS)
     if how["routes"] and not given["post"]:
         raise click.UsageError("--route is for servers that are named by --post and --count")
@@ -176,9 +182,17 @@ def _rows(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _target(text: str) -> str:
+    if not re.fullmatch(r"/[!-~]*", text):
+        raise click.UsageError(
+            f"give a target as it stands in a request, /orders, and not {text!r}"
+        )
+    return text
+
+
 def _field(text: str) -> tuple[str, str]:
     name, sign, value = text.partition(":")
-    if not sign or not name.strip() or any(c in text for c in "\r\n\0"):
+    if not sign or not name.strip() or not re.fullmatch(r"[\t -\xff]*", text):
         raise click.UsageError(f"give a field as 'Name: value', and not {text!r}")
     return name.strip(), value.strip()
 

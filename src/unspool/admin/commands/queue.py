@@ -38,7 +38,7 @@ class Sums(msgspec.Struct):
 @options
 @click.option("--bounced", is_flag=True, help="What was given up, and why.")
 @click.option("--all", "everything", is_flag=True, help="Settled messages and claims too.")
-@click.option("--destination", metavar="URL", help="Only what goes there.")
+@click.option("--destination", metavar="NAME", help="Only what goes there.")
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=0), default=0, help="At most so many; 0: all."
 )

@@ -93,7 +93,7 @@ def command(verb: Verb) -> click.Command:
     @click.argument("keys", nargs=-1, metavar="KEY...")
     @options
     @click.option("--all", "everything", is_flag=True, help=f"All {verb.scope}.")
-    @click.option("--destination", metavar="URL", help="With --all: only what goes there.")
+    @click.option("--destination", metavar="NAME", help="With --all: only what goes there.")
     @click.option("--yes", is_flag=True, help="With --all: do not ask.")
     @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
     def run(

@@ -20,6 +20,7 @@ import msgspec
 
 from .doing import (
     CHUNK,
+    SIZE_MAX_BYTES,
     STREAM_PAUSE_MS,
     Answer,
     Count,
@@ -74,15 +75,18 @@ def counter(file: str, *, offers: Sequence[str] = (), mounts: Sequence[str] = ()
 
 
 async def _count(counts: Counts, asked: Count, scope: Scope, receive: Receive, send: Send) -> None:
-    body = b""
+    parts: list[bytes] = []
     more = True
     while more:
         event = await receive()
         if event["type"] == "http.disconnect":
             return
-        body += event.get("body", b"")
+        parts.append(event.get("body", b""))
         more = event.get("more_body", False)
-    refusal = asked.step(1).refusal(body)
+        if sum(map(len, parts)) > SIZE_MAX_BYTES:
+            await _say(send, Answer(413, [("Content-Type", "text/plain")], b"too large\n"))
+            return
+    refusal = asked.step(1).refusal(b"".join(parts))
     if refusal is not None:
         await _say(send, refusal)
         return
@@ -149,6 +153,11 @@ def guarded(app: App, file: str) -> App:
 def principal(scope: Scope) -> str | None:
     """The scope function for `Idempotency` inside `guarded`."""
     return principal_of(scope["caller"])
+
+
+def claimed(scope: Scope) -> str | None:
+    """The same for what stands outside of `guarded`: who says that it is asking."""
+    return principal_of(caller_of(field(scope, b"authorization")))
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

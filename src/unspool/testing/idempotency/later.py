@@ -9,6 +9,7 @@ from typing import Final
 
 from .keys import fresh
 from .seeing import (
+    begun,
     counted,
     good,
     is_problem,
@@ -168,7 +169,8 @@ async def j4(it: Orders) -> None:
 async def j5(it: Orders) -> None:
     order, key = await it.make("longer", mount="short"), fresh()
     running = asyncio.ensure_future(order.post(key))
-    for pause_s in (0.4, SHORT_KEY_S - 0.1):
+    await begun(order)
+    for pause_s in (0.1, SHORT_KEY_S + 0.2):
         await asyncio.sleep(pause_s)
         refused(await order.post(key), 409, what="a repeat while the first runs")
     first = await running

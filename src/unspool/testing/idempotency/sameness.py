@@ -8,7 +8,7 @@ from typing import Final
 from uuid import uuid4
 
 from .keys import fresh
-from .seeing import counted, good, marked, must, refused, replayed
+from .seeing import begun, counted, good, marked, must, refused, replayed
 from .service import ITEM, NotOffered, Orders
 from .wire import Reply
 
@@ -110,7 +110,7 @@ async def c7(it: Orders) -> None:
 async def c8(it: Orders) -> None:
     order, key = await it.make("slow"), fresh()
     running = asyncio.ensure_future(order.post(key))
-    await asyncio.sleep(0.25)
+    await begun(order)
     other = await order.post(key, body=it.service.other_body, fields=[("Prefer", "wait=10")])
     still = not running.done()
     first = await running

@@ -16,6 +16,7 @@ from .service import Order
 from .wire import Reply
 
 PATIENCE_S = 12.0
+HEAD_START_S = 0.25
 
 
 class Failed(Exception):
@@ -58,6 +59,18 @@ def is_problem(reply: Reply) -> bool:
 def saved(reply: Reply) -> bool:
     """202 with an address: responsibility was taken."""
     return reply.status == 202 and bool(reply.get("Location"))
+
+
+async def begun(order: Order) -> None:
+    """Return when the first request runs. Ours counts before it does anything else; of others it
+    is not known when they count."""
+    loop = asyncio.get_running_loop()
+    if not order.service.ours:
+        await asyncio.sleep(HEAD_START_S)
+        return
+    until = loop.time() + PATIENCE_S
+    while not await order.count() and loop.time() < until:
+        await asyncio.sleep(0.01)
 
 
 async def past(order: Order, key: str, *, while_: tuple[int, ...] = (), **how: Any) -> Reply:

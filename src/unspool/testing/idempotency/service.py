@@ -18,7 +18,7 @@ row apart, and offers everything but what its place cannot.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 from uuid import uuid4
@@ -44,8 +44,8 @@ SOON: Final = ["Retry-After", "1"]
 DOWN: Final = {"status": 503, "fields": [SOON]}
 GZIP: Final = "H4sIAAAAAAACA8tIzcnJVyjPL8pJUQQAbcK0AwwAAAA="
 BINARY: Final = "AAECA4CB/v8NCg0KAP8="
-SLOW_MS: Final = 700
-LONGER_MS: Final = 3_800
+SLOW_MS: Final = 1_000
+LONGER_MS: Final = 4_200
 STREAM_KIB: Final = 80
 LARGE_BYTES: Final = 2 * 1024 * 1024
 
@@ -162,6 +162,7 @@ CALLERS: Final[dict[str, str]] = {
 }
 PLACES: Final[dict[str, str]] = {
     "parks": "it saves what fails, answers 202 with a Location, and sends it again",
+    "lifetime": "it takes Unspool-Lifetime, and its address tells `waiting` from `bounced`",
     "limit": "it refuses request bodies beyond a limit",
     "processes": "its processes can be killed, paused and counted: not over HTTP",
     "inside": "it is about the code or the store, not the wire",
@@ -191,6 +192,7 @@ class Service(Value, frozen=True):
     other_body: bytes = b'{"item":"coffee","amount":9}'
     media: str = "application/json"
     parks: bool = False
+    lifetime: bool = False
     limit: int = 1024 * 1024
     """Above so many bytes a request body is refused; 0: it is not said."""
     key_max: int = 255
@@ -351,8 +353,8 @@ class Order:
     async def post(self, *keys: str | bytes, **how: Any) -> Reply:
         return await self._wire.ask(self.sending(*keys, **how))
 
-    async def walk_away(self, *keys: str | bytes, after_ms: int) -> None:
-        await self._wire.walk_away(self.sending(*keys), after_ms=after_ms)
+    async def walk_away(self, *keys: str | bytes, until: Awaitable[None]) -> None:
+        await self._wire.walk_away(self.sending(*keys), until=until)
 
     async def break_off(self, *keys: str | bytes) -> None:
         await self._wire.break_off(self.sending(*keys))

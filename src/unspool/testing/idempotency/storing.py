@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from .keys import fresh
-from .seeing import counted, good, marked, must, past, refused, replayed, saved
+from .seeing import begun, counted, good, marked, must, past, refused, replayed, saved
 from .service import NotOffered, Order, Orders, offers
 from .table import LASTING, PASSING
 
@@ -50,7 +50,7 @@ async def g3(it: Orders) -> None:
 async def g4(it: Orders) -> None:
     order, key = await it.make("slow"), fresh()
     running = asyncio.ensure_future(order.post(key))
-    await asyncio.sleep(0.25)
+    await begun(order)
     refused(await order.post(key), 409, what="a repeat while the first runs")
     other = it.service.other_body
     refused(await order.post(key, body=other), 409, 422, what="another body meanwhile")

@@ -1,7 +1,7 @@
 """The wire: a small strict HTTP/1.1 client that sends what it is told and shows what it got.
 
     reply = await ask(url, Sending(method="POST", target="/count", fields=[…], body=b"…"))
-    await walk_away(url, sending, after_ms=50)      send it all, and hang up before the answer
+    await walk_away(url, sending, until=…)          send it all, and hang up before the answer
     await break_off(url, sending)                   hang up in the middle of the body
 
 Fields are sent as they are, also malformed ones, each way byte for byte; a repeated field stays
@@ -18,7 +18,7 @@ import contextlib
 import re
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -80,8 +80,8 @@ class Wire:
     def __init__(self, base: str, *, timeout_s: float = TIMEOUT_S) -> None:
         """Raises `ValueError` where `base` is no http:// or https:// URL."""
         url = urlsplit(base)
-        if url.scheme not in PORTS or not url.hostname:
-            raise ValueError(f"{base} is no http:// or https:// URL with a host")
+        if url.scheme not in PORTS or not url.hostname or url.query or url.fragment:
+            raise ValueError(f"{base} is no http:// or https:// URL with a host and no query")
         self.base: Final = base.rstrip("/")
         self.prefix: Final = url.path.rstrip("/")
         self._host: Final = url.hostname
@@ -118,14 +118,14 @@ class Wire:
             await _close(writer)
         return Reply(status, fields, body, began_at, time.time())
 
-    async def walk_away(self, sending: Sending, *, after_ms: int) -> None:
-        """Send it whole, and hang up without having read anything."""
+    async def walk_away(self, sending: Sending, *, until: Awaitable[None]) -> None:
+        """Send it whole, and hang up after `until`, without having read anything."""
         async with asyncio.timeout(self._timeout_s), self._room:
             _reader, writer = await self._connect()
             try:
                 writer.write(self._head(sending) + sending.body)
                 await writer.drain()
-                await asyncio.sleep(after_ms / 1000)
+                await until
             finally:
                 await _close(writer)
 
