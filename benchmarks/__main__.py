@@ -82,7 +82,7 @@ def _sync(bench: Bench) -> str:
 @click.option("--seconds", default=4.0, show_default=True, help="How long each run lasts.")
 @click.option("--runs", default=3, show_default=True, help="How often each is run.")
 @click.option("--backlog", default=50_000, show_default=True, help="Messages to deliver again.")
-@click.option("--no-restate", is_flag=True, help="Leave Restate out: nothing is installed.")
+@click.option("--no-restate", is_flag=True, help="Leave Restate out: it is not installed.")
 @click.option("--json", "into", type=click.Path(path_type=Path), help="Every run, as JSON.")
 @click.option("--folder", type=click.Path(path_type=Path), help="On the disk to measure with.")
 @click.option("--extra", multiple=True, help="One more argument for `unspool serve`; repeatable.")

@@ -120,18 +120,21 @@ def _rows(
 ) -> list[Row]:
     rows = []
     for ours in ("private", "shared"):
-        note = f"{median(cpu[ours]):.0f} µs of processor a request" if cpu[ours] else ""
+        made = ""
         if counted and ours not in why:
-            note += f"; {_commits(bench, ours):.2f} commits a request, one by one"
+            made = f"; {_commits(bench, ours):.2f} commits a request, one by one"
         for theirs in ("none", *OTHERS):
             row = Row(
                 what=f"{what}, {ours} spool",
                 compared_with="without it" if theirs == "none" else _named(theirs),
                 runs={ours: runs[ours], theirs: runs[theirs]},
-                note=note if theirs == "none" else "",
             )
             if runs[ours] and runs[theirs]:
                 row.ours, row.theirs = median(runs[ours]), median(runs[theirs])
+                row.note = (
+                    f"{median(cpu[ours]):.0f} µs of processor a request, {row.compared_with}"
+                    f" {median(cpu[theirs]):.0f} µs{made if theirs == 'none' else ''}"
+                )
             else:
                 row.not_run = why.get(ours) or why.get(theirs, "")
             rows.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +12,7 @@ import django
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIHandler
+from django.db import connections
 from django.http import HttpResponse
 from django.test import AsyncClient, override_settings
 from django.urls import path
@@ -19,6 +21,13 @@ from django_shop.views import exempt
 from shop_kit import Shop, keyed
 
 from unspool.middleware.django import by_user
+
+
+@pytest.fixture(autouse=True)
+async def closed() -> AsyncIterator[None]:
+    """What the thread of `sync_to_async` has opened: the test client leaves it open."""
+    yield
+    await sync_to_async(connections.close_all)()
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
-from django.test import Client, RequestFactory, override_settings
+from django.test import Client, RequestFactory, TestCase, override_settings
 from django_shop import views
+from django_shop.models import Order
 from shop_kit import Shop, keyed
 
 from unspool.core.message import NEVER, Instant
@@ -344,3 +345,29 @@ def test_scopes_that_are_none(shop: Shop, kind: str) -> None:
     with override_settings(UNSPOOL=settings.UNSPOOL | {"scope": scope, "name": "other"}):
         assert shop.post("/create").status_code == (403 if kind == "none" else 500)
     assert shop.orders == 0
+
+
+@pytest.mark.usefixtures("shop")
+class InATestCase(TestCase):
+    """Django's own TestCase, whose transaction Django knows not to count."""
+
+    def test_atomic_views_work(self) -> None:
+        client = Client()
+        client.force_login(User.objects.create(username="cat"))
+        for _ in range(2):
+            answer = client.post("/atomic/x", {"item": "tea"}, HTTP_IDEMPOTENCY_KEY="k1")
+            assert answer.status_code == 200
+        assert Order.objects.count() == 1
+
+
+def test_a_corrected_form_may_come_under_the_same_key(shop: Shop) -> None:
+    """G3, where a project says so: a 400 is not remembered, and an atomic view is undone."""
+    from django.conf import settings
+
+    def mistake(response: Any) -> bool:
+        return response.status == 400
+
+    with override_settings(UNSPOOL=settings.UNSPOOL | {"unstored": mistake}):
+        assert shop.post("/atomic/answer 400", item="").status_code == 400
+        assert shop.orders == 0
+        assert shop.post("/atomic/answer 400", item="tea").status_code == 400

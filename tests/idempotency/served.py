@@ -3,6 +3,7 @@
     uvicorn served:bare                  the counter service, as it is
     uvicorn served:guarded               the same behind authentication
     uvicorn --factory served:asgi        behind the ASGI middleware, with its mounts
+    uvicorn --factory served:retry       behind `Retry` and the ASGI middleware
     waitress-serve --call served:wsgi    behind the WSGI middleware
     waitress-serve --call served:django  in Django; with SETUP=short it forgets soon
 
@@ -64,6 +65,30 @@ def asgi() -> Any:
         await apps[name](scope, receive, send)
 
     return over_asgi.guarded(app, COUNTS)
+
+
+def retry() -> Any:
+    """Saved outside of authentication, remembered inside of it."""
+    from unspool.middleware.asgi import Idempotency
+    from unspool.middleware.retry import Retry
+
+    counter = over_asgi.counter(COUNTS, offers=OFFERS, mounts=MOUNTS)
+
+    def make(name: str, options: dict[str, Any]) -> Any:
+        kept = {name: options[name] for name in ("answer_ms", "key_ms") if name in options}
+        inner = Idempotency(counter, spool=SPOOL, scope=over_asgi.principal, name=name, **options)
+        return Retry(
+            over_asgi.guarded(inner, COUNTS), spool=f"sqlite:///{FOLDER}/retry.db", name=name,
+            scope=over_asgi.claimed, backoff_least_ms=300, **HEADROOM, **kept,
+        )  # fmt: skip
+
+    apps = mounted(make)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        name = mount_of(scope["path"]) if scope["type"] == "http" else ""
+        await apps[name](scope, receive, send)
+
+    return app
 
 
 def wsgi() -> Any:

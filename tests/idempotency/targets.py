@@ -100,6 +100,12 @@ def asgi(folder: Path) -> Iterator[Target]:
         yield Target(Service(url=url), folder)
 
 
+@contextlib.contextmanager
+def retry(folder: Path) -> Iterator[Target]:
+    with uvicorn(folder, "retry", factory=True) as url:
+        yield Target(Service(url=url, parks=True, lifetime=True), folder)
+
+
 def waitress(folder: Path, name: str, **more: str) -> AbstractContextManager[str]:
     [port] = free_ports(1)
     app = name.partition("-")[0]
@@ -151,6 +157,7 @@ def relay(folder: Path, *words: str) -> Iterator[Target]:
             counts=behind,
             mounts={"short": urls[1]},
             parks=True,
+            lifetime=True,
             caller=_who("alice", 1),
             renewed=_who("alice", 2),
             other=_who("bob", 1),
@@ -168,6 +175,7 @@ def _has(module: str) -> bool:
 TARGETS: Mapping[str, Callable[[Path], AbstractContextManager[Target]]] = {
     "relay": relay,
     "ASGI": asgi,
+    "Retry": retry,
     **({"WSGI": wsgi} if _has("unspool.middleware.wsgi") else {}),
     **({"Django": django} if _has("unspool.middleware.django.middleware") else {}),
 }

@@ -68,7 +68,7 @@ def test_every_row_can_fail() -> None:
 def nothing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     """A server without any idempotency, asked everything, H rows too."""
     with bare(tmp_path_factory.mktemp("bare")) as target:
-        service = Service(url=target.service.url, parks=True)
+        service = Service(url=target.service.url, parks=True, lifetime=True)
         return {result.row: result for result in asyncio.run(check(service))}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from targets import Target, asgi, django, relay, wsgi
+from targets import Target, asgi, django, relay, retry, wsgi
 
 from unspool.middleware.asgi import Idempotency
 from unspool.testing.idempotency.service import Orders, discovered
@@ -51,7 +51,13 @@ def spoil(file: Path) -> int:
 
 @pytest.mark.parametrize(
     ("target", "file"),
-    [(relay, "main-relay.db"), (asgi, "idem.db"), (wsgi, "idem.db"), (django, "idem.db")],
+    [
+        (relay, "main-relay.db"),
+        (retry, "retry.db"),
+        (asgi, "idem.db"),
+        (wsgi, "idem.db"),
+        (django, "idem.db"),
+    ],
 )
 def test_a_spoilt_record_fails_closed(target: Any, file: str, tmp_path: Path) -> None:
     """D9: 503, nothing runs, and the next key is none the worse."""

@@ -27,6 +27,12 @@ def asgi(folder: Path) -> Iterator[Target]:
 
 
 @contextlib.contextmanager
+def retry(folder: Path) -> Iterator[Target]:
+    with uvicorn(folder, "retry", "--workers", str(WORKERS), factory=True) as url:
+        yield Target(Service(url=url), folder)
+
+
+@contextlib.contextmanager
 def gunicorn(folder: Path, app: str) -> Iterator[Target]:
     [port] = free_ports(1)
     with process(
@@ -53,6 +59,7 @@ def relays(folder: Path) -> Iterator[Target]:
 
 TARGETS: Mapping[str, Callable[[Path], AbstractContextManager[Target]]] = {
     "relay": relays,
+    "Retry": retry,
     "ASGI": asgi,
     "WSGI": wsgi,
     "Django": django,

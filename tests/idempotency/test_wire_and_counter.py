@@ -17,6 +17,7 @@ from unspool.testing.counter.doing import Counts, caller_of, principal_of
 from unspool.testing.counter.wsgi import counter as over_wsgi
 from unspool.testing.idempotency.wire import Sending, Unanswered, Wire
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 POST = Sending("POST", "/x", [("Idempotency-Key", b"\xff\x01"), ("A", "1"), ("A", "2")], b"body")
 
 
@@ -54,10 +55,7 @@ async def test_a_request_is_sent_as_it_is() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok"),
         (b"HTTP/1.0 200 OK\r\n\r\nto the end", 200, b"to the end"),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 \r\nContent-Length: 0\r\n\r\n", 201, b""),
-        (
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\nok\r\n0\r\nT: x\r\n\r\n",
-            200, b"ok",
-        ),
+        (CHUNKED + b"2;a=b\r\nok\r\n0\r\nT: x\r\n\r\n", 200, b"ok"),
     ],
 )  # fmt: skip
 async def test_an_answer_is_shown_as_it_is(answer: bytes, status: int, body: bytes) -> None:
@@ -79,8 +77,8 @@ async def test_an_answer_is_shown_as_it_is(answer: bytes, status: int, body: byt
         b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
+        CHUNKED + b"zz\r\n",
+        CHUNKED + b"1\r\nab\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nA: " + b"x" * 200_000 + b"\r\n\r\n",
     ],
     ids=range(13),

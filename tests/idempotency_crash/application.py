@@ -105,7 +105,7 @@ async def answer(
 
 
 def naive(app: App, path: Path) -> App:
-    """Look, then run, then write down: what most of them do. Between the two anybody may look."""
+    """Look, then run, then write down. In between anybody else may look, too."""
     db = apsw.Connection(str(path))
     db.set_busy_timeout(5_000)
     db.execute("PRAGMA journal_mode=WAL")

@@ -42,7 +42,8 @@ def serving(
             process = subprocess.Popen(
                 [sys.executable, *(part.format(fd=listening.fileno()) for part in command)],
                 pass_fds=[listening.fileno()], cwd=HERE, stdout=log, stderr=log,
-                env={**os.environ, "PYTHONPATH": str(HERE), **environ}, start_new_session=True,
+                env={**os.environ, "HOME": str(folder), "PYTHONPATH": str(HERE), **environ},
+                start_new_session=True,
             )  # fmt: skip
             stack.callback(stop, process)
         try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from servers_kit import at_once, post, serving
+from servers_kit import HERE, at_once, post, serving
 
 GUNICORN = ["-m", "gunicorn", "--bind", "fd://{fd}", "--log-level", "warning", "wsgi_service:app"]
 SERVERS = {
@@ -72,3 +75,33 @@ def test_one_effect_for_each_key_over_several_processes(name: str, tmp_path: Pat
         assert effects["chunked"] == 1
     logs = "".join(log.read_text() for log in tmp_path.glob("server-*.log"))
     assert "Traceback" not in logs, logs
+
+
+FORKED = """
+import os, sys
+from wsgi_kit import call, environ_of
+from wsgi_service import app
+
+def ask(key):
+    return call(app, environ_of(body=key.encode(), key=key, fields={"X-User": "ann"})).code
+
+assert ask("before") == 201
+pid = os.fork()
+assert ask("before") == 201
+codes = {ask("after"), ask("child" if pid == 0 else "parent")}
+assert codes <= {201, 409}, codes
+if pid:
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_a_fork_after_use_carries_no_spool_over(tmp_path: Path) -> None:
+    """The parent lets go of its SQLite before the fork; both open it anew, and the keys are one."""
+    environ = {**os.environ, "SERVICE_FOLDER": str(tmp_path), "PYTHONPATH": str(HERE)}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], env=environ, capture_output=True, text=True, check=False,
+        timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    effects = (tmp_path / "effects").read_text().split()
+    assert sorted(effects) == ["after", "before", "child", "parent"]

@@ -22,6 +22,7 @@ from servers.postgres import Postgres
 from unspool.core.message import Response
 from unspool.errors import Busy, Corrupt, Crossed, Misconfigured, Stale
 from unspool.middleware.once import once
+from unspool.middleware.running import Running
 
 from .kinds import Place
 
@@ -382,7 +383,11 @@ def test_what_is_no_session_says_what_is(file: sqlite3.Connection) -> None:
     """And a key or scope that could not be stored is refused before anything is run."""
     with pytest.raises(Misconfigured, match="psycopg's Connection"):
         once.commit(object(), "k1", scope="orders")
-    for key, scope in (("", "orders"), ("k\0", "orders"), ("k" * 2000, "orders"), ("k", "\0")):
+    wrong: list[tuple[Any, str]] = [
+        ("", "orders"), (None, "orders"), (True, "orders"), (1.5, "orders"), ("k\0", "orders"),
+        ("k" * 2000, "orders"), ("\ud800", "orders"), ("k", "\0"),
+    ]  # fmt: skip
+    for key, scope in wrong:
         with pytest.raises(Misconfigured):
             once.commit(file, key, scope=scope)
     engine = sa.create_engine("sqlite://")
@@ -407,3 +412,45 @@ def test_a_stale_one_is_given_what_the_other_kept(shop: Place) -> None:
             slow()
         with once.commit(one, "k1", scope="orders", attempt=1) as done:
             assert (done.known, done.value, done.attempt) == (True, "theirs", 2)
+
+
+def running(attempt: int = 1) -> Running:
+    return Running(key="K", name="k1", fingerprint=b"f", attempt=attempt, secret=b"s" * 32)
+
+
+def test_the_blocks_of_a_run(file: sqlite3.Connection) -> None:
+    """Each has a name, and each is done once over all attempts. Two without would be one, and the
+    second would be skipped: that is refused, within one another and one after another."""
+
+    def work(ctx: Running) -> list[bool]:
+        found = []
+        for step in ("", "ship"):
+            with ctx.commit(file, step=step) as done:
+                found.append(done.known)
+                if not done.known:
+                    file.execute("INSERT INTO orders VALUES (?)", [step])
+        return found
+
+    assert (work(running()), work(running(2))) == ([False, False], [True, True])
+    file.execute("DELETE FROM unspool_once")
+    file.commit()
+    one = running()
+    with one.commit(file):
+        pass
+    with pytest.raises(Misconfigured, match="step="), one.commit(file):
+        raise AssertionError("it must not run")
+    other = running(2)
+    with other.commit(file) as done:
+        assert done.known
+        with pytest.raises(Misconfigured, match="step="), other.commit(file):
+            raise AssertionError("it must not run")
+    with other.commit(file) as done:  # one that was told, or failed, may ask again
+        assert done.known
+
+
+def test_a_failed_block_may_be_tried_again_in_the_same_run(file: sqlite3.Connection) -> None:
+    ctx = running()
+    with contextlib.suppress(KeyError), ctx.commit(file):
+        raise KeyError
+    with ctx.commit(file) as done:
+        assert not done.known

@@ -3,7 +3,8 @@
     arguments = Arguments(function)
     bound = arguments.bound(args, kwargs)      each by its name, defaults filled in (L3)
     some(function, bound, ctx=…)               call another with as many of them as it takes
-    digest(bound, names)                       a fingerprint of all of them, or of these
+    digest(value)                              a fingerprint of them, or of some
+    named(key)                                 what names this work, as text
 
 A parameter called `ctx` is not the caller's to give: it gets the `Running`. One called `self` or
 `cls` that comes first is the method's, and tells nothing of the work.
@@ -15,12 +16,14 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from hashlib import blake2b
 from typing import Any, Final, get_type_hints
+from uuid import UUID
 
 import msgspec
 
 from ..errors import Misconfigured
 
 CTX: Final = "ctx"
+NAME_MAX_CHARS: Final = 1_000
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 Bound = Mapping[str, Any]
@@ -123,3 +126,18 @@ def _is_plain(info: msgspec.inspect.Type, seen: set[int]) -> bool:
             if isinstance(inner, msgspec.inspect.Type) and not _is_plain(inner, seen):
                 return False
     return True
+
+
+def named(key: object) -> str:
+    """A key as text. Raises `Misconfigured` for what cannot tell one work from another."""
+    if isinstance(key, bytes):
+        key = key.hex()
+    if isinstance(key, bool) or not isinstance(key, str | int | UUID) or key == "":
+        raise Misconfigured(
+            f"The key is a {type(key).__qualname__}: give a str, bytes, int or UUID that names this"
+            " work and no other. Nothing was run."
+        )
+    name = str(key)
+    if len(name) > NAME_MAX_CHARS:
+        raise Misconfigured(f"A key has at most {NAME_MAX_CHARS} characters. Nothing was run.")
+    return name

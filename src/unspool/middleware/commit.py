@@ -6,6 +6,9 @@
         session.add(Order(…))
         done.value = {"id": 7}           # what a repeat is given; None unless said
 
+A run of several blocks names each: `running.commit(session, step="ship")`. Without a name they
+would be one, and the second would be told that it is known.
+
 `session` is the application's own: see `commit_sessions` for which are understood, and for who
 commits. An asynchronous one wants `async with`. `running.commit(session)` is the same with the key,
 fingerprint and attempt of the run.
@@ -28,8 +31,9 @@ is what those get who came while another was at work.
 Does not: undo what the block did elsewhere. A mail that was sent is sent; use `child_key` there.
 
 Bugs: an owner that is paused between its last look and the database's commit, while its successor
-has answered without a co-commit, still commits. Values come back as plain data (dict, list, str)
-unless `type` says what they were.
+has answered without a co-commit, still commits; and in a transaction that was joined that look is
+at the end of the block. `encode` and `decode` are not awaited. Values come back as plain data
+(dict, list, str) unless `type` says what they were.
 """
 
 from __future__ import annotations
@@ -37,11 +41,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import blake2b
 from itertools import chain, repeat
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final
 
 from ..clock import SystemClock
 from ..errors import Busy, Misconfigured, Reused, Stale
+from .arguments import NAME_MAX_CHARS, named
 from .commit_drivers import Ran
 from .commit_sessions import Session, Steps, drive, pause, session_of, trouble
 from .kept import KEPT_MAX_BYTES, pack, unpack
@@ -50,7 +56,6 @@ KEEP_MS: Final = 30 * 24 * 3600 * 1000
 WAIT_MS: Final = 10_000
 POLL_MS: Final = (2, 2, 4, 8, 16, 32)
 """How long to wait between looks whether the one who is at work has ended; the last goes on."""
-NAME_MAX_CHARS: Final = 1_000
 VALUE_MAX_BYTES: Final = KEPT_MAX_BYTES
 
 LOCK: Final = "SELECT pg_try_advisory_xact_lock(:number)"
@@ -69,13 +74,38 @@ WRITE: Final = (
 )
 
 
+class Blocks:
+    """Of one run: which blocks are open, and which it has committed."""
+
+    __slots__ = ("_kept", "_open")
+
+    def __init__(self) -> None:
+        self._open: set[str] = set()
+        self._kept: set[str] = set()
+
+    def begin(self, step: str) -> None:
+        """Raises `Misconfigured` where two would be taken for one."""
+        if step in self._open or step in self._kept:
+            raise Misconfigured(
+                f"This run has had its co-commit {step!r} already, and the second would be taken"
+                " for the first. Nothing was run by it. Name each of them:"
+                ' running.commit(session, step="ship")'
+            )
+        self._open.add(step)
+
+    def end(self, step: str, *, kept: bool) -> None:
+        self._open.discard(step)
+        if kept:
+            self._kept.add(step)
+
+
 class Commit:
     """One piece of work and its record, in one transaction: `with`, or `async with`."""
 
     def __init__(
         self,
         session: Any,
-        key: str,
+        key: object,
         *,
         scope: str,
         fingerprint: bytes = b"",
@@ -87,19 +117,21 @@ class Commit:
         wait_ms: int = WAIT_MS,
         keep_ms: int = KEEP_MS,
         held: Callable[[], bool] | None = None,
+        step: str = "",
+        blocks: Blocks | None = None,
     ) -> None:
-        """`scope` is whose keys these are: `orders`. `name` is the key as people know it.
+        """`key` is a str, bytes, int or UUID. `scope` is whose keys these are: `orders`. `name` is
+        the key as people know it.
 
         `wait_ms` is how long to wait for another who does the same thing just now; then `Busy`.
         `keep_ms` is for how long the record stands: after that a repeat runs again. `encode` makes
         of the value what is kept, and `decode` the value of that: an id, and the row by its id.
-        `held` says whether the right to run is still ours.
+        `held` says whether the right to run is still ours. `step` is which of several blocks of
+        one run this is, and `blocks` are those that there were.
         """
-        for what, text in (("key", key), ("scope", scope), ("name", name or "")):
-            if len(text) > NAME_MAX_CHARS or "\0" in text or (not text and what == "key"):
-                raise Misconfigured(
-                    f"A {what} is 1 to {NAME_MAX_CHARS} characters without NUL; this one is not."
-                )
+        key_ = named(key)
+        for what, text in (("key", key_), ("scope", scope), ("name", name or ""), ("step", step)):
+            _refuse_unwritable(what, text)
         self.known = False
         """Was it done before? Then do not do it again."""
         self.value: Any = None
@@ -107,7 +139,9 @@ class Commit:
         self.attempt = attempt
         """Of the run that did it."""
         self._session: Final[Session] = session_of(session)
-        self._scope, self._key, self._name = scope, key, key if name is None else name
+        self._scope, self._key = scope, f"{key_}#{step}" if step else key_
+        self._name = key_ if name is None else name
+        self._step, self._blocks = step, blocks or Blocks()
         self._fingerprint, self._type = fingerprint, type
         self._encode, self._decode = encode, decode
         self._wait_ms, self._keep_ms, self._held = wait_ms, keep_ms, held
@@ -121,7 +155,15 @@ class Commit:
     # --- its start --------------------------------------------------------------------------
 
     def _enter(self) -> Steps[None]:
-        until = self._clock.now() + self._wait_ms
+        self._blocks.begin(self._step)
+        try:
+            yield from self._begin()
+        except BaseException:
+            self._blocks.end(self._step, kept=False)
+            raise
+
+    def _begin(self) -> Steps[None]:
+        until = monotonic() + self._wait_ms / 1000
         pauses = chain(POLL_MS, repeat(POLL_MS[-1]))
         while True:
             try:
@@ -131,13 +173,13 @@ class Commit:
                 raise
             try:
                 taken = yield from self._take()
-                while not taken and not self._session.whole and self._clock.now() < until:
+                while not taken and not self._session.whole and monotonic() < until:
                     yield pause(self._session, next(pauses))
                     taken = yield from self._take()
                 if taken:
                     yield from self._look()
                     return
-                if self._clock.now() >= until:
+                if monotonic() >= until:
                     raise Busy(
                         f"Somebody else is at work under the key {self._name!r} of {self._scope!r}."
                         " Nothing was run. Ask again in a moment."
@@ -195,6 +237,15 @@ class Commit:
     # --- its end ----------------------------------------------------------------------------
 
     def _leave(self, error: BaseException | None) -> Steps[None]:
+        kept = False
+        try:
+            yield from self._end(error)
+            # What was joined may yet be undone by whoever opened it, and be tried again.
+            kept = error is None and not self.known and not self.joined
+        finally:
+            self._blocks.end(self._step, kept=kept)
+
+    def _end(self, error: BaseException | None) -> Steps[None]:
         if error is not None:
             yield from self._undo(error)
             if not self.joined:
@@ -278,6 +329,20 @@ class Commit:
         if self._session.waits is not waits:
             right = "async with" if self._session.waits else "with"
             raise Misconfigured(f"This session wants: {right} once.commit(…). Nothing was run.")
+
+
+def _refuse_unwritable(what: str, text: str) -> None:
+    """What a database would refuse in the middle of it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        if len(text) <= NAME_MAX_CHARS and "\0" not in text:
+            return
+    raise Misconfigured(
+        f"A {what} has at most {NAME_MAX_CHARS} characters, and no NUL; this one is not so."
+    )
 
 
 def raise_as_ours(error: BaseException) -> None:

@@ -18,7 +18,6 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
-from uuid import UUID
 
 from ..core.idempotency import Do, Recall, Unreadable, minted
 from ..core.message import Destination, Key, Response, Value, identify
@@ -28,22 +27,24 @@ from ..errors import (
     Misconfigured,
     NotKept,
     OutcomeUnknown,
+    Refused,
     Reused,
     Unacceptable,
     Unkeepable,
+    UnspoolError,
 )
 from ..ledger import Ask, Claim, Ledger, Taken
-from .arguments import Arguments, Bound, digest, result_type, some
+from .arguments import Arguments, Bound, digest, named, result_type, some
 from .kept import FACT, pack, pack_error, unpack
 from .names import take_name
 from .opening import Opening
 from .running import Running
+from .visit import Interrupted
 
 log = logging.getLogger("unspool.once")
 
 GENERATIONS_MAX: Final = 32
 """How often one key may end as unknown."""
-NAME_MAX_CHARS: Final = 1_000
 MEDIA_TYPE: Final = (b"Content-Type", b"application/msgpack")
 
 Function = Callable[..., Any]
@@ -149,6 +150,7 @@ class Work:
                 attempt=before + claim.attempt,
                 secret=secret,
                 held=claim.held,
+                scope=f"{self._terms.name}/{self._terms.scope}",
             )
             run = _Run(self, hand, claim, running, call)
             return await (run.reconciled() if generation else run.first())
@@ -283,7 +285,9 @@ class _Run:
 
     async def _failed(self, error: Exception) -> None:
         declared = self._nearest(error)
-        if declared in self._terms.final:
+        if _is_of_the_moment(error, declared):
+            await self._released()
+        elif declared in self._terms.final:
             max_bytes = self._work._opening.tenure.keeping.answer_max_bytes
             packed = pack_error(error, declared, max_bytes=max_bytes)
             await self._claim.done(_as_answer(422, packed))
@@ -317,27 +321,20 @@ class _Run:
         return result
 
 
+def _is_of_the_moment(error: Exception, declared: type[Exception] | None) -> bool:
+    """An interrupt, or a refusal of our own: no result of the work, though `final=(Exception,)`
+    would cover it, unless it is named."""
+    if isinstance(error, Interrupted):
+        return True
+    return isinstance(error, Refused) and not (declared and issubclass(declared, UnspoolError))
+
+
 def _as_answer(status: int, packed: bytes) -> Response:
     return Response(status=status, reason=b"", fields=(MEDIA_TYPE,), body=packed)
 
 
 def _is_unknown(recall: Recall) -> bool:
     return recall.do is Do.REFUSE and recall.problem == "outcome-unknown"
-
-
-def named(key: object) -> str:
-    """A key as text. Raises `Misconfigured` for what cannot tell one work from another."""
-    if isinstance(key, bytes):
-        key = key.hex()
-    if isinstance(key, bool) or not isinstance(key, str | int | UUID) or key == "":
-        raise Misconfigured(
-            f"The key is a {type(key).__qualname__}: give a str, bytes, int or UUID that names this"
-            " work and no other. Nothing was run."
-        )
-    name = str(key)
-    if len(name) > NAME_MAX_CHARS:
-        raise Misconfigured(f"A key has at most {NAME_MAX_CHARS} characters. Nothing was run.")
-    return name
 
 
 async def _refuse_old(claim: Claim, ledger: Ledger) -> None:

@@ -18,14 +18,16 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.idempotency import child_key
-from .commit import Commit
+from .commit import Blocks, Commit
 
 
 class Running:
     """One run of the application's code under a key."""
 
     __slots__ = (
+        "_blocks",
         "_held",
+        "_scope",
         "_secret",
         "affected",
         "attempt",
@@ -44,8 +46,10 @@ class Running:
         attempt: int,
         secret: bytes,
         held: Callable[[], bool] | None = None,
+        scope: str = "",
     ) -> None:
-        """`held` says whether the right to run is still ours, as far as we know."""
+        """`held` says whether the right to run is still ours, as far as we know. `scope` is within
+        which the name alone tells one work from another; empty: only `key` does."""
         self.key = key
         """The key within its scope: safe to store, and in the log."""
         self.name = name
@@ -57,6 +61,8 @@ class Running:
         self.forgotten = False
         self._secret = secret
         self._held = held
+        self._scope = scope
+        self._blocks = Blocks()
 
     def __repr__(self) -> str:
         return f"<Running {self.key}, attempt {self.attempt}>"
@@ -74,19 +80,25 @@ class Running:
         """The answer is about the moment, not about the request: a repeat runs again."""
         self.forgotten = True
 
-    def commit(self, session: Any, **options: Any) -> Commit:
+    def commit(self, session: Any, *, step: str = "", **options: Any) -> Commit:
         """The record of this run and the rows of a block, in one transaction of `session`.
 
         `with` or `async with`, as the session wants; the options are those of `Commit`. Does not
-        count as `effect`: what raises within the block is undone.
+        count as `effect`: what raises within the block is undone. A run of several blocks names
+        each by its `step`.
+
+        Where the name alone tells one work from another (`once`), the record is under it, and
+        outlives the spool. Elsewhere it is under `key`, which the spool's secret is part of.
         """
         return Commit(
             session,
-            self.key,
-            scope="",
+            self.name if self._scope else self.key,
+            scope=self._scope,
             name=self.name,
             fingerprint=self.fingerprint,
             attempt=self.attempt,
             held=self._held,
+            step=step,
+            blocks=self._blocks,
             **options,
         )

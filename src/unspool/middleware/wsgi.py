@@ -81,8 +81,7 @@ class Idempotency:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in self._rules.methods:
             return self.app(environ, start_response)
-        given = environ.get("HTTP_IDEMPOTENCY_KEY")
-        name = key_of([] if given is None else [given.encode("latin-1")], rules=self._rules)
+        name = key_of(key_field(environ), rules=self._rules)
         if name is None:
             return self.app(environ, start_response)
         if isinstance(name, Response):
@@ -138,6 +137,12 @@ class Idempotency:
 
 
 # --- the request ------------------------------------------------------------------------------
+
+
+def key_field(environ: Environ) -> list[bytes]:
+    """Of two fields servers make one, with a comma between; what is not ASCII stays so."""
+    given = environ.get("HTTP_IDEMPOTENCY_KEY")
+    return [] if given is None else [given.encode("utf-8", "surrogatepass")]
 
 
 def principal_of(
@@ -222,12 +227,12 @@ def target_of(environ: Environ) -> bytes:
 
 def fields_of(environ: Environ) -> list[Field]:
     fields = [
-        (name[5:].replace("_", "-").lower().encode("latin-1"), value.encode("latin-1"))
+        (name[5:].replace("_", "-").lower().encode(), value.encode("latin-1", "replace"))
         for name, value in environ.items()
         if name.startswith("HTTP_") and name not in HERE and isinstance(value, str)
     ]
     if kind := environ.get("CONTENT_TYPE"):
-        fields.append((b"content-type", kind.encode("latin-1")))
+        fields.append((b"content-type", kind.encode("latin-1", "replace")))
     return fields
 
 

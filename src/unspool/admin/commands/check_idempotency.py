@@ -59,6 +59,7 @@ class NoSuchServer(UnspoolError):
 @click.option("--other-body", metavar="TEXT", help="Another body that the POST takes.")
 @click.option("--media", metavar="TYPE", help="The Content-Type of the bodies.")
 @click.option("--parks", is_flag=True, help="It saves what fails and answers 202: ask section H.")
+@click.option("--lifetime", is_flag=True, help="It takes Unspool-Lifetime: a relay of ours.")
 @click.option("--limit", metavar="SIZE", help="Request bodies above it are refused; 0: unknown.")
 @click.option("--key-max", type=click.IntRange(1), help="The longest key. [255]")
 @click.option(
@@ -126,7 +127,7 @@ def _service(url: str, given: Mapping[str, Any]) -> Service:
         raise click.UsageError(str(error)) from None
     if bool(given["post"]) != bool(given["count"]):
         raise click.UsageError("--post and --count go together")
-    how: dict[str, Any] = {"url": url, "parks": given["parks"]}
+    how: dict[str, Any] = {"url": url, "parks": given["parks"], "lifetime": given["lifetime"]}
     if given["post"]:  # what is true of the shipped service is not true of this one
         how |= {"caller": (), "other": (), "renewed": (), "limit": 0}
     for name in ("post", "count", "retention"):

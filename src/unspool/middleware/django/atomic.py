@@ -14,7 +14,8 @@ A request without a key is run in a transaction too, and has no record.
 
 Bugs: of an answer that streams only its fact is in the record, and what its generator writes comes
 after the commit. Other databases than `using` are not in the transaction. A middleware's
-`process_template_response` comes too late, for the answer is rendered by then.
+`process_template_response` comes too late, for the answer is rendered by then. The record is that
+of the run, so such a view has none of its own to write: no `running.commit` within.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def in_one_transaction(
     except (Busy, Crossed, Stale) as error:
         log.warning("%s", error)
         running_of(passing).forget()
-        return http_of(problem("running", str(error), retry_after_s=RETRY_S))
+        return http_of(problem("running", retry_after_s=RETRY_S))
     except Reused as error:
         log.warning("%s", error)
         running_of(passing).forget()

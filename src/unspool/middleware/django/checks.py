@@ -109,6 +109,10 @@ def check_views(app_configs: Any = None, **_: Any) -> list[checks.CheckMessage]:
             " A crash between the two runs it again.",
             "Mark views that matter: @idempotent(atomic=True). Silence this if all are.",
         )
+    try:
+        keeper = Keeper.of_settings()
+    except ImproperlyConfigured:  # E001 says so
+        keeper = None
     for view, route in marked_views():
         alias = route.using or default_alias()
         name = getattr(view, "__qualname__", repr(view))
@@ -123,10 +127,10 @@ def check_views(app_configs: Any = None, **_: Any) -> list[checks.CheckMessage]:
                 " class: @method_decorator(transaction.non_atomic_requests, name='dispatch')",
             )
         try:
-            Keeper.of_settings().gate(route)
+            if keeper is not None:
+                keeper.gate(route)
         except ImproperlyConfigured as wrong:
-            if route.options:
-                found[f"E004 {name}"] = error("unspool.E004", f"{name}: {wrong}")
+            found[f"E004 {name}"] = error("unspool.E004", f"{name}: {wrong}")
     return list(found.values())
 
 

@@ -29,6 +29,7 @@ from typing import Any, Final
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.http import UnreadablePostError
 from django.urls import Resolver404, resolve
 
@@ -42,7 +43,7 @@ from ...problems import problem
 from ..gate import RETRY_S, Principal, key_of
 from ..running import Running
 from ..visit import AsyncHand, Hand
-from ..wsgi import fields_of, target_of
+from ..wsgi import fields_of, key_field, target_of
 from .answer import add_fields, http_of, response_of
 from .keeper import Keeper
 from .route import PASSING, Passing, Route, route_of
@@ -136,11 +137,21 @@ class IdempotencyMiddleware:
                 run=run,
             )  # fmt: skip
 
+        gone = asyncio.Event()
+
+        async def to_its_end() -> Response:
+            try:
+                return await keeper.portal.reach(work)
+            finally:
+                if gone.is_set():  # Django has tidied up already, and nobody else will
+                    await sync_to_async(connections.close_all)()
+
         try:
-            gated = await run_to_its_end(keeper.portal.reach(work), self._running)
+            gated = await run_to_its_end(to_its_end(), self._running)
             return finished(gated, answers)
         except asyncio.CancelledError:
-            raise  # the caller has gone, and the view goes on
+            gone.set()  # the caller has gone, and the view goes on
+            raise
         except BaseException as error:
             return broken(error, answers)
 
@@ -155,7 +166,7 @@ class IdempotencyMiddleware:
         setattr(request, PASSING, Passing(rules=rules, gate=gate, using=keeper.using))
         if (given is None and not rules.required) or request.method not in rules.methods:
             return None
-        return key_of([] if given is None else [given.encode("latin-1")], rules=rules)
+        return key_of(key_field(request.META), rules=rules)
 
     def _keyed(self, request: Any, keeper: Keeper, name: str) -> Keyed | Response:
         passing: Passing = getattr(request, PASSING)
@@ -223,13 +234,16 @@ def read_body(request: Any, body_max_bytes: int) -> bytes | Response:
                 "Something above the IdempotencyMiddleware has read the body (request.POST?), so it"
                 " cannot be told whether this is a repeat. Nothing was run. Move it below."
             )
+        parts, left = [], body_max_bytes + 1
         try:
-            body = request.read(body_max_bytes + 1)
+            while left and (data := request.read(left)):
+                parts.append(data)
+                left -= len(data)
         except UnreadablePostError:
             return problem("malformed", "the body broke off")
         # As HttpRequest.body does; that one would refuse files over DATA_UPLOAD_MAX_MEMORY_SIZE.
-        request._body = body
-        request._stream = BytesIO(body)
+        request._body = b"".join(parts)
+        request._stream = BytesIO(request._body)
     body = request._body
     if len(body) > body_max_bytes:
         return problem("too-large", f"{body_max_bytes} bytes may be")

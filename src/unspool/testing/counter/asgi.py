@@ -155,6 +155,11 @@ def principal(scope: Scope) -> str | None:
     return principal_of(scope["caller"])
 
 
+def claimed(scope: Scope) -> str | None:
+    """The same for what stands outside of `guarded`: who says that it is asking."""
+    return principal_of(caller_of(field(scope, b"authorization")))
+
+
 async def _lifespan(receive: Receive, send: Send) -> None:
     while True:
         event = await receive()

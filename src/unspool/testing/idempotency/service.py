@@ -162,6 +162,7 @@ CALLERS: Final[dict[str, str]] = {
 }
 PLACES: Final[dict[str, str]] = {
     "parks": "it saves what fails, answers 202 with a Location, and sends it again",
+    "lifetime": "it takes Unspool-Lifetime, and its address tells `waiting` from `bounced`",
     "limit": "it refuses request bodies beyond a limit",
     "processes": "its processes can be killed, paused and counted: not over HTTP",
     "inside": "it is about the code or the store, not the wire",
@@ -191,6 +192,7 @@ class Service(Value, frozen=True):
     other_body: bytes = b'{"item":"coffee","amount":9}'
     media: str = "application/json"
     parks: bool = False
+    lifetime: bool = False
     limit: int = 1024 * 1024
     """Above so many bytes a request body is refused; 0: it is not said."""
     key_max: int = 255

@@ -147,7 +147,7 @@ ROWS: Final[dict[str, Row]] = {
               ("parks", "down")),
     "H6": Row("S", "What was never sent may be sent again in any case.", ("processes",)),
     "H7": Row("M", "Delivery ends with its time: it is given up, says so, and is not tried again.",
-              ("parks", "dead")),
+              ("parks", "lifetime", "dead")),
     "H8": Row("S", "The service's advice on retries is kept and given again.", ("advice",)),
     "J1": Row("M", "How long keys and answers are kept is told: in a field, or in a document."),
     "J2": Row("S", "When the answer is forgotten and the key is not, a repeat is refused and does"
