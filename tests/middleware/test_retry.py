@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import contextvars
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 from asgikit import Caller, Reply, SharedMemory, lifespan
 
@@ -388,3 +390,41 @@ async def test_commits(shared: bool) -> None:
         await call(key="a")
         assert spool.commits - before == (2 if shared else 1)
         assert [e.state for e in spool.entries.values()].count(State.DELIVERED) >= 1
+
+
+async def test_a_handler_in_a_thread_that_outlasts_its_attempt_is_not_run_beside_itself() -> None:
+    """Nobody can cancel a thread: the next attempt waits for the first, and takes its answer."""
+    now = most = runs = 0
+
+    def work() -> None:
+        nonlocal now, most, runs
+        runs += 1
+        now += 1
+        most = max(most, now)
+        time.sleep(1.0)
+        now -= 1
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await asyncio.get_running_loop().run_in_executor(None, work)
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": b"made"})
+
+    retry = Retry(
+        app, spool="memory:", survives="nothing", scope=lambda scope: "ann", attempt_ms=200,
+        backoff_least_ms=50, backoff_most_ms=100,
+    )  # fmt: skip
+    transport = httpx.ASGITransport(app=retry)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        first = await client.post("/o", headers={"Idempotency-Key": "k"})
+        assert first.status_code == 202
+        for _ in range(100):
+            receipt = await client.get(first.headers["location"])
+            if receipt.json()["state"] == "delivered":
+                break
+            await asyncio.sleep(0.05)
+        assert receipt.json()["state"] == "delivered"
+        answer = await client.get(first.headers["location"] + "/response")
+        assert (answer.status_code, answer.content) == (201, b"made")
+    await retry._place.aclose()
+    assert (most, runs) == (1, 1)

@@ -12,8 +12,12 @@ application; `template` has what belongs to the process (the `app` of Starlette,
 lifespan).
 
 An application that raises is one that answers 500, as servers have it, with its traceback in the
-log. One that is told by `Idempotency` that another runs under the key was not tried. One that takes
-longer than `attempt_ms` until its answer streams is cancelled: that may have had its effect.
+log. One that is told by `Idempotency` that another runs under the key was not tried.
+
+An attempt is over after `attempt_ms`; the application is not, for what it does in a thread nobody
+can cancel. Under a key it goes on, and the next attempt in this process waits for it instead of
+running beside it, and takes its answer. After `PATIENCE` such attempts it is cancelled. What has no
+key is cancelled at once. Either may have had its effect.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from hashlib import blake2b
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -38,6 +43,13 @@ REMEMBERED: Final = b"unspool-scope"
 PRINCIPAL: Final = b"unspool-principal"
 """Our own fields in a kept request. From outside they are not let in."""
 ATTEMPT: Final = b"unspool-attempt"
+PATIENCE: Final = 10
+"""So many attempts' time an application has for one run under a key."""
+LATE_MAX: Final = 1_000
+"""Runs that outlast their attempt, and answers that wait for the next."""
+
+
+_CALLERS: Final = (PRINCIPAL, b"authorization", b"cookie", b"x-api-key", b"proxy-authorization")
 
 
 class _Remembered(msgspec.Struct, array_like=True):
@@ -76,6 +88,7 @@ class AppTransport:
         self.template: Mapping[str, Any] = {}
         self.running: Final[set[asyncio.Task[Any]]] = set()
         """Calls of the application that have not ended."""
+        self._late: dict[bytes, _Late] = {}
 
     @contextlib.contextmanager
     def live(self, scope: Scope) -> Iterator[None]:
@@ -88,27 +101,55 @@ class AppTransport:
     async def attempt(self, request: Request, /, *, repeat: bool) -> Answer:
         live = self._scope.get()
         scope = seen(live, request) if live is not None else made(request, self.template)
-        call = Call(
-            self._app,
-            scope,
-            body=request.body,
-            rest=request.rest,
-            keep_max_bytes=self._keep_max_bytes,
-        )
-        limit = asyncio.timeout(self._attempt_ms / 1000)
+        late = self._again(which) if (which := named(request)) else None
+        if late is None:
+            call = Call(
+                self._app,
+                scope,
+                body=request.body,
+                rest=request.rest,
+                keep_max_bytes=self._keep_max_bytes,
+            )
+            answering = asyncio.ensure_future(call.response(running=self.running))
+            late = _Late(call, answering, asyncio.get_running_loop().time())
         try:
-            async with limit:
-                response = await call.response(running=self.running)
+            await asyncio.wait([late.answering], timeout=self._attempt_ms / 1000)
+        except asyncio.CancelledError:
+            late.answering.cancel()
+            raise
+        if not late.answering.done():
+            if which and len(self._late) < LATE_MAX:
+                self._late[which] = late
+            else:
+                late.answering.cancel()
+                await asyncio.wait([late.answering])
+            detail = f"no answer within {self._attempt_ms} ms"
+            return Failure(Cause.HTTP_RESPONSE_TIMEOUT, detail, Sent.MAYBE)
+        return self._judged(late, scope["path"])
+
+    def _again(self, which: bytes) -> _Late | None:
+        """A run under this name that outlasted the attempt before; with patience, or none."""
+        late = self._late.pop(which, None)
+        if late is None or late.answering.get_loop() is not asyncio.get_running_loop():
+            return None
+        age_s = asyncio.get_running_loop().time() - late.began_s
+        if not late.answering.done() and age_s * 1000 > PATIENCE * self._attempt_ms:
+            late.answering.cancel()
+            return None
+        return None if late.answering.cancelled() else late
+
+    def _judged(self, late: _Late, path: str) -> Answer:
+        try:
+            response = late.answering.result()
+        except asyncio.CancelledError:
+            return Failure(Cause.HTTP_RESPONSE_TIMEOUT, "it was cancelled", Sent.MAYBE)
         except Exception as error:
-            if limit.expired():
-                detail = f"no answer within {self._attempt_ms} ms"
-                return Failure(Cause.HTTP_RESPONSE_TIMEOUT, detail, Sent.MAYBE)
-            log.exception("The application raised at %s", scope["path"])
+            log.error("The application raised at %s", path, exc_info=error)
             fields = [(b"Content-Type", b"text/plain; charset=utf-8")]
             # In the log it has its traceback; on a receipt, its kind and no more.
             reason = type(error).__name__.encode("ascii", "replace")
             return Response(500, reason, fields, b"Internal Server Error")
-        call.forsake()  # what it raises after its answer is logged
+        late.call.forsake()  # what it raises after its answer is logged
         if is_running(response):
             detail = "another runs under its key"
             return Failure(Cause.CONNECTION_LIMIT_REACHED, detail, Sent.NEVER)
@@ -116,6 +157,30 @@ class AppTransport:
 
     async def aclose(self) -> None:
         """Nothing is held open."""
+
+
+class _Late:
+    """A run of the application, and when it began."""
+
+    __slots__ = ("answering", "began_s", "call")
+
+    def __init__(self, call: Call, answering: asyncio.Future[Response], began_s: float) -> None:
+        self.call: Final = call
+        self.answering: Final = answering
+        self.began_s: Final = began_s
+
+
+def named(request: Request) -> bytes:
+    """Of a request under a key: what tells it from every other. Empty: it has no key."""
+    keys = values(request.fields, b"idempotency-key")
+    if not keys or request.rest is not None:
+        return b""
+    digest = blake2b(digest_size=16, person=b"unspool late")
+    callers = [field for name in _CALLERS for field in values(request.fields, name)]
+    for part in (*keys, request.method, request.target, *callers, request.body):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
 
 
 def is_running(response: Response) -> bool:
