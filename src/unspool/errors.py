@@ -71,6 +71,12 @@ class CannotCreate(Broken):
     exit_code = os.EX_CANTCREAT
 
 
+class InUse(Broken):
+    """A spool of one process is another's just now."""
+
+    exit_code = os.EX_TEMPFAIL
+
+
 class Newer(Broken):
     """The spool was written by a newer unspool than this one."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from unspool.spools.leveldb import open_leveldb
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Spool
 from unspool.spools.sqlite import SqliteSpool
@@ -24,3 +25,13 @@ class TestSqlite(SpoolConformance):
 
     async def open(self) -> Spool:
         return await SqliteSpool.open(self.path)
+
+
+class TestLevelDB(SpoolConformance):
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        pytest.importorskip("plyvel")
+        self.path = tmp_path / "unspool.leveldb"
+
+    async def open(self) -> Spool:
+        return await open_leveldb(self.path)

@@ -23,6 +23,7 @@ RELAY = (
 
 SESSIONS = {
     "docs/tutorial/break-a-service.md": "",
+    "docs/howto/choose-a-spool.md": "",
     "docs/howto/keys.md": RELAY,
     "docs/howto/queue.md": RELAY,
 }

@@ -38,7 +38,7 @@ from ..ingress.listen import Opened, listener, open_listener
 from ..node import Node
 from ..problems import PREFIX
 from ..settings import Settings
-from ..spools.open import open_spool, path_of
+from ..spools.open import of_one_process, open_spool, path_of
 from ..spools.protocol import Spool, Survives
 from ..transports.http import HttpTransport
 from ..transports.limits import Limits as OutLimits
@@ -66,6 +66,7 @@ def serve(settings: Settings) -> int:
     logs.start(level=settings.log_level, form=settings.log_format)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     tls = _door_tls(settings)
+    _may_share(settings)
     sole = _serve_alone(settings.spool[0])
     listening = [one for text in settings.listen for one in open_listener(listener(text, tls=tls))]
     try:
@@ -116,6 +117,16 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
     return 0
 
 
+def _may_share(settings: Settings) -> None:
+    url = settings.spool[0]
+    if settings.workers > 1 and of_one_process(url):
+        raise Misconfigured(
+            f"workers = {settings.workers}, and the spool {url} can be open in one process only. "
+            "Nothing was started. Share an SQLite file, or serve with one: "
+            f"unspool serve --workers 1 --spool {url}"
+        )
+
+
 def _serve_alone(url: str) -> IO[bytes] | None:
     """The right to serve from this spool, for as long as the file is open.
 
@@ -140,7 +151,7 @@ def _serve_alone(url: str) -> IO[bytes] | None:
     raise CannotCreate(
         f"Another relay serves from the spool {path}. Nothing was started, and that one goes on. "
         "Stop it first, or keep this one's messages elsewhere: "
-        "unspool serve --spool sqlite:///other.db"
+        f"unspool serve --spool {url.partition(':')[0]}:///other"
     )
 
 
@@ -231,13 +242,13 @@ def _disk_free(url: str) -> Callable[[], int | None] | None:
             found = os.statvfs(path.parent)
         except OSError:
             return None
-        return found.f_bavail * found.f_frsize + _reusable(path)
+        return found.f_bavail * found.f_frsize + (_reusable(path) if path.is_file() else 0)
 
     return free
 
 
 def _reusable(path: Path) -> int:
-    """What the spool's own file has room for: it keeps the pages of what has gone."""
+    """What an SQLite file has room for itself: it keeps the pages of what has gone."""
     try:
         looking = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
