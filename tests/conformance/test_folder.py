@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import pytest
 
 from unspool.errors import CannotCreate, InUse, Misconfigured, Missing, Newer, Unavailable
 from unspool.spools.leveldb import open_leveldb
+from unspool.spools.logfile import open_log
 from unspool.spools.open import of_one_process, open_spool, path_of
 from unspool.spools.protocol import Survives
-from unspool.testing.conformance.values import key, waiting
+from unspool.testing.conformance.values import HERE, LEASED_UNTIL, NOW, key, lease_all, waiting
 
 Open = Callable[..., Coroutine[Any, Any, Any]]
-ENGINES: dict[str, Open] = {"leveldb": open_leveldb}
+ENGINES: dict[str, Open] = {"leveldb": open_leveldb, "log": open_log}
 NEEDS = {"leveldb": "plyvel"}
 
 
@@ -211,3 +213,52 @@ def test_the_relay_runs_alone_on_it(engine: str, path: Path) -> None:
     assert ran.returncode == os.EX_CONFIG
     assert "one process only" in ran.stderr
     assert not path.exists()
+
+
+def test_what_promises_is_synced(engine: str, path: Path, tmp_path: Path) -> None:
+    """1, 4, 8. An accept, a settle and a lease of what may not be repeated end in a sync of the
+    log; another lease does not, and rides on the next: seen from outside."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    log = tmp_path / "strace"
+    program = (
+        "import asyncio, sys\n"
+        "from unspool.testing.conformance.values import *\n"
+        "from unspool.spools.open import open_spool\n"
+        "def say(word): sys.stderr.write(word); sys.stderr.flush()\n"
+        "async def main():\n"
+        "    spool = await open_spool(sys.argv[1]); s = spool.store\n"
+        "    say('accept'); s.accept([waiting('a'), waiting('b', repeat=False)])\n"
+        "    say('lease'); [l] = s.lease({HERE: 1}, now=NOW, until=LEASED_UNTIL)\n"
+        "    say('settle'); s.settle([(l, delivered())])\n"
+        "    say('binding'); s.lease({HERE: 1}, now=NOW, until=LEASED_UNTIL)\n"
+        "    say('end'); await spool.aclose()\n"
+        "asyncio.run(main())\n"
+    )
+    trace = ["strace", "-f", "-y", "-o", str(log), "-e", "trace=fsync,fdatasync,write"]
+    ran = subprocess.run(
+        [*trace, sys.executable, "-c", program, f"{engine}:///{path}"],
+        capture_output=True,
+        check=False,
+    )
+    if not log.exists() or ran.returncode:
+        pytest.skip(f"strace does not run here: {ran.stderr.decode()[-200:]}")
+    text = log.read_text()
+    steps = ("accept", "lease", "settle", "binding", "end")
+    synced = {}
+    for step, following in pairwise(steps):
+        part = text.split(f'"{step}"')[1].split(f'"{following}"')[0]
+        synced[step] = ".log>) = 0" in part
+    assert synced == {"accept": True, "lease": False, "settle": True, "binding": True}
+
+
+async def test_a_lease_that_binds_is_there_after_a_restart(engine: str, path: Path) -> None:
+    """4. And one that nobody holds any more is free at once, and says that it was abandoned."""
+    spool = await ENGINES[engine](path)
+    await spool.accept([waiting("a", repeat=False), waiting("b")])
+    await spool.lease({HERE: 2}, now=NOW, until=LEASED_UNTIL)
+    await spool.aclose()
+    spool = await ENGINES[engine](path)
+    leases = await lease_all(spool, now=NOW)
+    assert [(lease.entry.attempt, lease.abandoned) for lease in leases] == [(2, True)] * 2
+    await spool.aclose()

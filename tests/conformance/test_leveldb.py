@@ -4,14 +4,9 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +17,6 @@ from unspool.spools.keyed_rows import lane_prefix
 from unspool.spools.leveldb import open_leveldb
 from unspool.testing.conformance.values import (
     HERE,
-    LEASED_UNTIL,
     NOW,
     delivered,
     key,
@@ -137,51 +131,3 @@ async def test_a_damaged_manifest_is_said(path: Path) -> None:
     manifest.write_bytes(b"\xff" * manifest.stat().st_size)
     with pytest.raises((Corrupt, Unavailable), match=r"damaged|did not answer"):
         await open_leveldb(path)
-
-
-def test_what_promises_is_synced(path: Path, tmp_path: Path) -> None:
-    """1, 4, 8. An accept, a settle and a lease of what may not be repeated end in a sync of the
-    log; another lease does not, and rides on the next: seen from outside."""
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    log = tmp_path / "strace"
-    program = (
-        "import asyncio, sys\n"
-        "from unspool.testing.conformance.values import *\n"
-        "from unspool.spools.leveldb import open_leveldb\n"
-        "def say(word): sys.stderr.write(word); sys.stderr.flush()\n"
-        "async def main():\n"
-        "    spool = await open_leveldb(sys.argv[1]); s = spool.store\n"
-        "    say('accept'); s.accept([waiting('a'), waiting('b', repeat=False)])\n"
-        "    say('lease'); [l] = s.lease({HERE: 1}, now=NOW, until=LEASED_UNTIL)\n"
-        "    say('settle'); s.settle([(l, delivered())])\n"
-        "    say('binding'); s.lease({HERE: 1}, now=NOW, until=LEASED_UNTIL)\n"
-        "    say('end'); await spool.aclose()\n"
-        "asyncio.run(main())\n"
-    )
-    trace = ["strace", "-f", "-y", "-o", str(log), "-e", "trace=fsync,fdatasync,write"]
-    ran = subprocess.run(
-        [*trace, sys.executable, "-c", program, str(path)], capture_output=True, check=False
-    )
-    if not log.exists() or ran.returncode:
-        pytest.skip(f"strace does not run here: {ran.stderr.decode()[-200:]}")
-    text = log.read_text()
-    steps = ("accept", "lease", "settle", "binding", "end")
-    synced = {}
-    for step, following in pairwise(steps):
-        part = text.split(f'"{step}"')[1].split(f'"{following}"')[0]
-        synced[step] = ".log>) = 0" in part
-    assert synced == {"accept": True, "lease": False, "settle": True, "binding": True}
-
-
-async def test_a_lease_that_binds_is_there_after_a_restart(path: Path) -> None:
-    """4. And one that nobody holds any more is free at once, and says that it was abandoned."""
-    spool = await open_leveldb(path)
-    await spool.accept([waiting("a", repeat=False), waiting("b")])
-    await spool.lease({HERE: 2}, now=NOW, until=LEASED_UNTIL)
-    await spool.aclose()
-    spool = await open_leveldb(path)
-    leases = await lease_all(spool, now=NOW)
-    assert [(lease.entry.attempt, lease.abandoned) for lease in leases] == [(2, True)] * 2
-    await spool.aclose()
-    assert os.listdir(path)

@@ -251,7 +251,7 @@ async def test_open_by_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("sqllite:///x.db", "Did you mean sqlite:///x.db"),
         ("x.db", "sqlite:///x.db"),
         ("sqlite:x.db", "three slashes"),
-        ("gopher://x", "Known: leveldb:, memory:, sqlite:"),
+        ("gopher://x", "Known: leveldb:, log:, memory:, sqlite:"),
         ("memory:x", "no names"),
     ):
         with pytest.raises(Misconfigured) as caught:

@@ -45,6 +45,7 @@ from unspool.core.message import (
     Response,
 )
 from unspool.spools.leveldb import open_leveldb
+from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Entry, Lease, New, Query
 from unspool.spools.sqlite import SqliteSpool
@@ -249,6 +250,7 @@ class IsMemory(RuleBasedStateMachine):
 ENGINES = {
     "sqlite": ("apsw", lambda path: SqliteSpool.open(path, test_hook_no_sync=True)),
     "leveldb": ("plyvel", lambda path: open_leveldb(path, test_hook_no_sync=True)),
+    "log": ("unspool", lambda path: open_log(path, test_hook_no_sync=True)),
 }
 SETTINGS = settings(
     max_examples=EXAMPLES,

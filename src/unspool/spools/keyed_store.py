@@ -184,7 +184,8 @@ class KeyedStore:
             draft.changes[by] = None
             return None
         entry = changed(row.entry, attempt=row.entry.attempt + 1, leased_until=until)
-        draft.lease(row, entry, seized=seized)
+        harmless = row.entry.leased_until == 0 or row.seized
+        draft.lease(row, entry, seized=seized and harmless)
         if whole and not entry.message.repeat:
             draft.binding = True
         leased = changed(entry, message=with_request(entry.message, request))

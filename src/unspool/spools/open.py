@@ -3,6 +3,7 @@
     spool = await open_spool("sqlite:///unspool.db")      relative, as in SQLAlchemy
     spool = await open_spool("sqlite:////var/lib/x.db")   absolute
     spool = await open_spool("leveldb:///unspool.leveldb")   a folder of one process
+    spool = await open_spool("log:///unspool.log")            another
     spool = await open_spool("memory:")                   survives nothing; for trying things out
     path_of(url) · of_one_process(url)                    what can be told before it is opened
 
@@ -49,6 +50,12 @@ async def _open_leveldb(url: str) -> Spool:
     return await open_leveldb(_named_path(url, example="unspool.leveldb"))
 
 
+async def _open_log(url: str) -> Spool:
+    from .logfile import open_log
+
+    return await open_log(_named_path(url, example="unspool.log"))
+
+
 def _named_path(url: str, *, example: str) -> Path:
     scheme = url.partition(":")[0]
     path = path_of(url)
@@ -63,12 +70,13 @@ def _named_path(url: str, *, example: str) -> Path:
 
 OURS: Final[Mapping[str, Opener]] = {
     "leveldb": _open_leveldb,
+    "log": _open_log,
     "memory": _open_memory,
     "sqlite": _open_sqlite,
 }
-ON_DISK: Final = frozenset({"leveldb", "sqlite"})
+ON_DISK: Final = frozenset({"leveldb", "log", "sqlite"})
 """Schemes of which the rest is a path on this machine."""
-OF_ONE_PROCESS: Final = frozenset({"leveldb"})
+OF_ONE_PROCESS: Final = frozenset({"leveldb", "log"})
 
 
 def path_of(url: str) -> Path | None:
