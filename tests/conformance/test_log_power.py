@@ -14,6 +14,7 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,30 @@ def history(store: KeyedStore, told: Told, random: Random) -> None:
             store.sweep(now=now, limit=100)
 
 
+def short_lives(store: KeyedStore, told: Told, random: Random) -> None:
+    """Two that stay, and many that come, are delivered and are swept: segments go all the time."""
+    told.broom = True
+    for number in range(24):
+        stays = number < 2
+        entry = waiting(f"{number}", due_at=NEVER if stays else NOW, nonce=random.randbytes(16))
+        told.begun = {entry.message.key: None}
+        store.accept([entry])
+        told.entries[entry.message.key] = entry
+        told.begun = {}
+        if stays:
+            continue
+        [lease] = store.lease({HERE: 1}, now=NOW, until=LEASED_UNTIL)
+        verdict = delivered("answer " + "x" * random.randrange(300), keep_ms=1)
+        told.begun = {entry.message.key: verdict}
+        assert all(store.settle([(lease, verdict)]))
+        told.settled[entry.message.key] = verdict
+        told.begun = {}
+        told.swept = set(told.settled)
+        store.sweep(now=later(DAY), limit=100)
+    shelf: Any = store.shelf
+    assert min(shelf._segments) > 3, "nothing was cleaned"
+
+
 def _verdict(lease: Lease, random: Random) -> Delivered | Deferred:
     number = lease.entry.attempt
     if random.random() < 0.3:
@@ -144,35 +169,38 @@ def check(store: KeyedStore, told: Told) -> None:
     ]
     assert len(leased) == len(set(leased))
     waits = {key for key, found in zip(keys, store.find(keys), strict=True)
-             if found is not None and found.state is State.WAITING}  # fmt: skip
+             if found and found.state is State.WAITING and found.due_at != NEVER}  # fmt: skip
     assert waits <= set(leased)
     assert set(leased) <= waits | told.begun.keys()
 
 
-def run(seed: int, *, cut_at: int) -> tuple[FaultyDisk, Told, bool]:
+HISTORIES = {"all sorts": history, "short lives": short_lives}
+
+
+def run(seed: int, *, cut_at: int, kind: str = "all sorts") -> tuple[FaultyDisk, Told, bool]:
     disk, told = FaultyDisk(), Told()
     disk.cut_at = cut_at
     try:
         store = opened(disk, seed)
-        history(store, told, Random(seed))
+        HISTORIES[kind](store, told, Random(seed))
         store.close()
     except PowerCut:
         return disk, told, True
     return disk, told, False
 
 
-def cuts(seed: int) -> Iterator[tuple[int, FaultyDisk, Told]]:
+def cuts(seed: int, kind: str = "all sorts") -> Iterator[tuple[int, FaultyDisk, Told]]:
     for number in range(1, 10_000):
-        disk, told, cut = run(seed, cut_at=number)
+        disk, told, cut = run(seed, cut_at=number, kind=kind)
         if not cut:
             return
         yield number, disk, told
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
-def test_the_power_fails_at_every_write_and_every_sync(seed: int) -> None:
+@pytest.mark.parametrize(("kind", "seed"), [*((kind, 0) for kind in HISTORIES), ("all sorts", 1)])
+def test_the_power_fails_at_every_write_and_every_sync(kind: str, seed: int) -> None:
     states = torn = 0
-    for number, disk, told in cuts(seed):
+    for number, disk, told in cuts(seed, kind):
         for how, tries in ((How.LOST, 1), (How.KEPT, 1), (How.TORN, 3)):
             for again in range(tries):
                 random = Random(f"{seed} {number} {again}")
@@ -290,6 +318,34 @@ def test_a_full_disk_is_no_trouble_once_there_is_room(seed: int) -> None:
     assert full > 5
     check(store, told)
     check(opened(disk.after_cut(How.LOST, random), 2), told)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_full_disk_while_it_is_cleaned(seed: int) -> None:
+    """12. What was to be copied and could not be is not forgotten: its segment stays."""
+    random = Random(seed)
+    disk = FaultyDisk()
+    store = opened(disk, seed)
+    stays = [waiting(f"stays{number}", due_at=NEVER) for number in range(3)]
+    store.accept(stays)
+    full = 0
+    for number in range(150):
+        disk.room_bytes = random.randrange(4_000) if number % 2 else None
+        try:
+            store.accept([waiting(f"{number}")])
+            leases = store.lease({HERE: 1}, now=NOW, until=LEASED_UNTIL)
+            store.settle([(lease, delivered(keep_ms=1)) for lease in leases])
+            store.sweep(now=later(DAY), limit=9)
+        except Full:
+            full += 1
+    shelf: Any = store.shelf
+    assert full > 10
+    assert min(shelf._segments) > 3, "nothing was cleaned"
+    held = store.browse(Query(held=True), after=None, limit=9, requests=True)
+    assert [entry.message for entry in held] == [entry.message for entry in stays]
+    disk.room_bytes = None
+    store.close()
+    assert opened(disk.after_cut(How.LOST, random), 2).find([stays[0].message.key]) != [None]
 
 
 def test_a_held_message_outlives_every_compaction() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from unspool.errors import CannotCreate, Misconfigured, Newer, Unavailable
 from unspool.spools.open import open_spool
-from unspool.spools.protocol import New, Survives
+from unspool.spools.protocol import New, Spool, Survives
 from unspool.spools.sqlite import SqliteSpool
 from unspool.spools.sqlite_file import IN_MEMORY
 from unspool.spools.sqlite_schema import APPLICATION_ID, LEASABLE, SURVEY, SWEEPABLE
@@ -145,7 +145,7 @@ def test_one_spool_serves_one_loop_after_another(path: Path) -> None:
     asyncio.run(spool.aclose())
 
 
-async def _accept_and_wait(spool: SqliteSpool, name: str) -> None:
+async def _accept_and_wait(spool: Spool, name: str) -> None:
     await spool.accept([waiting(name)])
     await asyncio.wait_for(spool.wait_arrival(), 5)
 

@@ -1,6 +1,6 @@
 """BlockingSpool: a store that blocks, on three threads, as a spool.
 
-    spool = await BlockingSpool.open(lambda: open_store(path), name="unspool-leveldb")
+    spool = await BlockingSpool.over(lambda: open_store(path), name="unspool-leveldb")
     …                                            the verbs of `protocol`
     await spool.aclose()
 
@@ -12,13 +12,15 @@ everything.
 A verb's work is on its way when the verb is called, not when it is awaited: the loop goes on with
 the next request while the disk syncs.
 
-For a spool of one process: what comes in comes in through here, and rings the bell.
+What comes in through here rings the bell. Where other processes have the store open too, it is
+asked four times a second, while somebody waits, whether they have changed it: `Store.changed`.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from ..core.lifecycle import State, Verdict
 from ..core.message import Destination, Instant, Key
@@ -26,7 +28,11 @@ from .arrivals import Arrivals
 from .protocol import Acceptance, Entry, LaneDue, Lease, New, Promises, Query, Tally
 from .thread import OneThread
 
+LOOK_S: Final = 0.25
+"""How often to ask whether another process has changed the store."""
+
 T = TypeVar("T")
+S = TypeVar("S", bound="Store")
 _Soon = Coroutine[Any, Any, T]
 
 
@@ -67,11 +73,15 @@ class Store(Protocol):
 
     def sweep(self, *, now: Instant, limit: int) -> int: ...
 
+    def changed(self) -> bool:
+        """Has another process changed it since this was last asked? Only asked if it is shared."""
+        ...
+
     def close(self) -> None: ...
 
 
-class BlockingSpool:
-    def __init__(self, store: Store, writer: OneThread, *, name: str) -> None:
+class BlockingSpool(Generic[S]):
+    def __init__(self, store: S, writer: OneThread, *, name: str) -> None:
         self.store: Final = store
         self._writer = writer
         self._finder = OneThread(f"{name}-find")
@@ -79,10 +89,10 @@ class BlockingSpool:
         self._arrivals = Arrivals()
 
     @classmethod
-    async def open(cls, open_store: Callable[[], Store], *, name: str) -> Self:
+    async def over(cls, open_store: Callable[[], S], *, name: str) -> Self:
         """Open the store on the thread that will write to it. Raises what `open_store` does."""
         writer = OneThread(f"{name}-write")
-        stores: list[Store] = []
+        stores: list[S] = []
         try:
             await writer.soon(lambda: stores.append(open_store()))
         except BaseException:
@@ -131,7 +141,15 @@ class BlockingSpool:
         return _result(self._writer.soon(lambda: self.store.renew(leases, until=until)))
 
     async def wait_arrival(self) -> None:
-        await self._arrivals.wait()
+        if not self.promises.shared:
+            return await self._arrivals.wait()
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    return await self._arrivals.wait()
+            except TimeoutError:
+                if await self._writer.soon(self.store.changed):
+                    return None
 
     def find(self, keys: Sequence[Key], /) -> _Soon[Sequence[Entry | None]]:
         return _result(self._finder.soon(self.store.find, keys))

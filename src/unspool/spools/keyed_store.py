@@ -298,6 +298,10 @@ class KeyedStore:
                 went += 1
         return went
 
+    def changed(self) -> bool:
+        """Nobody else can have it open."""
+        return False
+
     # -- what is spoilt --------------------------------------------------------------------------
 
     def _fail_closed(self, places: Sequence[int]) -> Corrupt:

@@ -188,14 +188,13 @@ class LogShelf:
         segment = self._current
         if segment.size >= self._segment_bytes:
             segment = self._roll(segment)
-        size = sum(len(row) + len(value or b"") for frame in frames for row, value in frame.items())
-        if size > BATCH_MAX_BYTES:
+        data, placed = self._encoded(frames, segment)
+        if len(data) > BATCH_MAX_BYTES:
             raise Full(
-                f"{size} bytes came at once, and the spool {self._where} takes"
+                f"{len(data)} bytes came at once, and the spool {self._where} takes"
                 f" {BATCH_MAX_BYTES}. Nothing of this was done; send it again later, or keep bodies"
                 " smaller: unspool serve --body-max-bytes 1MiB"
             )
-        data, placed = self._encoded(frames, segment)
         try:
             self._disk.append(segment.name, data)
         except OSError as error:

@@ -34,9 +34,9 @@ FORM: Final = 1
 
 async def open_log(
     path: str | Path, *, create: bool = True, test_hook_no_sync: bool = False
-) -> BlockingSpool:
+) -> BlockingSpool[KeyedStore]:
     """Raises a `Broken` that says what to do. The hook is for power cuts that must lose."""
-    return await BlockingSpool.open(
+    return await BlockingSpool.over(
         lambda: open_store(Path(path), create=create, synced=not test_hook_no_sync),
         name="unspool-log",
     )
