@@ -11,7 +11,7 @@ import pytest
 from unspool.core.message import NEVER, Destination
 from unspool.errors import Corrupt
 from unspool.spools.keyed_rows import data_row, key_row, number_of
-from unspool.spools.protocol import LaneDue, Query
+from unspool.spools.protocol import LaneDue, Lease, Query
 from unspool.testing.conformance.values import (
     DAY,
     HERE,
@@ -137,3 +137,7 @@ async def test_nothing_in_memory_grows_with_the_backlog(spool: Any) -> None:
     assert len(lanes._leased[HERE]) == 7
     await spool.settle([(lease, delivered()) for lease in leases])
     assert lanes._leased == {}
+    [claim] = await spool.accept([claimed("c", keep_until=later(1))])
+    await spool.renew([Lease(claim.entry, LEASED_UNTIL)], until=later(9))
+    assert await spool.sweep(now=later(DAY), limit=1) == 1
+    assert lanes._leased == {}, "a claim that nobody ended"

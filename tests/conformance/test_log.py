@@ -26,7 +26,7 @@ from unspool.testing.conformance.values import (
     shown,
     waiting,
 )
-from unspool.testing.disk import FaultyDisk
+from unspool.testing.disk import FaultyDisk, How
 
 SALT = b"saltsalt"
 
@@ -134,6 +134,27 @@ def test_old_segments_that_were_removed_are_not_missed() -> None:
     del files[min(files)]
     store, _ = opened(files)
     assert store.corrupt == 0
+
+
+def test_segments_go_one_after_the_other() -> None:
+    """However fast they are cleaned: the name of one is gone for good before the next one's goes,
+    or a row that was deleted since would come back with the first."""
+    disk = FaultyDisk()
+    shelf = LogShelf.open(disk, segment_bytes=4_000, salt=Random(1).randbytes)
+    shelf._may_clean = False  # until there is much to clean, and no new segment in between
+    model: dict[bytes, bytes | None] = {}
+    for number in range(200):
+        row = b"s" + (number % 7).to_bytes(8, "big")
+        model[row] = (b"%d " % number) * 60 if number < 190 or number % 2 else None
+        shelf.write({row: model[row]}, sync=True)
+    shelf._may_clean = True
+    before = len(shelf._segments)
+    for number in range(before):
+        shelf.write({b"k": b"%d" % number}, sync=True)
+        for seed in range(4):
+            again = LogShelf.open(disk.after_cut(How.TORN, Random(seed)), salt=Random(2).randbytes)
+            assert {row: again.get(row) for row in model} == model
+    assert len(shelf._segments) < before // 2
 
 
 def test_no_sender_can_write_a_frame() -> None:

@@ -1,7 +1,7 @@
 """Draft: what one batch is going to change in a shelf, read through and written at once.
 
     draft = Draft(view, era)
-    draft.find(key)                  its Row as it will be; None: unknown; raises Spoilt
+    draft.place(key) · draft.row(place)      as they will be; raise Spoilt
     draft.add(row, request, answer) · draft.move(before, after) · draft.settle(row, after) · …
     draft.line_up()                  at the end: the head of each line is the one that is ready (5)
     draft.changes                    for the shelf
@@ -80,10 +80,6 @@ class Draft:
             found = self._rows[place] = row_of(place, envelope, standing, self._era)
         return found
 
-    def find(self, key: Key) -> Row | None:
-        place = self.place(key)
-        return None if place is None else self.row(place)
-
     def request(self, place: int) -> Request:
         """Raises `Spoilt`."""
         found = self.get(data_row(b"r", place))
@@ -132,11 +128,11 @@ class Draft:
 
     def settle(self, row: Row, after: Entry | None) -> None:
         """After a verdict. None: it is gone."""
-        place, answer = row.place, None if after is None else after.answer
-        self.leased.append((row.entry.message.destination, place, Instant(0)))
         if after is None:
             self.forget(row)
             return
+        place, answer = row.place, after.answer
+        self.leased.append((row.entry.message.destination, place, Instant(0)))
         if after.state is not State.WAITING:
             self.changes[data_row(b"r", place)] = None
         if answer is not None:
@@ -145,7 +141,9 @@ class Draft:
 
     def forget(self, row: Row) -> None:
         """Everything of it. Its key too, unless somebody has it since."""
-        key = row.entry.message.key
+        message = row.entry.message
+        key = message.key
+        self.leased.append((message.destination, row.place, Instant(0)))
         self.move(row, None)
         for family in (b"m", b"r", b"s", b"a"):
             self.changes[data_row(family, row.place)] = None
