@@ -11,6 +11,7 @@ accept    the service is down: 202 after the sync; against Restate /send
 redeliver a backlog of 50 000, once the service is back
 latency   what the relay adds at 1000 requests a second
 memory    resident: idle, busy, with a backlog
+inside    the ASGI middleware in an application, against none and against other packages
 
     python -m benchmarks --spools               instead: the engines, without a relay; see spools
 
@@ -20,7 +21,8 @@ alternate between what is compared, each number is a median, and every row check
 Numbers of a noisy machine differ; ratios less so. Nothing here is a test: it passes whatever the
 numbers are, and exits 1 only where something measured was wrong.
 
-Wants Linux, nginx and wrk; node and npm for Restate. What is missing says so in its row.
+Wants Linux, nginx and wrk; node and npm for Restate; for `inside`, pip and an index of packages.
+What is missing says so in its row.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from pathlib import Path
 
 import click
 
-from . import custody, machine, passing, restate, spools, table
+from . import custody, inside, machine, passing, restate, spools, table
 from .bench import Bench, Row
 from .process import Failed
 
@@ -47,6 +49,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "redeliver": custody.redeliver,
     "latency": passing.latency,
     "memory": custody.memory,
+    "inside": inside.inside,
 }
 
 
@@ -93,7 +96,7 @@ def _spools(bench: Bench, engine: tuple[str, ...], filled: int, into: Path | Non
 @click.option("--seconds", default=4.0, show_default=True, help="How long each run lasts.")
 @click.option("--runs", default=3, show_default=True, help="How often each is run.")
 @click.option("--backlog", default=50_000, show_default=True, help="Messages to deliver again.")
-@click.option("--no-restate", is_flag=True, help="Leave Restate out: nothing is installed.")
+@click.option("--no-restate", is_flag=True, help="Leave Restate out: it is not installed.")
 @click.option("--spools", "engines", is_flag=True, help="The spools side by side, and no relay.")
 @click.option("--engine", multiple=True, type=click.Choice(spools.ENGINES), help="This one alone.")
 @click.option("--filled", default=100_000, show_default=True, help="Messages in a full spool.")

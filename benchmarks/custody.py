@@ -23,6 +23,8 @@ DELIVERED: Final = 2
 FIRST_S: Final = 60.0
 """How long the first delivery may be in coming: a closed lane is probed now and then."""
 DRAIN_S: Final = 120.0
+REST_S: Final = 0.5
+"""So long nothing new has come in: then nothing will."""
 WIDE: Final = ("--window-start", "64", "--window-max", "64", "--attempts-max", "128")
 MB: Final = 1e6
 
@@ -123,13 +125,28 @@ def _fill(bench: Bench, relay: Relay) -> None:
     raise Failed("the backlog did not fill within a minute")
 
 
+def _at_rest(relay: Relay) -> int:
+    """How many wait, once the last requests of a load that was cut off have been accepted too."""
+    seen, since = -1, time.monotonic()
+
+    def still() -> bool:
+        nonlocal seen, since
+        waiting = relay.in_spool().get(WAITING, 0)
+        if waiting != seen:
+            seen, since = waiting, time.monotonic()
+        return time.monotonic() - since > REST_S
+
+    wait_for(still, "the last accept", FIRST_S)
+    return seen
+
+
 def _drain(bench: Bench, extra: tuple[str, ...]) -> tuple[float, dict[str, float]]:
     """Messages per second from the first delivery to the last, as the service counts them."""
     bench.settle()
     port = free_port()
     with Relay(bench, to=port, extra=extra) as relay:
         _fill(bench, relay)
-        waiting = relay.in_spool()[WAITING]
+        waiting = _at_rest(relay)
         bench.settle()
         with upstream(bench, port) as service:
             wait_for(lambda: service.count() > 0, "the first delivery", FIRST_S)
@@ -138,7 +155,7 @@ def _drain(bench: Bench, extra: tuple[str, ...]) -> tuple[float, dict[str, float
             wait_for(lambda: service.count() >= waiting, "the last delivery", DRAIN_S)
             took = time.monotonic() - first
             used = relay.cpu_s() - used
-            wait_for(lambda: relay.health()["backlog"] <= 0, "the last verdict", DRAIN_S)
+            wait_for(lambda: not relay.in_spool().get(WAITING), "the last verdict", DRAIN_S)
             rss = relay.rss_bytes() / MB
             count = service.count()
             delivered = relay.in_spool().get(DELIVERED, 0)

@@ -4,22 +4,27 @@
     python docs/generate.py --check    fail where one lags behind the code
 
 settings.md from `settings.SETTINGS`, commands.md from the commands themselves, problems.md from
-`problems.PROBLEMS` and the classes of `errors`. Nobody edits these pages.
+`problems.PROBLEMS` and the classes of `errors`, idempotency.md from the conformance table and from
+what came of it (idempotency.json, by tests/idempotency/record.py), options.md from the fields of
+the middlewares' values (`options`). Nobody edits these pages.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from options import options
 
 from unspool import errors
 from unspool.admin.cli import EXIT_CODES, Commands, cli
 from unspool.problems import PREFIX, PROBLEMS
 from unspool.settings import SETTINGS, accepts, shown
+from unspool.testing.idempotency import ROWS, SECTIONS, sentence_of
 
 REFERENCE = Path(__file__).parent / "reference"
 MADE = "<!-- Made by docs/generate.py. Do not edit. -->"
@@ -119,7 +124,60 @@ def problems() -> Iterator[str]:
             yield f"| `{thing.__name__}` | `{base}` | {thing.exit_code} | {cell(text)} |"
 
 
-PAGES = {"settings.md": settings, "commands.md": commands, "problems.md": problems}
+def idempotency() -> Iterator[str]:
+    found = json.loads((REFERENCE / "idempotency.json").read_text("utf-8"))
+    targets = found["targets"]
+    yield from (
+        "# Idempotency: the conformance table", "", MADE, "",
+        "What is true of a server that takes an `Idempotency-Key`, and of which part of unspool.",
+        "M must hold, S should. *yes*: the suite asked it over HTTP, and it holds. *tests*: it is",
+        "not on the wire, and the tests named below show it. *by design*: it cannot hold there, or",
+        "need not; why stands below. *no*: it does not hold.",
+        "", "The same suite asks anybody's server:",
+        "[Check that your server keeps its keys](../howto/check-your-server.md).",
+    )  # fmt: skip
+    for letter, title in SECTIONS.items():
+        yield from ("", f"## {letter}: {title}", "")
+        yield f"| | | | {' | '.join(targets)} |"
+        yield "|---|---|---|" + "---|" * len(targets)
+        for name, row in ROWS.items():
+            if name[0] != letter:
+                continue
+            words = [targets[target][name].replace("elsewhere", "tests") for target in targets]
+            yield f"| {name} | {row.level} | {cell(row.sentence)} | {' | '.join(words)} |"
+    yield from ("", "## Not, and why", "", "| row | where | why |", "|---|---|---|")
+    reasons = found["by_design"]
+    for why in dict.fromkeys(why for rows in reasons.values() for why in rows.values()):
+        where = [target for target in targets if why in reasons[target].values()]
+        names = [name for name in ROWS if reasons[where[0]].get(name) == why]
+        yield f"| {', '.join(names)} | {', '.join(where)} | {cell(why)} |"
+    for name, why in found["not_done"].items():
+        where = ", ".join(t for t in targets if targets[t][name] == "no") or "all"
+        yield f"| {name} | {where} | {cell(why)} |"
+    yield from (
+        "", "## Shown by other tests", "",
+        "Those that kill, pause and starve processes ask the ASGI middleware: WSGI and Django",
+        "stand on the same ledger.", "", "| row | tests |", "|---|---|",
+    )  # fmt: skip
+    for name, where in found["elsewhere"].items():
+        yield f"| {name} | {', '.join(f'`{place}`' for place in dict.fromkeys(where.values()))} |"
+    yield from ("", "## What a server must offer to be asked", "")
+    yield from (
+        "A POST whose effect is counted and a GET that tells the count are enough for most rows.",
+        "These need more:", "", "| need | rows | |", "|---|---|---|",
+    )  # fmt: skip
+    for need in dict.fromkeys(need for row in ROWS.values() for need in (*row.needs, *row.some)):
+        rows = ", ".join(name for name, row in ROWS.items() if need in (*row.needs, *row.some))
+        yield f"| `{need}` | {rows} | {cell(sentence_of(need))} |"
+
+
+PAGES = {
+    "options.md": lambda: options(MADE),
+    "idempotency.md": idempotency,
+    "settings.md": settings,
+    "commands.md": commands,
+    "problems.md": problems,
+}
 
 
 def main() -> int:

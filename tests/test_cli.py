@@ -7,6 +7,7 @@ The spool stays open here while the commands run, as it does in a relay.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
@@ -20,8 +21,10 @@ from pathlib import Path
 import pytest
 
 from unspool import __version__
+from unspool.admin import logs
 from unspool.core.lifecycle import Bounced, Deferred, Delivered, Reason, State
 from unspool.core.message import (
+    AT_ONCE,
     NEVER,
     Attempt,
     Destination,
@@ -214,12 +217,69 @@ async def test_a_long_queue_comes_in_pages_and_a_limit_is_said(unspool: Run, spo
 async def test_what_came_over_the_wire_does_not_reach_the_terminal(
     unspool: Run, spool: Spool
 ) -> None:
-    evil = Attempt(1, Instant(0), 503, "503 \x1b]0;owned\x07 \x9b31m", "maybe applied")
+    cause = "503 \x1b]0;owned\x07 \x9b31m \x7f \u202egnp.\u2066 \U000e0041"
+    evil = Attempt(1, Instant(0), 503, cause, "maybe applied")
     await put(spool, "k1", trail=(evil,))
     for words in (("queue",), ("show", "k1")):
         out = unspool(*words).stdout
-        assert rb"503 \x1b]0;owned\x07 \x9b31m" in out
-        assert not {0x1B, 0x07} & set(out)
+        assert rb"503 \x1b]0;owned\x07 \x9b31m \x7f \u202egnp.\u2066 \U000e0041" in out
+        assert harmless(out)
+    for words in (("queue", "--json"), ("show", "k1", "--json")):
+        out = unspool(*words).stdout
+        [shown] = objects(out)
+        assert shown["trail"][0]["cause"] == cause, "to a program it is what it was"  # type: ignore[index]
+        assert harmless(out)
+
+
+def harmless(out: bytes) -> bool:
+    """Nothing in it but letters, signs, spaces and line ends."""
+    return all(line.isprintable() for line in out.decode().split("\n"))
+
+
+async def test_what_was_typed_does_not_reach_the_terminal_either(
+    unspool: Run, spool: Spool
+) -> None:
+    """A key that somebody pasted comes back in the message that it is not there."""
+    for words in (("show", "k\x9b31m"), ("retry", "k\x9b31m"), ("k\x9b31m",)):
+        done = unspool(*words)
+        assert done.returncode != 0
+        assert rb"\x9b31m" in done.stderr
+        assert harmless(done.stderr)
+
+
+async def test_a_body_that_would_act_on_the_terminal_is_not_written_to_it(
+    spool: Spool, tmp_path: Path, unspool: Run
+) -> None:
+    """To a pipe it goes byte for byte; to a terminal if it is text."""
+    await put(spool, "evil", body=b"\x1b]0;owned\x07")
+    await put(spool, "good", body="Grüße,\tTee\n".encode())
+    assert unspool("show", "evil", "--body").stdout == b"\x1b]0;owned\x07"
+    codes, seen = [], []
+    for key in ("evil", "good"):
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            [sys.executable, "-m", "unspool", "show", key, "--body"],
+            cwd=tmp_path, env=clean(tmp_path), stdin=theirs, stdout=theirs, stderr=theirs,
+        ) as child:  # fmt: skip
+            codes.append(child.wait(timeout=30))
+        seen.append(os.read(ours, 1000))
+        os.close(theirs)
+        os.close(ours)
+    assert codes == [os.EX_USAGE, 0]
+    assert b"\x1b" not in seen[0]
+    assert "Grüße,".encode() in seen[1]
+
+
+def test_a_log_line_for_a_terminal_has_no_control_characters(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger("unspool")
+    for name in ("handlers", "propagate", "level"):  # others' tests go on as before
+        monkeypatch.setattr(root, name, getattr(root, name))
+    root.handlers = []
+    logs.start(level="info", form="text")
+    logging.getLogger("unspool.test").warning("it said %s", "503 \x9b31m \x1b]0;owned\x07")
+    assert r"503 \x9b31m \x1b]0;owned\x07" in capsys.readouterr().err
 
 
 async def test_the_secret_of_the_spool_is_nobodys_business(unspool: Run, spool: Spool) -> None:
@@ -406,6 +466,21 @@ async def test_all_asks_first_and_counts(unspool: Run, spool: Spool) -> None:
     assert (await found(spool, there)).state is State.WAITING
     for key in (*here, held):
         assert (await found(spool, key)).state is State.BOUNCED
+
+
+async def test_retry_asks_a_destination_that_is_down_at_once(unspool: Run, spool: Spool) -> None:
+    """Of those that are named each; with --all one of each destination: a probe, and no flush."""
+    here = [await put(spool, f"h{number}") for number in range(3)]
+    there = [await put(spool, f"t{number}", destination=THERE) for number in range(2)]
+    assert unspool("retry", "--all", "--yes").returncode == 0
+    for keys in (here, there):
+        due = [(await found(spool, key)).due_at for key in keys]
+        assert due[0] == AT_ONCE
+        assert all(now() - MINUTE < at <= now() for at in due[1:])
+    assert unspool("retry", "h1", "h2").returncode == 0
+    assert [(await found(spool, key)).due_at for key in here] == [AT_ONCE] * 3
+    [shown] = objects(unspool("show", "h1", "--json").stdout)
+    assert shown["due_at"] == shown["accepted_at"]
 
 
 async def test_release_all_means_the_held_and_retry_all_the_others(

@@ -77,6 +77,6 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_commands_named_in_messages_exist() -> None:
     """An error that ends in a command must not send anybody to one that is not there."""
     for path in sorted((ROOT / "src").rglob("*.py")):
-        for found in re.findall(r": unspool ([a-z]+)", path.read_text("utf-8")):
+        for found in re.findall(r": unspool ([a-z]+(?:-[a-z]+)*)", path.read_text("utf-8")):
             known = cli.get_command(click.Context(cli), found)
             assert known is not None, f"{path.relative_to(ROOT)}: unspool {found}"

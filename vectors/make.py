@@ -150,6 +150,12 @@ def fingerprint_case(
     }
 
 
+def form(boundary: bytes, item: bytes = b"tea") -> bytes:
+    return b'--%b\r\nContent-Disposition: form-data; name="item"\r\n\r\n%b\r\n--%b--\r\n' % (
+        boundary, item, boundary,
+    )  # fmt: skip
+
+
 def fingerprint_cases() -> list[Case]:
     make = fingerprint_case
     return [
@@ -181,6 +187,16 @@ def fingerprint_cases() -> list[Case]:
         make("path and body, cut here", b"3", media=None, target=b"/orders/12"),
         make("path and body, cut there", b"", media=None, target=b"/orders/123"),
         make("bytes that are no text", bytes(range(256)), media=b"application/octet-stream"),
+        make("a form", form(b"a1b2"), media=b"multipart/form-data; boundary=a1b2"),
+        make("the form with another boundary", form(b"z9"),
+             media=b"multipart/form-data; boundary=z9"),
+        make("the form with its boundary in quotes", form(b"z 9"),
+             media=b'Multipart/Form-Data; boundary="z 9"'),
+        make("a form with another part", form(b"a1b2", b"coffee"),
+             media=b"multipart/form-data; boundary=a1b2"),
+        make("a form of another kind", form(b"a1b2"), media=b"multipart/mixed; boundary=a1b2"),
+        make("a form that names no boundary", form(b"a1b2"), media=b"multipart/form-data"),
+        make("the boundary, but no form", form(b"a1b2"), media=b"text/plain; boundary=a1b2"),
     ]  # fmt: skip
 
 

@@ -1,8 +1,11 @@
 """What the relay says when it does not simply pass an answer on.
 
     replayed(entry)              the same answer again (conformance B1 to B8)
+    why_not_saved(request, …)    the reason, or nothing: it may be saved
     passed_back(answer, why)     the service's own 5xx, or a problem in its place, and why not saved
     settled(entry)               the real answer, for one who waited for it
+    by_age(name, …)              why a key that nobody knows may not run, by what it says of itself
+    retention(keeping)           for how long anything is remembered, as a field
 
 A status is never invented for the service: what it answered is passed back as it is, and what is
 ours is a problem document. Either way Proxy-Status says what happened (RFC 9209).
@@ -12,9 +15,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from .core.lifecycle import Reason, State
-from .core.message import Answer, Cause, Field, Request, Response, Sent
-from .core.outcome import judge
+from .core.idempotency import Unreadable, minted
+from .core.lifecycle import Keeping, Reason, State
+from .core.message import SAFE_METHODS, Answer, Cause, Field, Instant, Request, Response, Sent
+from .core.outcome import Judgement, judge, repeatable
 from .problems import problem, proxy_status
 from .receipts import stamp
 from .spools.protocol import Entry
@@ -56,6 +60,15 @@ def settled(entry: Entry) -> Response:
     return problem(name, f"it ended as {entry.reason}")
 
 
+def why_not_saved(request: Request, judgement: Judgement, *, repeat: bool) -> str:
+    """Why a request without an answer that stands is not saved; empty: it may be."""
+    if request.rest is not None:
+        return WHY_LARGE
+    if request.method in SAFE_METHODS:
+        return WHY_SAFE
+    return "" if repeatable(judgement, repeat=repeat) else WHY_UNKEYED
+
+
 def passed_back(answer: Answer, why: str, *, retry_after_s: int | None = None) -> Response:
     """Responsibility stays with the sender: the answer as it is, and why it was not saved."""
     told = f"not saved: {why}"
@@ -65,6 +78,11 @@ def passed_back(answer: Answer, why: str, *, retry_after_s: int | None = None) -
         return Response(
             answer.status, answer.reason, fields, answer.body, answer.rest, answer.length
         )
+    if answer.cause is Cause.CLOSING:
+        # A repeat of what may have been applied is not ours to ask for, so no Retry-After with it.
+        if judge(answer).sent is Sent.NEVER or why is WHY_SAFE:
+            return problem("closing", told, retry_after_s=1)
+        return problem("cut-short", told)
     if judge(answer).sent is Sent.NEVER:
         name, retry_after_s = "unreachable", retry_after_s or 1
     else:
@@ -75,6 +93,30 @@ def passed_back(answer: Answer, why: str, *, retry_after_s: int | None = None) -
         error=answer.cause.value,
         retry_after_s=retry_after_s,
     )
+
+
+def by_age(name: str, *, now: Instant, keeping: Keeping) -> Response | None:
+    """A refusal for a key that nobody knows and that tells how old it is; None: it may run
+    (conformance J3, J4)."""
+    found = minted(name, now=now, key_ms=keeping.key_ms)
+    if found is None:
+        return None
+    if isinstance(found, Unreadable):
+        return problem("key-malformed", found.why)
+    return problem("expired", "it was made longer ago than keys are remembered")
+
+
+def retention(keeping: Keeping) -> Field:
+    """For how long, in seconds, so that a client may stop in time (conformance J1). A dictionary
+    (RFC 9651 §3.2)."""
+    kept = f"answer={keeping.answer_ms // 1000}, key={keeping.key_ms // 1000}"
+    return b"Idempotency-Retention", kept.encode()
+
+
+def with_fields(response: Response, *fields: Field) -> Response:
+    """The answer with more fields."""
+    r = response
+    return Response(r.status, r.reason, [*r.fields, *fields], r.body, r.rest, r.length)
 
 
 def closed(request: Request, response: Response) -> Response:

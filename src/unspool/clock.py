@@ -29,11 +29,16 @@ class SystemClock:
 
 
 class CarefulClock:
-    """For asking whether somebody else's lease has run out. Never ahead of the time that passed.
+    """For leases: asking whether another's has run out, and saying until when ours lasts.
 
-    A wall clock that steps forward makes every lease look abandoned at once, while its owner lives.
-    So a step is not believed for `hold_ms`, one lease: the owners renew meanwhile, by the same wall
-    clock, and then it is. A step back is believed at once: it makes leases last longer.
+    A wall clock that steps forward makes every lease look abandoned at once, while its owner lives;
+    one that steps back makes ours end before it has begun, for those who have not seen the step
+    yet. So a step is not believed for `hold_ms`, one lease: the owners renew meanwhile, by the same
+    wall clock, and then it is.
+
+    Bugs: believes a machine's clock, which all its processes share, and not one process's alone: a
+    host whose clock is wrong for longer than a lease is outside SKEW_MS, and the protocol. After a
+    step back by an hour the leases of an owner who dies within one lease of it last an hour longer.
     """
 
     __slots__ = ("_clock", "_doubt_until_ms", "_hold_ms", "_monotonic_ms", "_offset_ms")
@@ -46,13 +51,23 @@ class CarefulClock:
         self._doubt_until_ms: int | None = None
 
     def now(self) -> Instant:
+        """For asking, and for forgetting. Never ahead of the time that passed."""
+        return Instant(min(self._wall_and_passed()))
+
+    def later(self) -> Instant:
+        """For saying until when. Never behind the time that passed."""
+        return Instant(max(self._wall_and_passed()))
+
+    def _wall_and_passed(self) -> tuple[int, int]:
+        """What the wall clock says, and what it would say had it not stepped; once a step is
+        believed they are one."""
         wall, passed_ms = self._clock.now(), self._monotonic_ms()
         offset_ms = wall - passed_ms
         if abs(offset_ms - self._offset_ms) > SKEW_MS:
             if self._doubt_until_ms is None:
                 self._doubt_until_ms = passed_ms + self._hold_ms
             if passed_ms < self._doubt_until_ms:
-                return Instant(min(wall, passed_ms + self._offset_ms))
+                return wall, passed_ms + self._offset_ms
         self._offset_ms = offset_ms  # it is slewed a little all the time
         self._doubt_until_ms = None
-        return wall
+        return wall, wall

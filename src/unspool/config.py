@@ -287,6 +287,12 @@ def _token(text: str) -> str:
     return text
 
 
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{1,200}", text):
+        raise ValueError("give a word of at most 200 letters, digits and signs: orders")
+    return text
+
+
 def _path(text: str) -> str:
     if "\0" in text:
         raise ValueError("give the path of a file")
@@ -299,6 +305,7 @@ FORMS: Final = {
     "spool": _spool,
     "field": _field,
     "token": _token,
+    "name": _name,
     "file": _path,
 }
 

@@ -4,8 +4,11 @@
     await custody.accept(entry)       take it; durable when this returns (I1)
     await custody.find(key)           what is known of a key
     await custody.settle(lease, v)    end a lease
+    custody.accept_for(hears, entry)  accept and find for somebody who is told in his own way;
+    custody.find_for(hears, key)      he tells `took`, or `failed`, what he was told of an accept
     await custody.open()              the spool's secret, made on first use
     await custody.count()             how many wait already
+    custody.recent                    answers just kept: a repeat mostly follows soon
 
 It also remembers how the spool does: after a write that failed it is left alone for a moment, so
 that an outage of the disk costs a refusal and not a timeout for each sender.
@@ -24,7 +27,8 @@ from .core.admission import Health, Reject, Terms, admit
 from .core.lifecycle import State, Verdict
 from .core.message import NEVER, Destination, Instant, Key, Message, Response
 from .errors import Full, Refused, Unavailable
-from .spools.committer import Committer
+from .recent import Recent
+from .spools.committer import Committer, Hears
 from .spools.protocol import Acceptance, Entry, Lease, New, Spool
 
 SECRET_KEY: Final = Key("unspool.secret........")
@@ -45,19 +49,20 @@ class Custody:
         """The grade as receipts tell it: measured once, when the spool was opened."""
         self.backlog = 0
         """Waiting messages, roughly: what was counted at start and what came and went since."""
+        self.recent: Final = Recent()
         self._disk_free = disk_free
         self._trouble = ""
         self._trouble_until = Instant(0)
         self._looked_at = Instant(0)
         self._free_bytes: int | None = None
         self._accepts: Committer[Entry, Acceptance] = Committer(
-            spool.accept, batch_max=BATCH_MAX, waiting_max=WAITING_MAX
+            spool.accept, batch_max=BATCH_MAX, waiting_max=WAITING_MAX, patient=True
         )
         self._settles: Committer[tuple[Lease, Verdict], bool] = Committer(
-            spool.settle, batch_max=BATCH_MAX, waiting_max=WAITING_MAX
+            spool.settle, batch_max=BATCH_MAX, waiting_max=WAITING_MAX, patient=True
         )
         self._finds: Committer[Key, Entry | None] = Committer(
-            spool.find, batch_max=BATCH_MAX, waiting_max=WAITING_MAX
+            spool.find, batch_max=BATCH_MAX, waiting_max=WAITING_MAX, patient=True
         )
 
     async def open(self, *, now: Instant, chance: Callable[[int], bytes] = os.urandom) -> bytes:
@@ -112,24 +117,37 @@ class Custody:
         try:
             acceptance = await self._accepts.submit(entry)
         except Refused as error:
-            self._failed(error, now)
+            self.failed(error, now)
             raise
-        self._trouble = ""
-        if entry.state is State.WAITING and isinstance(acceptance, New):
-            self.backlog += 1
+        self.took(entry, acceptance)
         return acceptance
+
+    def accept_for(self, hears: Hears[Acceptance], entry: Entry) -> None:
+        self._accepts.submit_for(hears, entry)
+
+    def took(self, entry: Entry, acceptance: Acceptance) -> None:
+        self._trouble = ""
+        if type(acceptance) is not New:
+            return
+        if entry.state is State.WAITING:
+            self.backlog += 1
+        elif entry.state is State.DELIVERED:
+            self.recent.keep(acceptance.entry)
 
     async def settle(self, lease: Lease, verdict: Verdict, *, now: Instant) -> bool:
         try:
             return await self._settles.submit((lease, verdict))
         except Refused as error:
-            self._failed(error, now)
+            self.failed(error, now)
             raise
 
     async def find(self, key: Key) -> Entry | None:
         return await self._finds.submit(key)
 
-    def _failed(self, error: Refused, now: Instant) -> None:
+    def find_for(self, hears: Hears[Entry | None], key: Key) -> None:
+        self._finds.submit_for(hears, key)
+
+    def failed(self, error: Refused, now: Instant) -> None:
         assert isinstance(error, Full | Unavailable | Refused)
         self._trouble = str(error).split(".", 1)[0]
         self._trouble_until = Instant(now + TROUBLE_MS)

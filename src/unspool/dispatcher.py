@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from random import random
 from typing import Final
@@ -49,6 +50,8 @@ SWEEP_PAUSE_MS: Final = 50
 ARRIVAL_PAUSE_MS: Final = 20
 RACE_MS: Final = 50
 """How long to leave a message alone that the survey saw and the lease did not get."""
+SURVEY_MS: Final = 50
+"""So long a survey is believed that has led to nothing but full leases. Others wait no longer."""
 SWEEP_MAX: Final = 1_000
 
 
@@ -77,9 +80,10 @@ class Dispatcher:
         self._policy = policy
         self._clock = clock
         self._lease_ms = lease_ms
-        self._serves = frozenset(serves)
+        self._serves = tuple(serves)
         self._strange: set[Destination] = set()
         self._chance = chance
+        self._more: tuple[Sequence[LaneDue], Instant] = ((), Instant(0))
         self._awake = asyncio.Event()
         self._stopping = False
         self._attempts: set[asyncio.Task[None]] = set()
@@ -113,15 +117,15 @@ class Dispatcher:
     async def _round(self) -> Instant:
         """One look: lease what can start now, start it, and say when to look again."""
         scheduler, spool = self.scheduler, self._custody.spool
-        lanes: Sequence[LaneDue] = await spool.survey(after=scheduler.place, limit=LANES_MAX)
-        scheduler.moved(lanes, limit=LANES_MAX)
-        lanes = [lane for lane in lanes if self._is_ours(lane.destination)]
+        lanes, seen_at = await self._survey()
         now = self._clock.now()
         wants = scheduler.wants(lanes, now=now)
         if wants and not self._stopping:
             until = Instant(now + self._lease_ms)
             leases = await spool.lease(wants, now=now, until=until)
             scheduler.served(wants)
+            if scheduler.place is None and len(leases) == sum(wants.values()):
+                self._more = lanes, seen_at  # as many as were wanted: there are probably more
             for lease in leases:
                 self._start(lease)
             if not leases:
@@ -129,13 +133,34 @@ class Dispatcher:
                 return Instant(max(now + RACE_MS, scheduler.wakes_at(lanes, now=now)))
         return scheduler.wakes_at(lanes, now=now)
 
+    async def _survey(self) -> tuple[Sequence[LaneDue], Instant]:
+        """Who has something due, and when that was seen: just now, while leases come back as full
+        as they were asked for. What has changed since costs a lease that finds nothing."""
+        (lanes, seen_at), self._more = self._more, ((), Instant(0))
+        now = self._clock.now()
+        if lanes and 0 <= now - seen_at < SURVEY_MS:
+            return lanes, seen_at
+        scheduler = self.scheduler
+        lanes = await self._custody.spool.survey(after=scheduler.place, limit=LANES_MAX)
+        scheduler.moved(lanes, limit=LANES_MAX)
+        lanes = [lane for lane in lanes if self._is_ours(lane.destination)]
+        scheduler.heed(lanes)
+        return lanes, now
+
     def _is_ours(self, destination: Destination) -> bool:
         """Other destinations' messages may share this spool: our transport does not lead there."""
         if destination in self._serves:
             return True
         if destination not in self._strange:
             self._strange.add(destination)
-            log.warning("messages wait for %s, to which nothing here delivers", destination)
+            names = " ".join(
+                f"--destination {shlex.quote(name)}" for name in (*self._serves, destination)
+            )
+            log.warning(
+                "messages wait for %s, to which nothing here delivers; they are kept. If the"
+                " service has moved here, say so: unspool serve %s, and what you say now",
+                destination, names,
+            )  # fmt: skip
         return False
 
     async def _sleep(self, wake_at: Instant) -> None:

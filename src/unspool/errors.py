@@ -39,10 +39,46 @@ class Full(Refused):
     exit_code = os.EX_IOERR
 
 
+class Busy(Refused):
+    """Somebody else runs under this key just now. Nothing was run; ask again in a moment."""
+
+    def __init__(self, message: str = "", *, retry_after_ms: int = 1_000) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+        """How long to wait before asking again."""
+
+
+class Crossed(Refused):
+    """Two transactions crossed, and the database undid this one. Run it again, whole."""
+
+
+class Stale(Refused):
+    """The key was somebody else's by the end: what was written under it is undone. Run it again."""
+
+
 class Unacceptable(UnspoolError):
     """The request can never be accepted as it is."""
 
     exit_code = os.EX_DATAERR
+
+
+class Reused(Unacceptable):
+    """The key was used for other work. Nothing was run; give each new work a key of its own."""
+
+
+class Unkeepable(Unacceptable):
+    """A result that cannot be kept: it cannot be encoded, or is too large."""
+
+    value: object = None
+    """The result, where the work was done all the same."""
+
+
+class NotKept(Unacceptable):
+    """It was done before, and its result was not kept. Nothing was run; do not repeat it."""
+
+
+class Expired(Unacceptable):
+    """The key is older than anything that is remembered. Nothing was run."""
 
 
 class Broken(UnspoolError):
@@ -75,6 +111,10 @@ class InUse(Broken):
     """A spool of one process is another's just now."""
 
     exit_code = os.EX_TEMPFAIL
+
+
+class OutcomeUnknown(Broken):
+    """It may or may not have had its effect. It is not run again until somebody finds out."""
 
 
 class Newer(Broken):

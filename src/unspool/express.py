@@ -1,46 +1,348 @@
-"""Express: a request that asked for nothing, on its way while all is well.
+"""The express road: what is usual, without a coroutine, a task or a future for each request.
 
-It is told its answer in the middle of the read that brought it, and passes it on if it stands and
-the lane is as calm as before. Anything else the relay takes over, at step 5 of its road. There is
-no policy here: what stands is said by the table of outcomes.
+    express.begin(request, caller, done)     True: `done` gets the answer; False: nothing was begun
+
+Three kinds of request take it, by the same decisions and in the same order as on the relay's own
+road, each step told of the one before in the middle of it:
+
+    Plain     asks for nothing, while all is well     attempt → its answer, if that stands
+    Keyed     says its name, and nothing else         find → replay, or attempt → record → answer
+    Saved     may not be tried, or has been named     accept → 202
+
+Whatever turns out otherwise the relay takes over, at the step that it has come to. There is no
+policy here: what stands, what is recalled and what is admitted is said by the tables in core.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
 
-from .core.message import Answer, Instant, Request, Response
+from .answers import by_age, replayed, retention, with_fields
+from .clock import Clock
+from .core.fields import onward, ordinary, values
+from .core.idempotency import Do, read_key, recall, worth_remembering
+from .core.lane import Lane
+from .core.lifecycle import State
+from .core.message import (
+    SAFE_METHODS,
+    Answer,
+    Field,
+    Request,
+    Response,
+    fingerprint,
+    named,
+    scoped,
+)
 from .core.outcome import STANDS
+from .custody import Custody
+from .errors import Refused
+from .ingress.protocol import Caller
+from .passage import Options, Passage, forwarded, plain, untried
+from .problems import PREFIX, problem
+from .saving import Saving, unstored
+from .spools.protocol import Acceptance, Entry, Mismatch, New
+from .tries import Tries, Turn
+
+_OURS: Final = PREFIX.encode()
+FIRST: Final[Field] = (b"Unspool-Attempt", b"1")
+
+_Done = Callable[[Response], None]
+_Road = Coroutine[Any, Any, Response]
 
 
-class TakesOver(Protocol):
-    """The relay, as far as this knows it."""
+class Other(Protocol):
+    """The relay's own road, from some step on, as far as this knows it."""
 
-    @property
-    def calm(self) -> bool: ...
-    def take_over(self, express: Express, answer: Answer, /) -> None: ...
+    def looked(self, passage: Passage, turn: Turn, /) -> _Road: ...
+    def passed(self, passage: Passage, /) -> _Road: ...
+    def judged(self, passage: Passage, answer: Answer, /) -> _Road: ...
+    def take_over(self, road: _Road, done: _Done, /) -> None: ...
+    def complaint(self, error: Exception, /) -> Response: ...
 
 
 class Express:
-    """A request on the express road, told its answer in the middle of a read."""
+    def __init__(
+        self,
+        *,
+        other: Other,
+        options: Options,
+        secret: bytes,
+        custody: Custody,
+        saving: Saving,
+        prompt: Callable[..., bool] | None,
+        lane: Lane,
+        clock: Clock,
+        tries: Tries,
+        via: Field,
+    ) -> None:
+        self.other: Final = other
+        self.options: Final = options
+        self.custody: Final = custody
+        self.saving: Final = saving
+        self.prompt: Final = prompt
+        self.lane: Final = lane
+        self.clock: Final = clock
+        self.retention: Final = retention(options.policy.keeping)
+        self._secret = secret
+        self._tries = tries
+        self._via = via
+        self._anybody = scoped(
+            secret, scope=[b""] * len(options.scope_fields), destination=options.destination
+        )
 
-    __slots__ = ("_relay", "began_at", "done", "onwards")
+    def begin(self, request: Request, caller: Caller, done: _Done) -> bool:
+        """Steps 1 and 3 of the road. See ingress.protocol.Express."""
+        lane = self.lane
+        calm = lane.calm
+        if self.prompt is None or request.target.startswith(_OURS):
+            return False
+        if not calm and lane.is_open(self.clock.now()):
+            return False
+        found = ordinary(request.fields)
+        if found is not None:
+            fields, host, key = found
+        else:
+            head = onward(request.fields)
+            if head.speaks:
+                return False
+            fields, host, key = head.fields, head.host or b"", None
+        fields.append(self._via)
+        if self.options.forwarded:
+            fields.append(forwarded(caller, host))
+        safe = request.method in SAFE_METHODS
+        if key is not None:
+            return not safe and self._begin_keyed(request, fields, key, done)
+        if not calm:
+            if safe:
+                return False
+            onwards = Request(request.method, request.target, fields, request.body)
+            passage = plain(onwards, self.options, began_at=self.clock.now())
+            return self.save(passage, done)
+        fields.append(FIRST)
+        onwards = Request(request.method, request.target, fields, request.body)
+        repeat = self.options.repeats(request.method)
+        return self.prompt(onwards, Plain(self, onwards, done), repeat=repeat)
+
+    def _begin_keyed(self, request: Request, fields: list[Field], key: bytes, done: _Done) -> bool:
+        options = self.options
+        name = read_key((key,), chars_max=options.key_max_chars)
+        if options.claims or type(name) is not str:
+            return False
+        scope, asking = self._anybody, options.scope_fields
+        # As they came: a field that ends here may still tell callers apart (I10).
+        if any(found[0].lower() in asking for found in request.fields):
+            parts = [b"\0".join(values(request.fields, field)) for field in asking]
+            scope = scoped(self._secret, scope=parts, destination=options.destination)
+        onwards = Request(request.method, request.target, fields, request.body)
+        passage = plain(onwards, options, began_at=self.clock.now())
+        passage.repeat = True
+        passage.name = name
+        passage.key = named(scope, name)
+        passage.fingerprint = fingerprint(onwards)
+        turn = self._tries.begin_now(passage.key, passage.fingerprint)
+        if turn is None:
+            return False
+        passage.let_go = turn.ends
+        keyed = Keyed(self, passage, turn, done)
+        told = Told(keyed.found, self.other.complaint, keyed.end)
+        if (entry := self.custody.recent.get(passage.key)) is not None:
+            told.set_result(entry)
+            return True
+        try:
+            self.custody.find_for(told, passage.key)
+        except Refused:
+            turn.ends()
+            return False
+        return True
+
+    def save(self, passage: Passage, done: _Done) -> bool:
+        """Steps 6 and 7, for what was not tried. False: the other road has something to say."""
+        now = self.clock.now()
+        if self.custody.admit(now) is not None:
+            return False
+        entry = self.saving.waiting(passage, None, now)
+        saved = Saved(self, passage, entry, done)
+        try:
+            self.custody.accept_for(Told(saved.took, saved.failed, done), entry)
+        except Refused:
+            return False
+        return True
+
+
+class Plain:
+    """A request that asks for nothing, on its way."""
+
+    __slots__ = ("_began_at", "_done", "_express", "_sent")
+
+    def __init__(self, express: Express, sent: Request, done: _Done) -> None:
+        self._express = express
+        self._sent = sent
+        self._began_at = express.clock.now()
+        self._done = done
+
+    def __call__(self, answer: Answer) -> None:
+        express = self._express
+        if type(answer) is Response and STANDS[answer.status] and express.lane.calm:
+            self._done(answer)
+            return
+        sent = self._sent
+        onwards = Request(sent.method, sent.target, sent.fields[:-1], sent.body)
+        passage = plain(onwards, express.options, began_at=self._began_at)
+        passage.tried = True
+        express.other.take_over(express.other.judged(passage, answer), self._done)
+
+
+class Keyed:
+    """A request that says its name, on its way."""
+
+    __slots__ = ("_done", "_express", "_passage", "_turn")
+
+    def __init__(self, express: Express, passage: Passage, turn: Turn, done: _Done) -> None:
+        self._express = express
+        self._passage = passage
+        self._turn = turn
+        self._done = done
+
+    def end(self, response: Response) -> None:
+        self._turn.ends()
+        self._done(with_fields(response, self._express.retention))
+
+    def _over(self, road: _Road) -> None:
+        self._express.other.take_over(road, self.end)
+
+    def found(self, entry: Entry | None) -> Response | None:
+        """Step 2: is the key known?"""
+        passage, express = self._passage, self._express
+        if entry is None:
+            now, keeping = express.clock.now(), express.options.policy.keeping
+            if (refusal := by_age(passage.name, now=now, keeping=keeping)) is not None:
+                return refusal
+            self._turn.tries()
+            self._go()
+            return None
+        assert passage.fingerprint is not None
+        what = recall(entry, fingerprint=passage.fingerprint, now=express.clock.now())
+        recent = express.custody.recent
+        if what.do is Do.RUN:
+            recent.drop(passage.key)
+        elif entry.state is State.DELIVERED and recent.get(passage.key) is None:
+            recent.keep(entry)
+        if what.do is Do.REPLAY:
+            return replayed(entry)
+        if what.do is Do.ATTACH:
+            return express.saving.promise(passage, entry)
+        if what.do is Do.REFUSE:
+            return problem(what.problem, what.detail)
+        self._over(express.other.looked(passage, self._turn))
+        return None
+
+    def _go(self) -> None:
+        """Steps 3 and 4."""
+        passage, express = self._passage, self._express
+        if express.lane.calm:
+            assert express.prompt is not None
+            sent = passage.request
+            onwards = Request(sent.method, sent.target, [*sent.fields, FIRST], sent.body)
+            passage.tried = True
+            if express.prompt(onwards, self.answered, repeat=True):
+                return
+            passage.tried = False
+        elif not express.lane.is_open(express.clock.now()) and express.save(passage, self.end):
+            return
+        self._over(express.other.passed(passage))
+
+    def answered(self, answer: Answer) -> None:
+        """Step 5: what is it? And nobody sees it before it is recorded (I6)."""
+        passage, express = self._passage, self._express
+        if (
+            type(answer) is not Response
+            or answer.rest is not None
+            or not STANDS[answer.status]
+            or not express.lane.calm
+        ):
+            self._over(express.other.judged(passage, answer))
+            return
+        if not worth_remembering(answer):
+            self.end(answer)
+            return
+        entry = express.saving.answered(passage, answer, express.clock.now())
+        custody = express.custody
+
+        def recorded(acceptance: Acceptance) -> Response:
+            custody.took(entry, acceptance)
+            return answer if isinstance(acceptance, New) else unstored(answer)
+
+        def failed(error: Exception) -> Response:
+            if not isinstance(error, Refused):
+                return express.other.complaint(error)
+            custody.failed(error, express.clock.now())
+            return unstored(answer)
+
+        try:
+            custody.accept_for(Told(recorded, failed, self.end), entry)
+        except Refused as error:
+            self.end(failed(error))
+
+
+class Saved:
+    """A request that is being saved."""
+
+    __slots__ = ("_done", "_entry", "_express", "_passage")
+
+    def __init__(self, express: Express, passage: Passage, entry: Entry, done: _Done) -> None:
+        self._express = express
+        self._passage = passage
+        self._entry = entry
+        self._done = done
+
+    def took(self, acceptance: Acceptance) -> Response | None:
+        express, passage = self._express, self._passage
+        express.custody.took(self._entry, acceptance)
+        failure = untried(express.lane.last_trouble)
+        if isinstance(acceptance, New):
+            return express.saving.promise(passage, acceptance.entry, failure)
+        entry = None if isinstance(acceptance, Mismatch) else acceptance.entry
+        express.other.take_over(express.saving.taken(passage, entry, failure), self._done)
+        return None
+
+    def failed(self, error: Exception) -> Response:
+        express = self._express
+        if not isinstance(error, Refused):
+            return express.other.complaint(error)
+        express.custody.failed(error, express.clock.now())
+        return express.saving.not_saved(untried(express.lane.last_trouble), str(error), 1)
+
+
+class Told:
+    """Whom a committer tells: what follows of a result, or of an error, is the answer."""
+
+    __slots__ = ("_done", "_otherwise", "_then")
 
     def __init__(
         self,
-        relay: TakesOver,
-        onwards: Request,
-        began_at: Instant,
-        done: Callable[[Response], None],
+        then: Callable[[Any], Response | None],
+        otherwise: Callable[[Exception], Response],
+        done: _Done,
     ) -> None:
-        self._relay = relay
-        self.onwards = onwards
-        self.began_at = began_at
-        self.done = done
+        """`then` may give None: it goes on, and will be done by another way."""
+        self._then = then
+        self._otherwise = otherwise
+        self._done = done
 
-    def __call__(self, answer: Answer) -> None:
-        if type(answer) is Response and STANDS[answer.status] and self._relay.calm:
-            self.done(answer)
-        else:
-            self._relay.take_over(self, answer)
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: Any) -> None:
+        try:
+            response = self._then(result)
+        except Exception as error:
+            response = self._otherwise(error)
+        if response is not None:
+            self._done(response)
+
+    def set_exception(self, error: Exception) -> None:
+        self._done(self._otherwise(error))
+
+    def cancel(self) -> None:
+        """The loop is going down, and nobody knows what became of it."""

@@ -44,6 +44,8 @@ class Plan(Value, frozen=True):
     """Everything a node is told; the settings of the same names, in the core's types."""
 
     options: Options
+    formerly: tuple[Destination, ...] = ()
+    """Other names under which messages for this service may wait."""
     required: Survives = Survives.POWER
     backlog_max: int = 0
     disk_free_min_bytes: int = 0
@@ -88,7 +90,7 @@ class Node:
             policy=options.policy,
             clock=clock,
             lease_ms=options.lease_ms,
-            serves=(options.destination,),
+            serves=(options.destination, *plan.formerly),
             chance=luck,
         )
         self.relay: Final = Relay(

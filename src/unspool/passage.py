@@ -1,7 +1,8 @@
 """A passage: one request on its way through the relay, with what was decided of it so far.
 
 Options        how a relay behaves: the settings it reads
-Passage        filled in from top to bottom of the road
+Passage        filled in from top to bottom of the road; `plain` for what asks for nothing
+untried(…)     the answer of a destination that is not even asked
 forwarded(…)   the Forwarded field (RFC 7239)
 """
 
@@ -13,8 +14,20 @@ from functools import lru_cache
 import msgspec
 
 from .core.lifecycle import Policy
-from .core.message import Destination, Field, Instant, Key, Request, Value
-from .core.prefer import Wishes
+from .core.message import (
+    IDEMPOTENT_METHODS,
+    Cause,
+    Destination,
+    Failure,
+    Field,
+    Instant,
+    Key,
+    Request,
+    Response,
+    Sent,
+    Value,
+)
+from .core.prefer import NONE, Wishes
 from .ingress.protocol import Caller
 from .spools.protocol import Lease
 
@@ -35,6 +48,14 @@ class Options(Value, frozen=True):
     forwarded: bool = True
     claims: bool = False
     """Others may try the same key at the same time: write claims down."""
+    always_try: bool = False
+    """A request that came just now is tried though its lane is closed: it costs no timeout."""
+    unstored: Callable[[Response], bool] = lambda _response: False
+    """Which other answers are not remembered."""
+
+    def repeats(self, method: bytes) -> bool:
+        """May a request that says no name be sent again after it may have been applied?"""
+        return self.repeat_always or method in IDEMPOTENT_METHODS
 
 
 class Passage(msgspec.Struct):
@@ -55,6 +76,18 @@ class Passage(msgspec.Struct):
     """Others who ask for the key need not wait for us any longer."""
     tried: bool = False
     """An attempt was made: it belongs on the trail, and the next one waits its turn."""
+
+
+def plain(request: Request, options: Options, *, began_at: Instant) -> Passage:
+    """The passage of a request that asks for nothing."""
+    repeat = options.repeats(request.method)
+    return Passage(request, NONE, began_at, repeat, options.lifetime_ms)
+
+
+@lru_cache(maxsize=64)
+def untried(trouble: str) -> Failure:
+    detail = f"not tried: {trouble or 'it is known to be down'}"
+    return Failure(Cause.CONNECTION_REFUSED, detail, Sent.NEVER)
 
 
 @lru_cache(maxsize=4096)

@@ -147,6 +147,11 @@ PROBLEMS: Final[dict[str, Problem]] = {
         503, "The relay is shutting down", _YOURS, "Send it again: another will take it.",
         "proxy_internal_response",
     ),
+    "cut-short": Problem(
+        503, "The relay is shutting down, and the service had not answered", _PASSED,
+        "Find out at the service before you send it again. With an Idempotency-Key such a request "
+        "is saved instead.", "http_response_timeout",
+    ),
     "busy": Problem(
         503, "The relay has as many connections as it may", _YOURS,
         "Send it again after Retry-After.", "connection_limit_reached",
@@ -165,6 +170,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 @lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def proxy_status(error: str, detail: str = "", *, received: int = 0) -> Field:
     """The Proxy-Status field (RFC 9209 §2): who answered, and why."""
     value = "unspool"

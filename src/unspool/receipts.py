@@ -189,7 +189,7 @@ def describe(entry: Entry, *, now: Instant, survives: str) -> Receipt:
         stamp(message.expires_at),
         entry.due_at == NEVER,
         entry.leased_until > now,
-        None if entry.due_at == NEVER else stamp(entry.due_at),
+        None if entry.due_at == NEVER else stamp(max(entry.due_at, message.accepted_at)),
     )
 
 
@@ -252,6 +252,8 @@ class Receipts:
             return self._problem(found[1].decode())
         if request.target == b"/_unspool/health":
             return self._health()
+        if request.target == b"/_unspool/retention":
+            return self._retention()
         return problem("not-found")
 
     async def _receipt(self, request: Request, found: re.Match[bytes]) -> Response:
@@ -352,6 +354,12 @@ class Receipts:
         text = f"{name} ({row.status})\n\n{row.title}.\n{row.where}\n{row.advice}\n"
         fields = [(b"Content-Type", b"text/plain; charset=utf-8"), proxy_status("")]
         return Response(status=200, reason=b"", fields=fields, body=text.encode())
+
+    def _retention(self) -> Response:
+        """For how long anything is remembered, in seconds: what Idempotency-Retention says."""
+        kept = {"answer": self._keeping.answer_ms // 1000, "key": self._keeping.key_ms // 1000}
+        fields = [(b"Content-Type", b"application/json"), proxy_status("")]
+        return Response(200, b"", fields, _encode(kept))
 
     def _health(self) -> Response:
         body = self._ready()

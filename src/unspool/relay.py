@@ -24,15 +24,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from random import random
-from typing import Final
+from typing import Any, Final
 
-import msgspec
-
-from .answers import WHY_LARGE, WHY_SAFE, WHY_UNKEYED, closed, passed_back, replayed
+from .answers import (
+    by_age,
+    closed,
+    passed_back,
+    replayed,
+    retention,
+    why_not_saved,
+    with_fields,
+)
 from .clock import Clock
-from .core.fields import Onward, onward, ordinary, values
+from .core.fields import Onward, onward, values
 from .core.idempotency import Do, Unreadable, read_key, recall
 from .core.lane import Lane
 from .core.lifecycle import State
@@ -44,7 +50,6 @@ from .core.message import (
     Cause,
     Failure,
     Field,
-    Instant,
     Key,
     Request,
     Response,
@@ -52,24 +57,23 @@ from .core.message import (
     fingerprint,
     identify,
 )
-from .core.outcome import Judgement, Outcome, cause_of, judge, repeatable, retry_after
-from .core.prefer import NONE, read_prefer
+from .core.outcome import Judgement, Outcome, cause_of, judge, retry_after
+from .core.prefer import read_prefer
 from .custody import Custody
 from .errors import Corrupt, Refused
-from .express import Express
+from .express import FIRST, Express
 from .gather import gather
 from .ingress.protocol import Caller
-from .passage import Options, Passage, forwarded
+from .passage import Options, Passage, forwarded, plain, untried
 from .problems import PREFIX, problem
 from .receipts import POLL_MS, Receipts
 from .saving import Saving
 from .transports.protocol import Transport
-from .tries import Tries
+from .tries import Tries, Turn
 
 log = logging.getLogger("unspool.relay")
 
 _OURS: Final = PREFIX.encode()
-_FIRST: Final[Field] = (b"Unspool-Attempt", b"1")
 NOT_STORED: Final[Field] = (b"Idempotency-Stored", b"false")
 SWEEP_MAX: Final = 1_000
 
@@ -95,95 +99,68 @@ class Relay:
         self._saving = saving
         self._receipts = receipts
         self._transport = transport
-        self._prompt: Callable[..., bool] | None = getattr(transport, "begin", None)
         self._overtaken: set[asyncio.Task[Response]] = set()
         self._lane = lane
         self._clock = clock
         self._wake = wake
         self._luck = luck
         self._via: Field = (b"Via", b"1.1 " + options.via.encode())
+        self._retention = retention(options.policy.keeping)
         self._tries = Tries(clock=clock)
+        self._express = Express(
+            other=self,
+            options=options,
+            secret=secret,
+            custody=custody,
+            saving=saving,
+            prompt=getattr(transport, "begin", None),
+            lane=lane,
+            clock=clock,
+            tries=self._tries,
+            via=self._via,
+        )
         self._live = 0
 
     async def __call__(self, request: Request, caller: Caller, /) -> Response:
-        return await self._guarded(request, self._handle(request, caller))
+        return await self._guarded(self._handle(request, caller))
 
-    async def _guarded(self, request: Request, road: Awaitable[Response]) -> Response:
+    async def _guarded(self, road: Awaitable[Response]) -> Response:
         try:
             return await road
-        except Corrupt as error:
+        except Exception as error:
+            return self.complaint(error)
+
+    def complaint(self, error: Exception) -> Response:
+        """What the sender hears of what went wrong here."""
+        if isinstance(error, Corrupt):
             log.error("a record is spoilt: %s", error)
             return problem("refused", "what we know of this key cannot be read", retry_after_s=60)
-        except Refused as error:
+        if isinstance(error, Refused):
             return problem("refused", str(error), retry_after_s=1)
-        except Exception:
-            log.exception("the relay made a mistake with %r", request.method)
-            return problem("internal")
+        log.error("the relay made a mistake", exc_info=error)
+        return problem("internal")
 
-    # --- the express road -------------------------------------------------------------------
+    # --- the express road: see express.py ----------------------------------------------------
 
     def begin(self, request: Request, caller: Caller, done: Callable[[Response], None], /) -> bool:
-        """Steps 1, 3, 4 and 5 for a request that asks for nothing, while all is well.
+        """The usual, without a coroutine. See ingress.protocol.Express."""
+        return self._express.begin(request, caller, done)
 
-        The same decisions as below, without a coroutine: forwarding is most of what a relay does
-        (see ingress.protocol.Express). Whatever turns out otherwise goes on below at step 5.
-        """
-        if self._prompt is None or not self._lane.calm or request.target.startswith(_OURS):
-            return False
-        found = ordinary(request.fields)
-        if found is not None:
-            fields, host = found
-        else:
-            head = onward(request.fields)
-            if head.speaks:
-                return False
-            fields, host = head.fields, head.host or b""
-        fields.append(self._via)
-        if self._options.forwarded:
-            fields.append(forwarded(caller, host))
-        fields.append(_FIRST)
-        onwards = Request(request.method, request.target, fields, request.body)
-        return self._prompt(
-            onwards,
-            Express(self, onwards, self._clock.now(), done),
-            repeat=self._options.repeat_always or request.method in IDEMPOTENT_METHODS,
-        )
-
-    def take_over(self, express: Express, answer: Answer) -> None:
-        """An answer that is not simply passed on: the road below, from step 5."""
-        onwards = express.onwards
-        passage = self._plain(
-            Request(onwards.method, onwards.target, onwards.fields[:-1], onwards.body),
-            began_at=express.began_at,
-        )
-        passage.tried = True
-        task = asyncio.get_running_loop().create_task(
-            self._guarded(onwards, self._judged(passage, answer))
-        )
+    def take_over(
+        self, road: Coroutine[Any, Any, Response], done: Callable[[Response], None]
+    ) -> None:
+        """What began there, and turned out otherwise."""
+        task = asyncio.get_running_loop().create_task(self._guarded(road))
         self._overtaken.add(task)
 
         def tell(task: asyncio.Task[Response]) -> None:
             self._overtaken.discard(task)
             if not task.cancelled():
-                express.done(task.result())
+                done(task.result())
 
         task.add_done_callback(tell)
 
-    @property
-    def calm(self) -> bool:
-        return self._lane.calm
-
     # --- 1  what goes on, and what speaks to us ---------------------------------------------
-
-    def _plain(self, request: Request, *, began_at: Instant) -> Passage:
-        """The passage of a request that asks for nothing."""
-        return Passage(
-            request=request,
-            wishes=NONE,
-            began_at=began_at,
-            repeat=self._options.repeat_always or request.method in IDEMPOTENT_METHODS,
-            lifetime_ms=self._options.lifetime_ms,
-        )
 
     async def _handle(self, request: Request, caller: Caller) -> Response:
         if request.target.startswith(_OURS):
@@ -199,7 +176,8 @@ class Relay:
             request.method, request.target, fields, request.body, request.rest, request.length
         )
         if not head.asks:
-            return await self._pass(self._plain(onwards, began_at=self._clock.now()))
+            passage = plain(onwards, self._options, began_at=self._clock.now())
+            return await self.passed(passage)
         return await self._asked(onwards, head, request.fields)
 
     async def _asked(self, request: Request, head: Onward, raw: Sequence[Field]) -> Response:
@@ -229,17 +207,16 @@ class Relay:
         if request.rest is not None:
             if passage.wishes.respond_async or passage.order_key:
                 return closed(request, problem("too-large"))
-            response = await self._pass(passage)
+            response = await self.passed(passage)
             if name:  # a body we did not see whole cannot be told from another
-                fields = [*response.fields, NOT_STORED]
-                response = msgspec.structs.replace(response, fields=fields)
+                return with_fields(response, NOT_STORED)
             return response
         if name:
             passage.name = name
             # As they came: a field that ends here may still tell callers apart (I10).
             scope = [b"\0".join(values(raw, field)) for field in options.scope_fields]
-            return await self._keyed(passage, scope)
-        return await self._pass(passage)
+            return with_fields(await self._keyed(passage, scope), self._retention)
+        return await self.passed(passage)
 
     # --- 2  is the key known? ---------------------------------------------------------------
 
@@ -253,16 +230,22 @@ class Relay:
         if isinstance(turn, str):
             return problem(turn, retry_after_s=1 if turn == "running" else None)
         passage.let_go = turn.ends
+        return await self.looked(passage, turn)
+
+    async def looked(self, passage: Passage, turn: Turn) -> Response:
+        """From looking the key up on, which is nobody else's turn."""
         try:
-            known = await self._known(passage, until=until)
+            known = await self._known(
+                passage, turn, until=passage.began_at + passage.wishes.wait_ms
+            )
             if known is not None:
                 return known
             turn.tries()
-            return await self._pass(passage)
+            return await self.passed(passage)
         finally:
             turn.ends()
 
-    async def _known(self, passage: Passage, *, until: int) -> Response | None:
+    async def _known(self, passage: Passage, turn: Turn, *, until: int) -> Response | None:
         """The answer for a key that is known; None: it is ours to try."""
         swept = False
         while True:
@@ -274,7 +257,10 @@ class Relay:
             assert passage.fingerprint is not None
             what = recall(entry, fingerprint=passage.fingerprint, now=now)
             if entry is None:
-                return None
+                refusal = by_age(passage.name, now=now, keeping=self._options.policy.keeping)
+                if refusal is not None:
+                    await self._saving.forget(passage)
+                return refusal
             if what.do is Do.RUN and entry.state in (State.DELIVERED, State.BOUNCED):
                 # Kept long enough, and still in the way of a new entry under its key (J6).
                 if swept:
@@ -282,6 +268,7 @@ class Relay:
                 await self._custody.spool.sweep(now=now, limit=SWEEP_MAX)
                 swept = True
             elif what.do is Do.WAIT and now < until:
+                turn.tries()  # by somebody else: whoever does not wait is told at once (C8, E3)
                 await asyncio.sleep(min(POLL_MS, until - now) / 1000)
             else:
                 break
@@ -297,15 +284,14 @@ class Relay:
 
     # --- 3 to 5  one try --------------------------------------------------------------------
 
-    async def _pass(self, passage: Passage) -> Response:
+    async def passed(self, passage: Passage) -> Response:
         now = self._clock.now()
         if passage.wishes.respond_async or passage.order_key:
             return await self._saving.save(passage, None)
         lane = self._lane
-        if not lane.probe(now):
+        if not lane.probe(now) and not self._options.always_try:
             wait_s = max(1, -(-(lane.opens_at(now) - now) // 1000))
-            detail = f"not tried: {lane.last_trouble or 'it is known to be down'}"
-            failure = Failure(Cause.CONNECTION_REFUSED, detail, Sent.NEVER)
+            failure = untried(lane.last_trouble)
             return await self._troubled(passage, failure, judge(failure), retry_after_s=wait_s)
         passage.tried = True
         request = passage.request
@@ -313,7 +299,7 @@ class Relay:
             Request(
                 request.method,
                 request.target,
-                [*request.fields, _FIRST],
+                [*request.fields, FIRST],
                 request.body,
                 request.rest,
                 request.length,
@@ -322,16 +308,16 @@ class Relay:
         )
         claim = passage.claim
         if claim is None:
-            return await self._judged(passage, await attempt)
+            return await self.judged(passage, await attempt)
         try:
             # However many servers there are to try: when the claim lapses another may begin (I4).
             async with asyncio.timeout((claim.until - SKEW_MS - now) / 1000):
                 answer = await attempt
         except TimeoutError:
             answer = Failure(Cause.HTTP_RESPONSE_TIMEOUT, "no answer in time", Sent.MAYBE)
-        return await self._judged(passage, answer)
+        return await self.judged(passage, answer)
 
-    async def _judged(self, passage: Passage, answer: Answer) -> Response:
+    async def judged(self, passage: Passage, answer: Answer) -> Response:
         """Step 5: what is it?"""
         if passage.name and isinstance(answer, Response) and answer.rest is not None:
             answer = await self._gathered(answer)
@@ -382,13 +368,8 @@ class Relay:
     ) -> Response:
         """No answer that stands. Save it, or pass it back and say why not."""
         request = passage.request
-        if request.rest is not None:
-            why = WHY_LARGE
-        elif request.method in SAFE_METHODS:
-            why = WHY_SAFE
-        elif not repeatable(judgement, repeat=passage.repeat):
-            why = WHY_UNKEYED
-        else:
+        why = why_not_saved(request, judgement, repeat=passage.repeat)
+        if not why:
             return await self._saving.save(passage, answer)
         await self._saving.forget(passage)
         return closed(request, passed_back(answer, why, retry_after_s=retry_after_s))

@@ -5,6 +5,8 @@
     await saving.forget(passage)            nothing came of it: the key is free again
     await saving.save(passage, answer)      responsibility: 202 once it is durable, not before (I1)
     await saving.promised(passage, entry)   the real answer if it comes in time, else the receipt
+    saving.answered(…), .waiting(…)         the entries that these write
+    saving.promise(…), .not_saved(…)        what these say
 
 On a spool of our own there are no claims: a keyed request costs one commit, when its outcome is
 known. Where others may try the same key, it costs two.
@@ -21,7 +23,7 @@ import msgspec
 from .answers import passed_back, settled
 from .clock import Clock
 from .core.idempotency import worth_remembering
-from .core.lifecycle import Deferred, Forgotten, State, attempted, delivered
+from .core.lifecycle import Deferred, Delivered, Forgotten, State, attempted, delivered
 from .core.message import Answer, Attempt, Instant, Message, Response, mint, seal
 from .core.outcome import cause_of, retry_after
 from .core.schedule import next_due
@@ -84,37 +86,32 @@ class Saving:
             stored = await self._remember(passage, answer)
         except Refused:
             stored = False
-        if not stored:
-            fields = [*answer.fields, (b"Idempotency-Stored", b"false")]
-            return msgspec.structs.replace(answer, fields=fields)
-        return answer
+        return answer if stored else unstored(answer)
 
     async def _remember(self, passage: Passage, answer: Response) -> bool:
         """False: somebody else's answer stands under this key by now."""
         now = self._clock.now()
-        if not worth_remembering(answer.status):
+        if not worth_remembering(answer) or self._options.unstored(answer):
             await self.forget(passage)
             return True
-        first = attempted(1, answer, at=passage.began_at)
-        verdict = delivered(answer, now=now, keeping=self._options.policy.keeping, trail=(first,))
         if passage.claim is not None:
+            verdict = self._verdict(passage, answer, now)
             return await self._custody.settle(passage.claim, verdict, now=now)
-        acceptance = await self._custody.accept(
-            Entry(
-                message=self._sealed(passage, now, request=False),
-                state=State.DELIVERED,
-                due_at=now,
-                attempt=1,
-                trail=verdict.trail,
-                answer=verdict.answer,
-                stored=verdict.stored,
-                settled_at=now,
-                keep_until=verdict.keep_until,
-                answer_until=verdict.answer_until,
-            ),
-            now=now,
-        )
+        acceptance = await self._custody.accept(self.answered(passage, answer, now), now=now)
         return isinstance(acceptance, New)
+
+    def _verdict(self, passage: Passage, answer: Response, now: Instant) -> Delivered:
+        first = attempted(1, answer, at=passage.began_at)
+        return delivered(answer, now=now, keeping=self._options.policy.keeping, trail=(first,))
+
+    def answered(self, passage: Passage, answer: Response, now: Instant) -> Entry:
+        """The entry that remembers this answer."""
+        verdict = self._verdict(passage, answer, now)
+        message = self._sealed(passage, now, whole=False)
+        return Entry(
+            message, State.DELIVERED, now, 1, Instant(0), verdict.trail, verdict.answer,
+            verdict.stored, "", now, verdict.keep_until, verdict.answer_until,
+        )  # fmt: skip
 
     async def forget(self, passage: Passage) -> None:
         if passage.claim is None:
@@ -129,11 +126,15 @@ class Saving:
         now = self._clock.now()
         if (reject := self._custody.admit(now)) is not None:
             await self.forget(passage)
-            return self._not_saved(answer, reject.detail, reject.retry_after_s)
+            return self.not_saved(answer, reject.detail, reject.retry_after_s)
         try:
             entry = await self._keep(passage, answer if passage.tried else None, now)
         except Refused as error:
-            return self._not_saved(answer, str(error), 1)
+            return self.not_saved(answer, str(error), 1)
+        return await self.taken(passage, entry, answer)
+
+    async def taken(self, passage: Passage, entry: Entry | None, answer: Answer | None) -> Response:
+        """What the spool has under this key by now; None: another request."""
         if isinstance(answer, Response) and answer.rest is not None:
             answer.rest.close()
         if entry is None or entry.message.fingerprint != (passage.fingerprint or b""):
@@ -143,13 +144,28 @@ class Saving:
             return problem("running", retry_after_s=1)
         return await self.promised(passage, entry, answer)
 
-    def _not_saved(self, answer: Answer | None, why: str, retry_after_s: int | None) -> Response:
+    def not_saved(self, answer: Answer | None, why: str, retry_after_s: int | None) -> Response:
         if isinstance(answer, Response):
             return passed_back(answer, why)
         return problem("refused", why, retry_after_s=retry_after_s)
 
     async def _keep(self, passage: Passage, answer: Answer | None, now: Instant) -> Entry | None:
         """The entry in the spool; None where the key turned out to be another request's."""
+        claim = passage.claim
+        entry = self.waiting(passage, answer, now)
+        if claim is not None:
+            kept = await self._custody.settle(claim, Deferred(entry.due_at, entry.trail), now=now)
+            if kept:
+                self._custody.backlog += 1
+                return entry
+            found = await self._custody.find(entry.message.key)  # somebody took it over (I3)
+            if found is not None:
+                return found
+        acceptance = await self._custody.accept(entry, now=now)
+        return None if isinstance(acceptance, Mismatch) else acceptance.entry
+
+    def waiting(self, passage: Passage, answer: Answer | None, now: Instant) -> Entry:
+        """The entry of a request that is to be delivered later; `answer`: of its first attempt."""
         claim = passage.claim
         message = claim.entry.message if claim else self._sealed(passage, now)
         due_at = now
@@ -163,29 +179,14 @@ class Saving:
                 pace=self._options.policy.pace,
             )
             trail = (attempted(1, answer, at=passage.began_at),)
-        entry = Entry(
-            message=message,
-            state=State.WAITING,
-            due_at=due_at,
-            attempt=claim.entry.attempt if claim else len(trail),
-            trail=trail,
-        )
-        if claim is not None:
-            kept = await self._custody.settle(claim, Deferred(due_at, trail), now=now)
-            if kept:
-                self._custody.backlog += 1
-                return entry
-            found = await self._custody.find(message.key)  # somebody took the claim over (I3)
-            if found is not None:
-                return found
-        acceptance = await self._custody.accept(entry, now=now)
-        return None if isinstance(acceptance, Mismatch) else acceptance.entry
+        attempt = claim.entry.attempt if claim else len(trail)
+        return Entry(message, State.WAITING, due_at, attempt, Instant(0), trail)
 
-    def _sealed(self, passage: Passage, now: Instant, *, request: bool = True) -> Message:
+    def _sealed(self, passage: Passage, now: Instant, *, whole: bool = True) -> Message:
         key = passage.key
         if not key:
             key = passage.key = mint(now=now, chance=self._chance(11))
-        message = seal(
+        return seal(
             passage.request,
             key=key,
             name=passage.name,
@@ -197,8 +198,8 @@ class Saving:
             order_key=passage.order_key,
             # A minted key is nobody's to reuse: nothing to compare.
             print_=passage.fingerprint if passage.fingerprint is not None else b"",
+            whole=whole,
         )
-        return message if request else msgspec.structs.replace(message, request=None)
 
     async def promised(
         self, passage: Passage, entry: Entry, answer: Answer | None = None
@@ -220,10 +221,20 @@ class Saving:
             entry = found or entry
         if entry.state in (State.DELIVERED, State.BOUNCED):
             return settled(entry)
+        return self.promise(passage, entry, answer)
+
+    def promise(self, passage: Passage, entry: Entry, answer: Answer | None = None) -> Response:
+        """The receipt of what is in the spool: never before it is (I1)."""
         return accepted(
             entry,
             now=self._clock.now(),
             survives=self._survives,
-            applied=b"respond-async" if wishes.respond_async else b"",
+            applied=b"respond-async" if passage.wishes.respond_async else b"",
             cause="" if answer is None else f"saved: {cause_of(answer)[1]}",
         )
+
+
+def unstored(answer: Response) -> Response:
+    """The answer, and that it cannot be given again."""
+    fields = [*answer.fields, (b"Idempotency-Stored", b"false")]
+    return msgspec.structs.replace(answer, fields=fields)

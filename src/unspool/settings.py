@@ -60,6 +60,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Says(WHERE, "The service behind the relay, as http:// or https:// with host and port; "
              "several are servers of one service.", form="base"),
     ] = ()  # fmt: skip
+    destination: Annotated[
+        tuple[str, ...],
+        Says(WHERE, "What messages and keys call the service, so that its servers can change; the "
+             "first of `to` unless set. Further names are former ones: what waits under them is "
+             "delivered too.", form="name"),
+    ] = ()  # fmt: skip
     listen: Annotated[
         tuple[str, ...],
         Says(WHERE, "Where the relay listens: host:port, unix:/path, or systemd for the sockets "

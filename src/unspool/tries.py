@@ -5,38 +5,61 @@
     turn.ends()         over, or saved: others may look for themselves
 
 While somebody only looks a key up, others wait for that: it does not take long. Once it is being
-tried they wait as long as their sender likes.
+tried, here or in another process, they wait as long as their sender likes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from asyncio import FIRST_COMPLETED
 
 from .clock import Clock
-from .core.message import Key
+from .core.message import Instant, Key
+
+
+class LoopClock:
+    """Milliseconds that pass as the running loop's do, and never step: for how long to wait."""
+
+    __slots__ = ()
+
+    def now(self) -> Instant:
+        return Instant(int(asyncio.get_running_loop().time() * 1000))
 
 
 class Turn:
     """The right to look a key up and to try it, as far as this process goes."""
 
-    __slots__ = ("_key", "_tries", "ended", "fingerprint", "looked")
+    __slots__ = ("_key", "_tries", "_waiting", "fingerprint", "looked")
 
     def __init__(self, tries: Tries, key: Key, fingerprint: bytes) -> None:
-        future = asyncio.get_running_loop().create_future
         self._tries = tries
         self._key = key
         self.fingerprint = fingerprint
-        self.looked: asyncio.Future[None] = future()
-        self.ended: asyncio.Future[None] = future()
+        self.looked = False
+        self._waiting: list[asyncio.Future[None]] = []  # nearly always nobody
 
     def tries(self) -> None:
-        self.looked.set_result(None)
+        self.looked = True
+        self._tell()
 
     def ends(self) -> None:
         self._tries.leave(self._key, self)
-        if not self.ended.done():
-            self.ended.set_result(None)
+        self._tell()
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def moves(self, timeout_s: float | None = None) -> None:
+        """Until something has changed, or the time is up."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        try:
+            await asyncio.wait([future], timeout=timeout_s)
+        finally:
+            if future in self._waiting:
+                self._waiting.remove(future)
 
 
 class Tries:
@@ -46,17 +69,24 @@ class Tries:
 
     async def begin(self, key: Key, fingerprint: bytes, *, until: int) -> Turn | str:
         """Ours to look up, or `key-reused` or `running`. Waits until the instant `until`."""
-        while (other := self._turns.get(key)) is not None:
-            if not other.looked.done():
-                await asyncio.wait([other.looked, other.ended], return_when=FIRST_COMPLETED)
+        # No await between finding the key free and taking it: one runs, however many come.
+        while (turn := self.begin_now(key, fingerprint)) is None:
+            other = self._turns[key]
+            if not other.looked:
+                await other.moves()
                 continue
             if other.fingerprint != fingerprint:
                 return "key-reused"
             left = until - self._clock.now()
             if left <= 0:
                 return "running"
-            await asyncio.wait([other.ended], timeout=left / 1000)
-        # No await between finding the key free and taking it: one runs, however many come.
+            await other.moves(left / 1000)
+        return turn
+
+    def begin_now(self, key: Key, fingerprint: bytes) -> Turn | None:
+        """Ours to look up; None while it is somebody else's."""
+        if key in self._turns:
+            return None
         turn = self._turns[key] = Turn(self, key, fingerprint)
         return turn
 

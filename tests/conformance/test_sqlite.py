@@ -16,16 +16,20 @@ import apsw
 import pytest
 
 from unspool.errors import CannotCreate, Misconfigured, Newer, Unavailable
+from unspool.spools import sqlite_read
 from unspool.spools.open import open_spool
-from unspool.spools.protocol import New, Spool, Survives
+from unspool.spools.protocol import New, Query, Spool, Survives
 from unspool.spools.sqlite import SqliteSpool
 from unspool.spools.sqlite_file import IN_MEMORY
-from unspool.spools.sqlite_schema import APPLICATION_ID, LEASABLE, SURVEY, SWEEPABLE
+from unspool.spools.sqlite_schema import ADDITIONS, APPLICATION_ID, LEASABLE, SURVEY, SWEEPABLE
 from unspool.spools.sqlite_store import SqliteStore
+from unspool.spools.sqlite_write import delete
 from unspool.testing.conformance.values import (
+    DAY,
     HERE,
     NOW,
     key,
+    later,
     waiting,
 )
 
@@ -161,6 +165,38 @@ async def test_a_newer_file_is_left_alone(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+async def test_an_older_file_gets_what_it_lacks_and_keeps_all_it_has(path: Path) -> None:
+    """Additions: the file of the first release, with a message leased by an attempt. It stays of
+    its form, for the older program can go on with it."""
+    store = SqliteStore.open(path)
+    store.accept([waiting("a", repeat=False), waiting("b", repeat=False)])
+    store.lease({HERE: 1}, now=NOW, until=later(DAY))
+    store.close()
+    old = plain(path)
+    for _lacks, addition in ADDITIONS:
+        old.execute(undone(addition))
+    assert not any(old.execute(lacks).fetchall() for lacks, _ in ADDITIONS)
+    old.close()
+    store = SqliteStore.open(path)
+    seized = store.seize([key("a"), key("b")], now=later(DAY), until=later(DAY + 9))
+    assert [lease and lease.abandoned for lease in seized] == [True, False]
+    again = store.lease({HERE: 2}, now=later(2 * DAY), until=later(3 * DAY))
+    assert [lease.entry.message.key for lease in again] == [key("a"), key("b")]
+    assert [lease.abandoned for lease in again] == [True, False]
+    store.close()
+    new = plain(path)
+    assert new.pragma("user_version") == 1
+    assert all(new.execute(lacks).fetchall() for lacks, _ in ADDITIONS)
+
+
+def undone(addition: str) -> str:
+    words = addition.split()
+    if words[:2] == ["ALTER", "TABLE"]:
+        return f"ALTER TABLE {words[2]} DROP COLUMN {words[5]}"
+    assert words[:2] == ["CREATE", "INDEX"]
+    return f"DROP INDEX {words[2]}"
+
+
 async def test_what_is_no_database_is_left_alone(path: Path) -> None:
     for text in (b"hello\n", b"not a database at all. " * 1_000):
         path.write_bytes(text)
@@ -275,3 +311,43 @@ async def test_other_packages_add_schemes(tmp_path: Path, monkeypatch: pytest.Mo
     assert vars(spool)["url"] == "theirs://somewhere/else"
     with pytest.raises(Misconfigured, match="Did you mean theirs:x"):
         await open_spool("thiers:x")
+
+
+# -- looking at one of very many --------------------------------------------------------------
+
+
+def test_one_message_is_found_by_its_key_without_looking_at_the_others(path: Path) -> None:
+    """`unspool show KEY`: the work does not grow with what is there."""
+    store = SqliteStore.open(path)
+    steps: list[int] = []
+    for size in (10, 2_000):
+        store.accept([waiting(f"{size}-{number}") for number in range(size)])
+        steps.append(0)
+
+        def step() -> bool:
+            steps[-1] += 1
+            return False
+
+        store._opened.browser.set_progress_handler(step, 1)
+        query = Query(key=key(f"{size}-7"))
+        [entry] = store.browse(query, after=None, limit=1, requests=True)
+        assert entry.message.request is not None
+    assert steps[1] <= steps[0] + 10
+    store.close()
+
+
+def test_browsing_in_steps_shows_what_browsing_at_once_does(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows are looked at in a step, and whatever has gone in between."""
+    store = SqliteStore.open(path)
+    store.accept([waiting(f"{number}") for number in range(40)])
+    ids = store._db.execute("SELECT id FROM message WHERE id % 7 = 3").fetchall()
+    delete(store._db, [id_ for (id_,) in ids])
+    queries = [Query(), Query(name="name of 39"), Query(destination=HERE), Query(key=key("8"))]
+    whole = [store.browse(query, after=None, limit=15) for query in queries]
+    assert [len(entries) for entries in whole] == [15, 1, 15, 1]
+    for rows in (1, 3, 39, 40):
+        monkeypatch.setattr(sqlite_read, "BROWSE_ROWS", rows)
+        assert [store.browse(query, after=None, limit=15) for query in queries] == whole
+    store.close()

@@ -215,4 +215,11 @@ def test_a_mismatch_is_no_oracle() -> None:
 @pytest.mark.parametrize("status", range(200, 500))
 def test_what_is_about_the_moment_is_not_remembered(status: int) -> None:
     """G1, G2: 401, 403 and 407 run again; every other lasting answer is the answer."""
-    assert worth_remembering(status) == (status not in (401, 403, 407))
+    assert worth_remembering(Response(status, b"", ())) == (status not in (401, 403, 407))
+
+
+def test_a_conflict_that_passes_is_not_the_answer() -> None:
+    """409 with Retry-After says that the first is still being tried (IETF draft §2.7): the answer
+    is still to come. Without it, it is the answer (G1)."""
+    assert worth_remembering(Response(409, b"", ()))
+    assert not worth_remembering(Response(409, b"", ((b"Retry-After", b"1"),)))

@@ -94,10 +94,8 @@ def test_whatever_happens_the_lane_keeps_its_bounds(conduct: Conduct, events: li
         at = Instant(now)
         room = lane.room(at)
         assert room >= 0
-        if now < lane.parked_until:
-            assert room == 0
-            assert not lane.is_open(at)
-        elif lane.phase is Phase.CLOSED:
+        shut = lane.phase is Phase.CLOSED or now < lane.parked_until
+        if shut:
             assert room <= 1
             assert lane.is_open(at) == (room == 1)
             if now < lane.closed_until:
@@ -109,9 +107,8 @@ def test_whatever_happens_the_lane_keeps_its_bounds(conduct: Conduct, events: li
             assert lane.opens_at(at) > now
             assert lane.is_open(lane.opens_at(at))
         if what == "begin" and room:
-            was_closed = lane.phase is Phase.CLOSED
             lane.began(at)
-            if was_closed:
+            if shut:
                 assert now >= probes_until
                 probes_until = now + PROBE_TERM_MS
                 assert lane.room(at) == 0
@@ -408,12 +405,66 @@ def test_once_open_again_the_next_outage_begins_at_five_seconds(start: int) -> N
 def test_retry_after_parks_the_lane_and_is_not_being_dead(answer: Answer) -> None:
     """Closed for as long as it was asked, open at once after, and the window a step smaller."""
     lane = Lane()
-    saw(lane, answer, "k", T0, hint=9_000)
+    saw(lane, answer, "k", T0, hint=4_000)
     assert lane.phase is Phase.OPEN
-    assert lane.room(Instant(T0 + 8_999)) == 0
-    assert not lane.probe(Instant(T0 + 8_999))
-    assert lane.opens_at(T0) == T0 + 9_000
-    assert lane.room(Instant(T0 + 9_000)) == WINDOW_START - 1
+    assert lane.room(Instant(T0 + 3_999)) == 0
+    assert not lane.probe(Instant(T0 + 3_999))
+    assert lane.opens_at(T0) == T0 + 4_000
+    assert lane.room(Instant(T0 + 4_000)) == WINDOW_START - 1
+
+
+def test_a_park_is_probed_by_one_and_its_success_ends_it() -> None:
+    """One caller's quota of an hour must not keep all the others waiting for an hour."""
+    lane = Lane()
+    saw(lane, FULL, "greedy", T0, hint=3_600_000)
+    assert lane.parked_until == T0 + PARK_MAX_MS
+    at = lane.opens_at(T0)
+    assert at == T0 + PROBE_FIRST_MS
+    assert not lane.probe(Instant(at - 1))
+    assert lane.room(at) == 1
+    assert lane.probe(at)
+    assert not lane.probe(at), "one at a time"
+    assert lane.room(at) == 0
+    saw(lane, GOOD, "modest", at)
+    assert lane.room(at) == WINDOW_START - 1
+    assert lane.parked_until == 0
+    saw(lane, FULL, "greedy", at, hint=3_600_000)
+    assert lane.opens_at(at) == at + PROBE_FIRST_MS, "a new park begins anew"
+
+
+def test_a_park_whose_probe_is_turned_away_is_probed_less_and_less() -> None:
+    """5, 10, 20 … s; never seldomer than the park is long."""
+    lane, now, waits = Lane(), int(T0), []
+    for _ in range(8):
+        saw(lane, FULL, "k", now, hint=3_600_000, chance=1 - 1e-9)
+        waits.append(lane.opens_at(Instant(now)) - now)
+        now += waits[-1]
+        assert lane.probe(Instant(now))
+    assert waits[:4] == [5_000, 10_000, 20_000, 40_000]
+    assert set(waits[4:]) == {PARK_MAX_MS}
+
+
+def test_a_success_that_began_before_the_park_does_not_end_it() -> None:
+    """Twenty in flight, one told 429: the nineteen are old news."""
+    lane = Lane(conduct=Conduct(window_start=20))
+    for _ in range(20):
+        lane.began(T0)
+    end(lane, FULL, "k0", T0, hint=60_000)
+    for number in range(1, 20):
+        end(lane, GOOD, f"k{number}", T0 + 1)
+    assert lane.room(Instant(T0 + 2)) == 0
+    assert lane.parked_until == T0 + 60_000
+
+
+def test_a_park_whose_probe_fails_waits_for_the_next_one() -> None:
+    """No answer at all is neither well nor a reason to ask again at once."""
+    lane = Lane()
+    saw(lane, FULL, "k", T0, hint=60_000)
+    at = lane.opens_at(T0)
+    assert lane.probe(at)
+    saw(lane, SILENT, "p", at)
+    assert lane.opens_at(at) > at + PROBE_FIRST_MS // 2
+    assert not lane.probe(at)
 
 
 def test_being_parked_a_thousand_times_never_closes_it() -> None:
@@ -427,11 +478,11 @@ def test_being_parked_a_thousand_times_never_closes_it() -> None:
 
 
 def test_the_longest_wish_wins_and_none_is_for_ever() -> None:
-    """A shorter Retry-After does not undo a longer one; a mad one is cut to an hour."""
+    """A shorter Retry-After does not undo a longer one; a long one is cut to a minute."""
     lane = Lane()
-    saw(lane, FULL, "a", T0, hint=60_000)
+    saw(lane, FULL, "a", T0, hint=50_000)
     saw(lane, FULL, "b", T0, hint=1_000)
-    assert lane.parked_until == T0 + 60_000
+    assert lane.parked_until == T0 + 50_000
     saw(lane, FULL, "c", T0, hint=10**12)
     assert lane.parked_until == T0 + PARK_MAX_MS
 
@@ -452,6 +503,41 @@ def test_a_park_that_answers_a_probe_opens_the_lane_slowly_after_it() -> None:
     assert lane.phase is Phase.REOPENING
     assert lane.room(at) == 0
     assert lane.room(Instant(at + 7_000)) == 1
+
+
+# --- a clock that is set back ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("back", [1, 10_000, 3_600_000, T0])
+def test_a_clock_that_is_set_back_keeps_no_lane_closed(back: int) -> None:
+    """NTP, or a hand: an hour back is not an hour more of being down."""
+    lane = closed()
+    now = Instant(max(0, T0 - back))
+    assert lane.room(now) == 1
+    assert lane.opens_at(now) == now
+    assert lane.probe(now)
+    assert not lane.probe(now), "still one at a time"
+    saw(lane, REFUSED, "probe", now)
+    assert lane.phase is Phase.CLOSED
+    assert now < lane.opens_at(now) <= now + PROBE_MAX_MS
+
+
+def test_a_clock_that_is_set_back_keeps_no_lane_parked_and_no_probe_out() -> None:
+    """The same for Retry-After, and for a probe that never comes back."""
+    lane = Lane()
+    saw(lane, FULL, "k", T0, hint=60_000)
+    assert lane.room(Instant(T0 - 3_600_000)) == WINDOW_START - 1
+    lost = closed()
+    assert lost.probe(lost.closed_until)
+    assert lost.probe(Instant(T0 - 3_600_000))
+
+
+def test_a_clock_that_is_set_back_a_little_costs_no_more_than_the_pause_again() -> None:
+    """Within the pause the clock cannot be told from a slow one."""
+    lane = closed()
+    length = lane.closed_until - T0
+    assert lane.opens_at(Instant(T0)) - T0 == length
+    assert lane.room(Instant(T0 + length)) == 1
 
 
 # --- suspects ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from unspool.core.lifecycle import (
     LATE_MS,
@@ -189,6 +190,17 @@ def test_at_the_expiry_an_error_bounces_and_a_moment_before_it_does_not() -> Non
     before = try_(error, message(expires_at=NOW + 1))
     assert isinstance(before, Deferred)
     assert before.due_at == NOW + 1
+
+
+def test_a_repeat_that_meets_the_first_is_tried_again() -> None:
+    """409 with Retry-After from a service that knows keys: an attempt of ours is still running
+    there. Taken for the answer it would stand in the way of the real one (I6)."""
+    busy = Response(status=409, reason=b"", fields=((b"Retry-After", b"1"),))
+    keyed = replace(message(), name="order-7")
+    assert isinstance(try_(busy, keyed), Deferred)
+    assert isinstance(try_(busy, replace(keyed, expires_at=NOW)), Bounced)
+    assert isinstance(try_(busy, message()), Delivered)
+    assert isinstance(try_(Response(status=409, reason=b"", fields=()), keyed), Delivered)
 
 
 def test_retry_after_is_heard() -> None:

@@ -138,6 +138,56 @@ def test_large_json_is_compared_by_bytes() -> None:
     assert not same(request(b"[" + filler + b"]"), request(b"[ " + filler + b"]"))
 
 
+def form(boundary: bytes, *parts: bytes, media: bytes = b"multipart/form-data") -> Request:
+    body = b"".join(b"--" + boundary + b"\r\n\r\n" + part + b"\r\n" for part in parts)
+    kind = media + b"; boundary=" + boundary
+    return request(body + b"--" + boundary + b"--\r\n", media=kind)
+
+
+boundaries = st.from_regex(rb"[A-Za-z0-9'()+_./:=?-]{1,70}", fullmatch=True)
+pieces = st.lists(st.binary(max_size=30), max_size=3)
+
+
+@given(boundaries, boundaries, pieces)
+def test_a_form_with_a_new_boundary_is_the_same_form(
+    one: bytes, two: bytes, parts: list[bytes]
+) -> None:
+    """C10: a sender who tries again makes a new boundary. It stands in none of the parts."""
+    if not any(boundary in part for boundary in (one, two) for part in parts):
+        assert same(form(one, *parts), form(two, *parts))
+
+
+@given(pieces, pieces)
+def test_a_form_with_other_parts_is_another_form(one: list[bytes], two: list[bytes]) -> None:
+    """C10: the boundary is left out, the marks of where parts begin and end are not."""
+    assert same(form(b"b0undary", *one), form(b"b0undary", *two)) == (one == two)
+
+
+def test_a_part_that_looks_like_two_is_one() -> None:
+    """C9: a form cannot be cut differently and look the same, for all that its part says."""
+    assert not same(form(b"a1", b"\r\n--\r\n\r\n"), form(b"a1", b"", b""))
+    assert not same(form(b"a1", b"x\r\n--\r\n\r\ny"), form(b"a1", b"x", b"y"))
+
+
+def test_a_form_that_is_cut_too_often_is_compared_by_bytes() -> None:
+    """A boundary of one letter costs no more than another."""
+    body = b"a" * 100_000
+    one, two = (request(body, media=b"multipart/mixed; boundary=" + b) for b in (b"a", b"aa"))
+    assert not same(one, two)
+    assert same(one, one)
+
+
+def test_only_forms_have_boundaries() -> None:
+    """A word that is called so elsewhere is a word, and what is no form is compared by bytes."""
+    for media in (b"text/plain", b"application/json"):
+        assert not same(form(b"a1", b"x", media=media), form(b"b2", b"x", media=media))
+    assert same(form(b'"a 1"', b"x"), form(b'"a 1"', b"x"))
+    assert not same(
+        form(b"a1", b"x"), request(form(b"a1", b"x").body, media=b"multipart/form-data")
+    )
+    assert not same(form(b"a1", b"x"), form(b"a1", b"x", media=b"multipart/mixed"))
+
+
 def test_method_target_query_and_media_type_count() -> None:
     """C2, C3: the key is not all there is."""
     seen = {

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unspool.core.lane import Conduct, Phase
-from unspool.core.message import NEVER, Cause, Destination, Failure, Instant, Key, Response, Sent
+from unspool.core.message import (
+    AT_ONCE,
+    NEVER,
+    Cause,
+    Destination,
+    Failure,
+    Instant,
+    Key,
+    Response,
+    Sent,
+)
 from unspool.core.outcome import judge
 from unspool.core.scheduler import POLL_MS, SHARE_MIN, LaneDue, Scheduler
 
@@ -110,6 +120,27 @@ def test_a_dead_destination_fills_one_probe_and_no_more() -> None:
     assert scheduler.wants(due("dead", "well"), now=T0) == {"well": 5}
     later = scheduler.lane(Destination("dead")).closed_until
     assert scheduler.wants(due("dead"), now=later) == {"dead": 1}
+
+
+def test_an_operators_word_is_the_next_probe_of_a_closed_lane() -> None:
+    """At once, and one after the other: a thousand such words are not a thousand attempts."""
+    scheduler = Scheduler()
+    kill(scheduler, "dead")
+    lane = scheduler.lane(Destination("dead"))
+    scheduler.heed(due("dead", at=T0 - 1))
+    assert scheduler.wants(due("dead", at=T0 - 1), now=T0) == {}, "merely due is not that"
+    word = due("dead", at=AT_ONCE)
+    for _ in range(3):
+        scheduler.heed(word)
+        assert scheduler.wakes_at(word, now=T0) == T0
+        wants = scheduler.wants(word, now=T0)
+        assert wants == {"dead": 1}
+        start(scheduler, wants)
+        scheduler.heed(word)
+        assert scheduler.wants(word, now=T0) == {}
+        assert scheduler.wakes_at(word, now=T0) > T0, "no spinning"
+        lane.ended(DEAD, key=Key("k"), now=T0, chance=0.5)
+        assert lane.phase is Phase.CLOSED
 
 
 def test_flooded_lanes_cannot_starve_another() -> None:

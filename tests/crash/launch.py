@@ -15,6 +15,7 @@ The relay is the one of `unspool serve`: same node, door, transport and limits; 
 line, the settings file and the log are left out.
 
     quick = Quick(); relay = await quick.start(to=…, port=…, spool=…); relay.kill(); quick.end()
+    quick = Quick(program, folder=…)         another program that speaks as the zygote does
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+ZYGOTE = (sys.executable, str(Path(__file__)), "zygote")
 
 
 async def serve(plan: dict[str, Any]) -> None:
@@ -112,20 +116,26 @@ class Forked:
 class Quick:
     """Starts relays fast, one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Sequence[str] = ZYGOTE, *, folder: Path | None = None) -> None:
+        self._program = program
+        self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
         self._said: set[str] = set()
         self._news = asyncio.Condition()
+        self._forking = asyncio.Lock()
         self._listening: asyncio.Task[None] | None = None
         self._pids: list[str] = []
 
     async def fork(self, **plan: Any) -> Forked:
         """The child is on its way; `await forked.ready()` for more."""
+        async with self._forking:
+            return await self._fork(plan)
+
+    async def _fork(self, plan: dict[str, Any]) -> Forked:
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                str(Path(__file__)),
-                "zygote",
+                *self._program,
+                cwd=self._folder,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # a relay that loses its disk has much to say

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from pathlib import Path
@@ -186,6 +187,55 @@ async def test_what_does_not_end_is_left_to_the_spool(tmp_path: Path) -> None:
     assert DRAIN_S - 1 < took < DRAIN_S + 3
     assert check(history) == []
     assert len(history.accepted()) == 40
+
+
+async def test_nobody_is_cut_off_by_a_service_that_outlasts_the_drain(tmp_path: Path) -> None:
+    """What may be sent again is saved in the last second: 202, and one delivery after the restart.
+    The others are told 503, and those who may safely send again, when."""
+    with Service() as service:
+        service.weather = lambda _key, _body: "hang"
+        relay = Relay(tmp_path, to=service.url, arguments=ARGUMENTS)
+        try:
+            await relay.start()
+            fields = {"keyed": {"Idempotency-Key": '"k"', "Prefer": "wait=50"}}
+            asking = {
+                name: asyncio.create_task(
+                    ask(
+                        relay.port, method, f"/{name}", fields=fields.get(name, {}),
+                        body=b"" if method == "GET" else name.encode(), timeout=30,
+                    )
+                )
+                for name, method in {
+                    "keyed": "POST", "put": "PUT", "plain": "POST", "get": "GET",
+                }.items()
+            }  # fmt: skip
+            await eventually(lambda: len(service.handled) >= 4, "they are all at the service")
+            began = time.monotonic()
+            code = await relay.stop()
+            took = time.monotonic() - began
+            told = {name: await task for name, task in asking.items()}
+            service.weather = lambda _key, _body: "ok"
+            await relay.start()
+            for name in ("keyed", "put"):
+                where = told[name].fields["location"]
+                final = await ask(relay.port, "GET", f"{where}/response?wait=20", timeout=30)
+                receipt = await ask(relay.port, "GET", f"{where}?wait=20", timeout=30)
+                assert json.loads(receipt.body)["state"] == "delivered", final
+        finally:
+            relay.end()
+    assert code == 0
+    assert took < DRAIN_S + 2
+    assert {name: one.status for name, one in told.items()} == {
+        "keyed": 202, "put": 202, "plain": 503, "get": 503,
+    }  # fmt: skip
+    problems = {name: json.loads(told[name].body)["type"] for name in ("plain", "get")}
+    assert problems["plain"].endswith("/cut-short")
+    assert problems["get"].endswith("/closing")
+    assert "retry-after" in told["get"].fields
+    assert "retry-after" not in told["plain"].fields
+    assert all("unspool" in told[name].fields["proxy-status"] for name in told)
+    effects = [one.body for one in service.handled if one.effect]
+    assert sorted(effects) == [b"keyed", b"put"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

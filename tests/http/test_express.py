@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
+import pytest
 from callers import Calling, call, opened
 
-from hostile import GOOD, Hostile, Script, answers, both_loops, eventually, reset_at_once
-from unspool.core.message import Request, Response
+from hostile import (
+    GOOD,
+    Hostile,
+    Peer,
+    Script,
+    answers,
+    both_loops,
+    eventually,
+    reset_at_once,
+)
+from unspool.core.lifecycle import State
+from unspool.core.message import Cause, Failure, Instant, Key, Request, Response, Sent
+from unspool.core.outcome import judge
+from unspool.errors import Corrupt, Full, UnspoolError
 from unspool.ingress.http import Door
 from unspool.ingress.protocol import Caller
 from unspool.node import Node, plan_for
 from unspool.spools.memory import MemorySpool
-from unspool.spools.protocol import Survives
+from unspool.spools.protocol import Acceptance, Entry, Survives
 from unspool.transports.http import HttpTransport
 
 POST = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"
@@ -46,12 +59,23 @@ class Counted:
         return await self.node.relay(request, caller)
 
 
+class Ill(MemorySpool):
+    """A spool that fails to accept while it is told to."""
+
+    error: Exception | None = None
+
+    async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
+        if self.error is not None:
+            raise self.error
+        return await super().accept(entries)
+
+
 @contextlib.asynccontextmanager
 async def road(*scripts: Script) -> AsyncIterator[tuple[Calling, Counted, Hostile, Door]]:
     async with Hostile(*scripts) as server:
         transport = HttpTransport(server.origin)
         plan = msgspec.structs.replace(plan_for(server.origin), required=Survives.NOTHING)
-        spool = MemorySpool()
+        spool = Ill()
         node = await Node.open(plan=plan, spool=spool, transport=transport)
         counted = Counted(node)
         async with opened(counted) as door, call(door) as caller:
@@ -83,14 +107,18 @@ async def test_an_ordinary_request_takes_it_and_is_unchanged() -> None:
 
 @both_loops
 async def test_what_asks_for_something_does_not_take_it() -> None:
-    """A key, a preference, an order: each is for the other road. So are HEAD and our own pages."""
+    """A preference, an order, a relay before: for the other road. So are HEAD and our own pages."""
     async with road(answers(GOOD)) as (caller, counted, _, _):
         await warm(caller, counted)
         for line in (
-            b'Idempotency-Key: "k"', b"Prefer: wait=1", b"Unspool-Lifetime: 60", b"Via: 1.1 other",
+            b"Prefer: wait=1", b"Unspool-Lifetime: 60", b"Via: 1.1 other",
+            b'Idempotency-Key: "k"\r\nPrefer: wait=1', b"Idempotency-Key: a\r\nX: y\r\nPrefer: b",
         ):  # fmt: skip
             await caller.send(POST.replace(b"Host: x", b"Host: x\r\n" + line))
             assert (await caller.answer()).status == 200
+        for line in (b"Idempotency-Key: a\r\nIdempotency-Key: b", b'Idempotency-Key: "'):
+            await caller.send(POST.replace(b"Host: x", b"Host: x\r\n" + line))
+            assert (await caller.answer()).status == 400
         await caller.send(GET.replace(b"GET / ", b"GET /_unspool/nothing "))
         assert (await caller.answer()).status == 404
         assert counted.express == 0
@@ -122,6 +150,30 @@ async def test_a_failure_that_may_not_be_repeated_is_passed_back_with_the_reason
         assert (answer.status, answer.body) == (503, b"busy")
         assert "send an Idempotency-Key" in answer["Proxy-Status"]
         assert counted.express == 1
+
+
+@both_loops
+async def test_who_is_under_way_at_the_end_is_told() -> None:
+    """The transport closes under them: saved if it may be repeated, and a 503 of ours if not."""
+
+    async def good_and_then_silence(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await peer.gone()
+
+    for what, status in ((PUT, 202), (POST, 503), (GET, 503)):
+        async with road(good_and_then_silence) as (caller, counted, server, _):
+            await warm(caller, counted)
+            await caller.send(what)
+            await eventually(lambda s=server: len(s.requests) == 2)
+            assert counted.express == 1
+            await counted.node.relay._transport.aclose()
+            answer = await caller.answer()
+            assert answer.status == status
+            if status == 503:
+                assert (b"closing" in answer.body) == (what is GET)
+                assert ("Retry-After" in answer) == (what is GET)
 
 
 @both_loops
@@ -257,3 +309,203 @@ async def test_a_lane_in_trouble_closes_the_road() -> None:
         await caller.send(POST)
         assert (await caller.answer()).status == 200
         assert (counted.express, counted.other) == (2, 2)
+
+
+# --- with a key -----------------------------------------------------------------------------------
+
+
+def keyed(name: bytes, *lines: bytes, body: bytes = b"hi") -> bytes:
+    head = b"\r\n".join([b"Host: x", b"Idempotency-Key: " + name, *lines])
+    return POST.replace(b"Host: x", head).replace(b"hi", body)
+
+
+def kept(counted: Counted) -> list[State]:
+    entries = counted.node.custody.spool.entries.values()
+    return [entry.state for entry in entries if entry.message.name or entry.message.request]
+
+
+@both_loops
+async def test_a_keyed_request_is_recorded_and_repeated_on_the_road() -> None:
+    """The answer is in the spool before it is seen; a repeat gets it byte for byte."""
+    async with road(answers(GOOD)) as (caller, counted, server, _):
+        await warm(caller, counted)
+        await caller.send(keyed(b'"k"'))
+        first = await caller.answer()
+        assert (first.status, first.body) == (200, b"ok")
+        assert kept(counted) == [State.DELIVERED]
+        await caller.send(keyed(b"k"))
+        again = await caller.answer()
+        assert (again.status, again.body, again["X-Good"]) == (200, b"ok", "yes")
+        assert again["Idempotent-Replayed"] == "true"
+        await caller.send(keyed(b"k", body=b"no"))
+        assert (await caller.answer()).status == 422
+        assert (counted.express, counted.other) == (3, 1)
+        assert len(server.requests) == 2
+        assert b'Idempotency-Key: "k"' in server.requests[1].fields
+
+
+@both_loops
+async def test_an_answer_in_memory_is_no_younger_than_it_is() -> None:
+    """Too old: 410. Kept long enough, and the key is free again, though it was never swept."""
+    async with road(answers(GOOD)) as (caller, counted, server, _):
+        await warm(caller, counted)
+        await caller.send(keyed(b"k"))
+        assert (await caller.answer()).status == 200
+        recent = counted.node.custody.recent
+        spool = counted.node.custody.spool
+        [old] = [e for e in spool.entries.values() if e.message.name]
+        replace = msgspec.structs.replace
+        aged = replace(old, answer_until=Instant(1))
+        recent.keep(aged)
+        await caller.send(keyed(b"k"))
+        assert (await caller.answer()).status == 410
+        aged = spool.entries[old.message.key] = replace(aged, keep_until=Instant(1))
+        recent.keep(aged)
+        await caller.send(keyed(b"k"))
+        again = await caller.answer()
+        assert (again.status, len(server.requests)) == (200, 3)
+        assert "Idempotent-Replayed" not in [name for name, _ in again.fields]
+
+
+@both_loops
+async def test_a_key_belongs_to_its_caller_on_the_road_too() -> None:
+    """Other credentials, another key (I10); and the same scope as on the other road."""
+    async with road(answers(GOOD)) as (caller, counted, server, _):
+        await warm(caller, counted)
+        for line, times in ((b"X: y", 1), (b"Authorization: a", 2), (b"cookie: a", 3)):
+            for prefer in (b"X: y", b"Prefer: wait=0"):
+                await caller.send(keyed(b"k", line, prefer))
+                assert (await caller.answer()).status == 200
+            assert len(server.requests) == 1 + times
+        assert (counted.express, counted.other) == (3, 4)
+
+
+@both_loops
+async def test_a_key_under_way_is_not_tried_twice() -> None:
+    """Whoever comes meanwhile is told by the other road; afterwards he gets the answer."""
+    gate = asyncio.Event()
+
+    async def late(peer: object) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await gate.wait()
+        await peer.send(GOOD)
+        await peer.gone()
+
+    async with road(late) as (caller, counted, server, door):
+        await warm(caller, counted)
+        await caller.send(keyed(b"k"))
+        await eventually(lambda: len(server.requests) == 2)
+        async with call(door) as another:
+            await another.send(keyed(b"k"))
+            assert (await another.answer()).status == 409
+            await another.send(keyed(b"k", b"Prefer: wait=5"))
+            await asyncio.sleep(0.02)
+            gate.set()
+            assert (await another.answer())["Idempotent-Replayed"] == "true"
+        assert (await caller.answer()).status == 200
+        assert len(server.requests) == 2
+
+
+@both_loops
+async def test_a_vanished_caller_with_a_key_finds_the_answer_later() -> None:
+    gate = asyncio.Event()
+
+    async def late(peer: object) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await gate.wait()
+        await peer.send(GOOD)
+        await peer.gone()
+
+    async with road(late) as (caller, counted, server, door):
+        await warm(caller, counted)
+        await caller.send(keyed(b"k"))
+        await eventually(lambda: len(server.requests) == 2)
+        caller.vanish()
+        gate.set()
+        await eventually(lambda: kept(counted) == [State.DELIVERED])
+        async with call(door) as another:
+            await another.send(keyed(b"k"))
+            assert (await another.answer())["Idempotent-Replayed"] == "true"
+
+
+@both_loops
+async def test_a_failure_with_a_key_is_saved_and_its_repeat_gets_the_same_receipt() -> None:
+    async with road(answers(GOOD, FAILS)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        await caller.send(keyed(b"k"))
+        first = await caller.answer()
+        assert first.status == 202
+        assert kept(counted) == [State.WAITING]
+        await caller.send(keyed(b"k"))
+        assert (await caller.answer())["Location"] == first["Location"]
+        assert counted.express >= 1
+
+
+def close_lane(counted: Counted) -> None:
+    lane = counted.node.scheduler.lane(counted.node.plan.options.destination)
+    now = counted.node.clock.now()
+    refused = judge(Failure(Cause.CONNECTION_REFUSED, "it refused", Sent.NEVER))
+    for number in range(20):
+        lane.saw(refused, key=Key(f"{number}"), now=now, chance=0.5, hint_ms=None, detail="refused")
+    assert not lane.is_open(now)
+
+
+@both_loops
+async def test_what_may_not_be_tried_is_saved_on_the_road() -> None:
+    """The lane is closed: 202 for what may be saved, the other road for what may not."""
+    async with road(answers(GOOD)) as (caller, counted, server, _):
+        await warm(caller, counted)
+        close_lane(counted)
+        await caller.send(POST)
+        plain = await caller.answer()
+        assert (plain.status, counted.node.custody.backlog) == (202, 1)
+        assert "not tried" in plain["Proxy-Status"]
+        await caller.send(keyed(b"k"))
+        named = await caller.answer()
+        assert named.status == 202
+        await caller.send(keyed(b"k"))
+        assert (await caller.answer())["Location"] == named["Location"]
+        assert kept(counted) == [State.WAITING, State.WAITING]
+        assert (counted.express, counted.other) == (3, 1)
+        await caller.send(GET)
+        assert (await caller.answer()).status == 503
+        assert counted.express == 3
+        await caller.send(GET.replace(b"GET / ", b"GET " + plain["Location"].encode() + b" "))
+        assert b'"waiting"' in (await caller.answer()).body
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(Full("the disk is full"), "the disk is full"), (Corrupt("spoilt"), "cannot be read")],
+)
+@both_loops
+async def test_a_spool_in_trouble_promises_nothing_on_the_road(
+    error: UnspoolError, told: str
+) -> None:
+    """Not saved is 503; not recorded is said beside the true answer, or is a refusal."""
+    async with road(answers(GOOD)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        spool = counted.node.custody.spool
+        spool.error = error
+        await caller.send(keyed(b"k"))
+        answer = await caller.answer()
+        if isinstance(error, Full):
+            assert (answer.status, answer["Idempotency-Stored"]) == (200, "false")
+        else:
+            assert answer.status == 503
+        close_lane(counted)
+        counted.node.custody._trouble = ""
+        await caller.send(POST)
+        answer = await caller.answer()
+        assert answer.status == 503
+        assert told in answer.body.decode()
+        assert kept(counted) == []
+        spool.error = None
+        counted.node.custody._trouble = ""
+        await caller.send(POST)
+        assert (await caller.answer()).status == 202

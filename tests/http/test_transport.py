@@ -579,7 +579,7 @@ async def test_a_waiter_gives_up_after_a_while() -> None:
         assert "100 ms" in failure.detail
         assert not busy.done()
         await transport.aclose()
-        bad(await busy, Cause.CONNECTION_TERMINATED)
+        bad(await busy, Cause.CLOSING)
 
 
 @both_loops
@@ -687,7 +687,7 @@ async def test_closed_is_closed() -> None:
         good(await transport.attempt(GET))
         await transport.aclose()
         await eventually(lambda: server.open == 0)
-        bad(await transport.attempt(GET), Cause.PROXY_INTERNAL_ERROR, Sent.NEVER)
+        bad(await transport.attempt(GET), Cause.CLOSING, Sent.NEVER)
         await transport.aclose()
         assert "closed" in repr(transport)
 
@@ -700,8 +700,8 @@ async def test_closing_answers_whoever_waits() -> None:
         await asyncio.sleep(0.05)
         await transport.aclose()
         first, second = await asyncio.gather(*tasks)
-        bad(first, Cause.CONNECTION_TERMINATED, Sent.MAYBE)
-        bad(second, Cause.PROXY_INTERNAL_ERROR, Sent.NEVER)
+        bad(first, Cause.CLOSING, Sent.MAYBE)
+        bad(second, Cause.CLOSING, Sent.NEVER)
 
 
 # -- configuration ------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from hostile import (
     GOOD,
@@ -640,3 +641,52 @@ async def test_every_answer_goes_to_its_request_whatever_else_happens() -> None:
     assert counts["answered"] > 1000
     assert counts["failed"] > 5
     assert counts["cancelled"] > 5
+
+
+def test_what_comes_before_the_request_is_written_answers_nothing() -> None:
+    """Requests go out at the end of a turn: what this turn reads before cannot be their answer.
+
+    Known to uvloop alone, which reads between the two; plain asyncio writes before it reads again.
+    """
+
+    async def meet() -> None:
+        peers: list[Peer] = []
+
+        async def hasty(peer: Peer) -> None:
+            peers.append(peer)
+            await peer.request()
+            await peer.send(GOOD)
+            await peer.gone()
+
+        async with Hostile(hasty, answers(GOOD)) as server:
+            transport = HttpTransport(server.origin)
+            assert isinstance(await transport.attempt(POST, repeat=True), Response)
+            await eventually(lambda: transport.statistics().idle == 1)
+            early = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
+            peers[0].writer.write(early)
+            answer = await transport.attempt(POST, repeat=True)
+            assert isinstance(answer, Response)
+            assert answer.status == 200
+            assert server.connections == 2
+            await transport.aclose()
+
+    uvloop.run(meet())
+
+
+@both_loops
+async def test_many_requests_of_one_turn_each_get_their_own_answer() -> None:
+    """Written together at its end, one connection after the other."""
+
+    async def echo(peer: Peer) -> None:
+        while (got := await peer.request()) is not None:
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + got.body)
+
+    async with Hostile(echo) as server:
+        transport = HttpTransport(server.origin)
+        for _ in range(2):
+            bodies = [b"%02d" % number for number in range(20)]
+            sent = [Request(b"POST", b"/", [(b"Host", b"x")], body) for body in bodies]
+            got = await asyncio.gather(*(transport.attempt(request) for request in sent))
+            assert [answer.body for answer in got if isinstance(answer, Response)] == bodies
+        assert server.connections <= 20
+        await transport.aclose()

@@ -17,7 +17,16 @@ from typing import Any
 
 import msgspec
 
-from unspool.core.message import Answer, Cause, Failure, Instant, Request, Response, Sent
+from unspool.core.message import (
+    Answer,
+    Cause,
+    Destination,
+    Failure,
+    Instant,
+    Request,
+    Response,
+    Sent,
+)
 from unspool.ingress.protocol import Caller
 from unspool.node import Node, plan_for
 from unspool.passage import Options
@@ -120,6 +129,7 @@ async def node(
     service: Service | None = None,
     required: Survives = Survives.NOTHING,
     backlog_max: int = 0,
+    formerly: tuple[Destination, ...] = (),
     **options: Any,
 ) -> AsyncIterator[It]:
     spool = spool or MemorySpool()
@@ -129,7 +139,7 @@ async def node(
     changed: Options = msgspec.structs.replace(plan.options, **options)
     plan = msgspec.structs.replace(
         plan, options=changed, required=required, backlog_max=backlog_max,
-        alone=not changed.claims,
+        formerly=formerly, alone=not changed.claims,
     )  # fmt: skip
     opened = await Node.open(plan=plan, spool=spool, transport=service, clock=clock)
     try:

@@ -13,8 +13,8 @@ from kit import OK, REFUSED, RESET, It, Service, node, says, told, value
 from msgspec.structs import replace
 
 from unspool.core.lane import WINDOW_START
-from unspool.core.lifecycle import Keeping, Policy, State, Verdict
-from unspool.core.message import NEVER, Answer, Destination, Instant, Request, Response
+from unspool.core.lifecycle import Deferred, Keeping, Policy, State, Verdict
+from unspool.core.message import AT_ONCE, NEVER, Answer, Destination, Instant, Request, Response
 from unspool.core.scheduler import LaneDue
 from unspool.errors import Unavailable
 from unspool.spools.memory import MemorySpool
@@ -127,17 +127,21 @@ async def test_never_more_than_the_window_at_once() -> None:
 
 @virtually
 async def test_retry_after_is_obeyed_by_all_of_them() -> None:
-    """429 parks the lane: not only this message comes later."""
+    """429 parks the lane: not only this message comes later. One of the others at a time asks
+    whether it is over, further and further apart."""
     service = Counting(says(429, b"", (b"Retry-After", b"60")), takes_s=0)
     async with world(service=service) as it:
         await save(it, 30)
         it.node.start()
-        await asyncio.sleep(30)
+        await asyncio.sleep(4.9)
         first = len(service.began_at)
         assert first <= WINDOW_START
+        await asyncio.sleep(25)
+        probes = service.began_at[first:]
+        assert 1 <= len(probes) <= 3
+        assert min(b - a for a, b in itertools.pairwise(service.began_at[first - 1 :])) >= 4.9
         service.then(OK)
-        await asyncio.sleep(29)
-        assert len(service.began_at) == first
+        await asyncio.sleep(60)
         await asyncio.sleep(60)
         assert states(it) == [State.DELIVERED] * 30
 
@@ -170,6 +174,32 @@ async def test_a_dead_destination_costs_a_probe_now_and_then_and_comes_back_slow
         assert states(it) == [State.DELIVERED] * 100
 
 
+@virtually
+async def test_an_operators_retry_is_tried_at_once_whatever_the_lane_says() -> None:
+    """`unspool retry` speaks through the spool: one attempt now, and one only."""
+    service = Counting(REFUSED, takes_s=0.01)
+    async with world(service=service) as it:
+        await save(it, 20)
+        it.node.start()
+        await asyncio.sleep(1200)
+        before = len(service.began_at)
+        now = it.clock.now()
+        keys = [entry.message.key for entry in it.kept[:2]]
+        leases = await it.spool.seize(keys, now=now, until=Instant(now + 1_000))
+        assert all(leases)
+        word = [(lease, Deferred(AT_ONCE, lease.entry.trail)) for lease in leases if lease]
+        await it.spool.settle(word)
+        await asyncio.sleep(1)
+        assert len(service.began_at) == before + 2
+        assert service.most <= WINDOW_START + 1
+        service.then(OK)
+        [lease] = await it.spool.seize(keys[:1], now=it.clock.now(), until=Instant(now + 9_000))
+        assert lease is not None
+        await it.spool.settle([(lease, Deferred(AT_ONCE, lease.entry.trail))])
+        await asyncio.sleep(1)
+        assert states(it)[0] is State.DELIVERED
+
+
 class Slow(MemorySpool):
     """A spool whose lease takes a while, during which the world turns."""
 
@@ -191,12 +221,12 @@ class Slow(MemorySpool):
 async def test_the_weather_may_turn_while_the_spool_is_asked() -> None:
     """What was leased under a sky that has closed is given back untried, and nothing breaks."""
     spool = Slow()
-    async with world(says(429, b"", (b"Retry-After", b"30")), spool=spool) as it:
+    async with world(says(429, b"", (b"Retry-After", b"4")), spool=spool) as it:
         await save(it, 10)
         it.node.start()
         await spool.leased.wait()
         await it.ask(key="live")  # this one is told 429, and so the lane is parked
-        await asyncio.sleep(20)
+        await asyncio.sleep(3)
         assert len(it.service.attempts) == 1
         assert all(e.leased_until <= it.clock.now() for e in it.kept)
         it.service.then(OK)
@@ -216,6 +246,26 @@ async def test_other_destinations_messages_are_left_alone() -> None:
         await asyncio.sleep(3600)
         assert sorted(states(it)) == [State.WAITING, State.DELIVERED]
         assert len(it.service.attempts) == 1
+
+
+@virtually
+async def test_what_waits_under_a_former_name_is_delivered_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The service has moved, or has been given a name: and where not, the warning says how."""
+    for formerly in ((), (Destination("http://old"),)):
+        async with world(formerly=formerly) as it:
+            await save(it, 2)
+            stray = it.kept[0]
+            message = replace(stray.message, destination=Destination("http://old"))
+            it.spool.entries[message.key] = replace(stray, message=message)  # type: ignore[attr-defined]
+            it.node.start()
+            await asyncio.sleep(60)
+            assert len(it.service.attempts) == 1 + len(formerly)
+            current = it.node.plan.options.destination
+        hint = f"unspool serve --destination {current} --destination http://old,"
+        assert (hint in caplog.text) == (not formerly)
+        caplog.clear()
 
 
 @virtually
@@ -275,6 +325,23 @@ async def test_an_abandoned_message_that_may_not_be_repeated_ends_unknown() -> N
         await asyncio.sleep(LEASE_MS / 1000 + 40)
         assert len(it.service.attempts) == 1
         assert told(await it.receipt(answer))["reason"] == "unknown"
+
+
+@virtually
+async def test_an_operator_who_died_in_mid_act_has_sent_nothing() -> None:
+    """Seized and let fall: a message that may not be repeated goes on as if nothing had been."""
+    async with world(REFUSED) as it:
+        answer = await it.ask()
+        await asyncio.sleep(2)
+        now = it.clock.now()
+        [entry] = it.kept
+        [seized] = await it.spool.seize([entry.message.key], now=now, until=Instant(now + 60_000))
+        assert seized is not None
+        it.service.then(OK)
+        it.node.start()
+        await asyncio.sleep(100)
+        assert len(it.service.attempts) == 2
+        assert told(await it.receipt(answer))["state"] == "delivered"
 
 
 @virtually

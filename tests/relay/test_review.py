@@ -88,7 +88,8 @@ async def test_a_repeat_of_what_is_saved_does_not_wait_with_the_first() -> None:
         patient = asyncio.create_task(
             it.ask(b"POST", b"/orders", (b"Prefer", b"wait=30"), key="k1")
         )
-        await asyncio.sleep(0.02)
+        while not it.kept:
+            await asyncio.sleep(0.001)
         assert (await it.ask(key="k1")).status == 202
         it.node.hurry()
         assert (await patient).status == 202

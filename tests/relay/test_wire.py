@@ -9,7 +9,7 @@ import pytest
 from kit import ALICE, BOB, OK, REFUSED, RESET, SLOW, has, node, says, told, value
 
 from unspool.core.message import Request, Response, Severed
-from unspool.errors import Full
+from unspool.errors import Full, Unavailable
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Survives
 
@@ -430,6 +430,76 @@ async def test_a_full_spool_refuses_and_passes_through() -> None:
         it.service.then(REFUSED)
         it.clock.at += 5_000
         assert (await it.ask(key="k1")).status == 202
+
+
+def uuid7(at_ms: int) -> str:
+    return f"{at_ms >> 16:08x}-{at_ms & 0xFFFF:04x}-7abc-8def-0123456789ab"
+
+
+@pytest.mark.parametrize("claims", [False, True])
+async def test_a_key_that_tells_its_age_is_not_run_too_late_or_too_early(claims: bool) -> None:
+    """J3, J4: it may have run and been forgotten; one from the future is a mistake. What is known
+    is known however old its key is, and a refusal leaves nothing behind."""
+    async with node(claims=claims) as it:
+        now, key_ms = it.clock.now(), it.node.plan.options.policy.keeping.key_ms
+        old = await it.ask(key=uuid7(now - key_ms - 1))
+        assert (old.status, told(old)["type"]) == (410, "/_unspool/problems/expired")
+        early = await it.ask(key=uuid7(now + 6 * 60_000))
+        assert (early.status, told(early)["type"]) == (400, "/_unspool/problems/key-malformed")
+        assert it.service.attempts == []
+        assert it.kept == []
+        last = uuid7(now - key_ms + 1)
+        assert (await it.ask(key=last)).status == 201
+        it.clock.at += 2
+        again = await it.ask(key=last)
+        assert (again.status, value(again, b"idempotent-replayed")) == (201, b"true")
+        assert len(it.service.attempts) == 1
+
+
+async def test_every_answer_about_a_key_tells_how_long_it_is_remembered() -> None:
+    """J1: first answers, replays, receipts and refusals; not answers that have no key."""
+    async with node() as it:
+        first = await it.ask(key="k1")
+        replay = await it.ask(key="k1")
+        refused = await it.ask(key="k1", body=b"{}")
+        it.service.then(REFUSED)
+        saved = await it.ask(key="k2")
+        assert [each.status for each in (first, replay, refused, saved)] == [201, 201, 422, 202]
+        for each in (first, replay, refused, saved):
+            assert value(each, b"idempotency-retention") == b"answer=86400, key=2592000"
+        document = await it.ask(b"GET", b"/_unspool/retention", body=b"")
+        assert told(document) == {"answer": 86400, "key": 2592000}
+        it.service.then(OK)
+        it.clock.at += 60_000
+        assert not has(await it.ask(), b"idempotency-retention")
+
+
+@pytest.mark.parametrize("claims", [False, True])
+async def test_where_the_memory_does_not_answer_nothing_runs(claims: bool) -> None:
+    """J7: a request with a key is a 503 with Retry-After; one without goes through."""
+
+    class Mute(MemorySpool):
+        mute = False
+
+        async def find(self, keys: Any, /) -> Any:
+            if self.mute:
+                raise Unavailable("The spool does not answer.")
+            return await super().find(keys)
+
+        async def accept(self, entries: Any, /) -> Any:
+            if self.mute:
+                raise Unavailable("The spool does not answer.")
+            return await super().accept(entries)
+
+    spool = Mute()
+    async with node(spool=spool, claims=claims) as it:
+        spool.mute = True
+        response = await it.ask(key="k1")
+        assert (response.status, value(response, b"retry-after")) == (503, b"1")
+        assert it.service.attempts == []
+        assert (await it.ask()).status == 201
+        spool.mute = False
+        assert (await it.ask(key="k1")).status == 201
 
 
 async def test_a_closed_lane_costs_newcomers_nothing() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from unspool.core.lane import PARK_MAX_MS, PROBE_FIRST_MS
 from unspool.core.message import Failure, Request, Response, Sent
 from unspool.testing.world import Event, field
 
@@ -372,16 +373,21 @@ def hint_ms(attempt: Attempt) -> int:
 
 
 def lanes(seen: Seen, rules: Rules) -> Iterator[str]:
-    """I8: none while the destination asked for peace, and one probe at a time while it is down."""
-    peace_until, refused, last_at = 0, 0, -(2**60)
+    """I8: where the destination asked for peace it has some, and then a probe now and then; and
+    one probe at a time while it is down."""
+    peace_until, parked_until, refused, last_at, probed_at = 0, 0, 0, -(2**60), -(2**60)
     bodies: set[bytes] = set()
     for event in seen.events:
         if event.what == "killed":
-            peace_until = refused = 0
+            peace_until = parked_until = refused = 0
             bodies.clear()
         elif event.what == "began" and event.request is not None:
             if event.at < peace_until:
                 yield f"I8 not left in peace: {event.request.body!r} at {event.at}"
+            elif event.at < parked_until:
+                if event.at - probed_at < rules.probe_least_ms:
+                    yield f"I8 not one by one: {event.request.body!r} at {event.at}"
+                probed_at = event.at
             if refused >= rules.closes_within and len(bodies) > 1:
                 if event.at - last_at < rules.probe_least_ms:
                     yield f"I8 while closed: {event.request.body!r} after {event.at - last_at} ms"
@@ -399,4 +405,9 @@ def lanes(seen: Seen, rules: Rules) -> Iterator[str]:
             if isinstance(answer, Response):
                 hint = field(answer, b"Retry-After")
                 if hint is not None and answer.status in (429, 503):
-                    peace_until = max(peace_until, event.at + int(hint) * 1000)
+                    wish_ms = int(hint) * 1000
+                    if event.at >= parked_until:
+                        peace_until = event.at + min(wish_ms, PROBE_FIRST_MS)
+                    parked_until = max(parked_until, event.at + min(wish_ms, PARK_MAX_MS))
+                elif answer.status != 429 and probed_at >= peace_until:
+                    parked_until = 0  # a success, or anything that shows it is there

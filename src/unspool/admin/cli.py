@@ -18,11 +18,13 @@ import click
 
 from .. import __version__
 from ..errors import UnspoolError
+from .commands.check_idempotency import check_idempotency
 from .commands.config import config
 from .commands.queue import queue
 from .commands.serve import serve
 from .commands.show import show
 from .commands.verbs import COMMANDS
+from .wording import said
 
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
@@ -33,11 +35,12 @@ EXIT_CODES: Final = {
     os.EX_USAGE: "The command line makes no sense.",
     os.EX_DATAERR: "The name means several messages, or one that has settled; a record is spoilt.",
     os.EX_NOINPUT: "There is no such message, or no such spool.",
-    os.EX_UNAVAILABLE: "An optional part is not installed.",
+    os.EX_UNAVAILABLE: "An optional part is not installed; the server to be asked cannot be.",
     os.EX_SOFTWARE: "A mistake of ours.",
     os.EX_CANTCREAT: "A file, folder or socket cannot be made.",
     os.EX_IOERR: "The disk is full, or failed.",
     os.EX_TEMPFAIL: "Not now: a message is being tried, the spool is in use or did not answer.",
+    os.EX_PROTOCOL: "A row of the conformance table that must hold does not.",
     os.EX_CONFIG: "A setting is wrong, or a promise cannot be kept as the spool is set up.",
     INTERRUPTED: "Interrupted.",
     BROKEN_PIPE: "Nobody read on.",
@@ -81,7 +84,7 @@ def version() -> int:
     return 0
 
 
-for _command in (serve, config, queue, show, *COMMANDS, version):
+for _command in (serve, config, queue, show, *COMMANDS, check_idempotency, version):
     cli.add_command(_command)
 
 
@@ -102,7 +105,7 @@ def _run() -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "unspool"
-        click.echo(f"unspool: {error.format_message()} (see {where} --help)", err=True)
+        click.echo(f"unspool: {said(error.format_message())} (see {where} --help)", err=True)
         return os.EX_USAGE
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
@@ -124,5 +127,5 @@ def _run() -> int:
 def _say(error: Exception, text: str, code: int) -> int:
     if os.environ.get("UNSPOOL_DEBUG"):
         traceback.print_exception(error)
-    click.echo(f"unspool: {text}", err=True)
+    click.echo(f"unspool: {said(text)}", err=True)
     return code

@@ -11,6 +11,8 @@ import sys
 
 import structlog
 
+from .wording import said
+
 
 def start(*, level: str, form: str) -> None:
     """Send the package's log to stderr. `form`: auto, json or text."""
@@ -31,10 +33,11 @@ def start(*, level: str, form: str) -> None:
         ]
         if form == "json"
         else [
+            _harmless,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(),
                 exception_formatter=structlog.dev.plain_traceback,
-            )
+            ),
         ]
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -48,3 +51,11 @@ def start(*, level: str, form: str) -> None:
     root.handlers[:] = [handler]
     root.propagate = False
     root.setLevel(level.upper())
+
+
+def _harmless(
+    _logger: object, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """What a service answered may be in the event, and a terminal obeys it. JSON escapes it."""
+    event["event"] = said(str(event["event"]))
+    return event

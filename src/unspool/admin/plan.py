@@ -24,7 +24,7 @@ def plan_of(settings: Settings) -> Plan:
         ),
     )
     options = Options(
-        destination=Destination(settings.to[0]),
+        destination=Destination((settings.destination or settings.to)[0]),
         via=settings.via_name,
         policy=policy,
         scope_fields=tuple(name.lower().encode() for name in settings.scope_fields),
@@ -39,6 +39,7 @@ def plan_of(settings: Settings) -> Plan:
     )
     return Plan(
         options=options,
+        formerly=tuple(Destination(name) for name in settings.destination[1:]),
         required=Survives[settings.survives.upper()],
         backlog_max=settings.backlog_max,
         disk_free_min_bytes=settings.disk_free_min_bytes,

@@ -3,8 +3,9 @@
     serve(settings) -> exit code
 
 One process opens the spool, the door and the dispatcher and runs until SIGTERM or SIGINT: then it
-accepts no more, finishes what is in flight within `drain_ms`, leaves the rest in the spool and
-exits 0. A second signal stops now: what was accepted is in the spool either way.
+accepts no more, finishes what is in flight within `drain_ms`, saves or refuses what has had no
+answer a second before that, leaves the rest in the spool and exits 0. A second signal stops now:
+what was accepted is in the spool either way.
 
 With `--workers N` the parent opens the listeners, forks, and starts again whoever dies. It opens no
 spool and no loop: a parent that does nothing has nothing to lose.
@@ -17,6 +18,7 @@ import fcntl
 import gc
 import logging
 import os
+import shlex
 import signal
 import ssl
 import sys
@@ -45,6 +47,7 @@ from ..transports.limits import Limits as OutLimits
 from ..transports.protocol import Transport
 from ..transports.servers import Servers
 from . import logs
+from .descriptors import fitted
 from .notify import notify
 from .plan import plan_of
 from .wording import span
@@ -55,6 +58,8 @@ log = logging.getLogger("unspool.serve")
 IN_USE_TRIES: Final = 40
 IN_USE_PAUSE_S: Final = 0.05
 """Two seconds: a relay that was just killed may take a moment to be gone."""
+LAST_WORDS_MS: Final = 1_000
+"""Of the time to drain: for saving what has had no answer, and for saying so."""
 SAME_SIGNAL_S: Final = 0.1
 """systemd and a terminal signal the whole group, and the parent passes it on: that is one word."""
 GC_THRESHOLD: Final = 20_000
@@ -65,6 +70,7 @@ def serve(settings: Settings) -> int:
     """Run the relay. Returns the exit code; raises `Broken` where it cannot start."""
     logs.start(level=settings.log_level, form=settings.log_format)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    settings = fitted(settings)
     tls = _door_tls(settings)
     _may_share(settings)
     sole = _serve_alone(settings.spool[0])
@@ -107,9 +113,11 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         log.info("draining: no new requests; in flight: %d", door.statistics().connections)
         node.draining = True
         node.hurry()
+        cutting = asyncio.create_task(_cut(transport, drain_ms=settings.drain_ms))
         await asyncio.gather(
             door.close(drain_ms=settings.drain_ms), node.stop(drain_ms=settings.drain_ms)
         )
+        cutting.cancel()
         log.info("drained: %d messages wait in the spool", max(0, node.custody.backlog))
     finally:
         await transport.aclose()
@@ -125,6 +133,13 @@ def _may_share(settings: Settings) -> None:
             "Nothing was started. Share an SQLite file, or serve with one: "
             f"unspool serve --workers 1 --spool {url}"
         )
+
+
+async def _cut(transport: Transport, *, drain_ms: int) -> None:
+    """A service that has not answered by then will not in time. Whoever waits for it gets a 202
+    where the request may be sent again, and else a 503 that says so, while there still is time."""
+    await asyncio.sleep(max(drain_ms - LAST_WORDS_MS, drain_ms * 3 // 4) / 1000)
+    await transport.aclose()
 
 
 def _serve_alone(url: str) -> IO[bytes] | None:
@@ -261,6 +276,24 @@ def _reusable(path: Path) -> int:
         return 0
 
 
+def _known_as(settings: Settings) -> str:
+    return f", known as {' '.join(settings.destination)}" if settings.destination else ""
+
+
+def _exposed(url: str) -> str:
+    """Whom the spool's file is open to beyond its owner; empty where to nobody.
+
+    A word and no chmod: a group that may read it may be somebody's backup, on purpose.
+    """
+    path = path_of(url)
+    try:
+        mode = path.stat().st_mode if path is not None else 0
+    except OSError:
+        return ""
+    who = ["others"] * bool(mode & 0o007) + ["its group"] * bool(mode & 0o070)
+    return " and ".join(who)
+
+
 async def _announce(
     settings: Settings, listening: Sequence[Opened], node: Node, spool: Spool
 ) -> None:
@@ -281,7 +314,7 @@ async def _announce(
     where = " ".join(one.address for one in listening)
     say = (
         f"unspool {__version__} listens at {where}\n"
-        f"  delivers to  {' '.join(settings.to)}\n"
+        f"  delivers to  {' '.join(settings.to)}{_known_as(settings)}\n"
         f"  spool        {settings.spool[0]}: {depth}; {survives} ({promises.detail})\n"
         f"  look         unspool queue --spool {settings.spool[0]} · {listening[0].address}"
         f"{PREFIX}health\n"
@@ -292,6 +325,12 @@ async def _announce(
             f"{node.plan.required.name.lower()}: nothing will be saved.\n"
             f"               Use another spool, or say --survives "
             f"{promises.survives.name.lower()}\n"
+        )
+    if who := _exposed(settings.spool[0]):
+        path = shlex.quote(str(path_of(settings.spool[0])))
+        say += (
+            f"  WARNING      the spool's file is open to {who}: it holds requests whole, with"
+            f" bodies and credentials.\n               Close it: chmod 600 {path}*\n"
         )
     sys.stderr.write(say)
     sys.stderr.flush()

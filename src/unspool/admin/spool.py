@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 import click
@@ -90,23 +89,11 @@ class Desk(msgspec.Struct, frozen=True):
         return [entry for entry in found if entry is not None]
 
     async def whole(self, entry: Entry) -> Entry:
-        """The same entry with its request, where that is still kept.
-
-        Only `browse` gives requests, so it is walked up to the entry in question: at once for a
-        name that its sender gave, in time that grows with the destination's messages for one that
-        we minted.
-        """
+        """The same entry with its request, where that is still kept: only `browse` gives those."""
         if entry.state in (State.DELIVERED, State.BOUNCED):
             return entry
         key = entry.message.key
-        query = Query(destination=entry.message.destination, name=entry.message.name)
-        before: Key | None = None
-        async with aclosing(self.pages(query, size=SCAN)) as others:
-            async for other in others:
-                if other.message.key == key:
-                    break
-                before = other.message.key
-        found = await self.spool.browse(query, after=before, limit=1, requests=True)
+        found = await self.spool.browse(Query(key=key), after=None, limit=1, requests=True)
         if found and found[0].message.key == key:
             return msgspec.structs.replace(entry, message=found[0].message)
         return entry

@@ -2,7 +2,8 @@
 
     span(ms)        "12s", "5m", "2h 10m", "4d 23h"
     instant(at)     "2026-11-23 09:12:03 UTC"
-    plain(text)     a text from the network, safe to print
+    plain(text)     a text from the network, safe to print; said(text): one of several lines
+    encode(value)   a line of JSON, safe to print
     condition(e)    one line on where an entry is in its life
     mark(e)         mailq's mark: "*" being tried, "!" held, " "
 
@@ -13,7 +14,9 @@ sequences, and an operator's terminal obeys them.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from ..core.lifecycle import TRAIL_MAX, State
 from ..core.message import NEVER
@@ -49,6 +52,28 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def said(text: str) -> str:
+    """The same for words of our own, which may have lines, with others' words in them."""
+    return text if text.isprintable() else "\n".join(map(plain, text.split("\n")))
+
+
+def encode(value: Any) -> str:
+    """JSON in a line. C1 controls and marks that turn the reading direction are JSON as they are,
+    and act on a terminal all the same: they are escaped, and mean the same to every program."""
+    text = _encode(value).decode()
+    return (
+        text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
+    )
+
+
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
 def label(entry: Entry) -> str:
     """What people call a message: the sender's key, or the one we minted."""
     return plain(entry.message.name or entry.message.key)
@@ -77,7 +102,7 @@ def cause(entry: Entry) -> str:
     """Why it is still here, or how it ended, in the newest words there are."""
     last = plain(entry.trail[-1].cause) if entry.trail else ""
     if entry.state is State.BOUNCED:
-        return f"bounced: {entry.reason}" + (f"; last: {last}" if last else "")
+        return f"bounced: {plain(entry.reason)}" + (f"; last: {last}" if last else "")
     return last or ("not tried yet" if entry.state is State.WAITING else "")
 
 
@@ -97,7 +122,7 @@ def condition(entry: Entry, *, now: int) -> str:
     if entry.state in (State.DELIVERED, State.BOUNCED):
         status = f" ({entry.answer.status})" if entry.answer else ""
         ago = f" {span(now - entry.settled_at)} ago" if entry.settled_at else ""
-        why = f": {entry.reason}" if entry.reason else ""
+        why = f": {plain(entry.reason)}" if entry.reason else ""
         return f"{entry.state.name.lower()}{status}{ago}{why}"
     if entry.state is State.CLAIMED:
         return "being tried for a sender who waits; not saved yet"

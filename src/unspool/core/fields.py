@@ -1,6 +1,7 @@
 """Fields: which are ours, which go on, which are kept, which are served from our own origin.
 
     onward(fields) -> Onward        a request's fields, sorted in one pass
+    ordinary(fields)                the same, quickly, where little in them concerns us
     kept(fields)                    what of an answer is remembered for a replay
     harmless(fields)                what of a kept answer is served at a receipt's address
 
@@ -152,7 +153,9 @@ class Kinds(dict[bytes, int]):
 
 _HOST: Final = 1
 _LENGTH: Final = 1_000
-_UNUSUAL: Final = 1_000_000
+_KEY: Final = 1_000_000
+_UNUSUAL: Final = 1_000_000_000
+_ORDINARY: Final = frozenset({_HOST + length + key for length in (0, _LENGTH) for key in (0, _KEY)})
 
 
 def _kind(name: bytes) -> int:
@@ -160,6 +163,8 @@ def _kind(name: bytes) -> int:
         return _HOST
     if name == b"content-length":
         return _LENGTH
+    if name == b"idempotency-key":
+        return _KEY
     return _UNUSUAL if name in _SPECIAL else 0
 
 
@@ -168,20 +173,22 @@ _kind_of: Final = _KINDS.__getitem__
 _name_of: Final[Callable[[Field], bytes]] = itemgetter(0)
 
 
-def ordinary(fields: Sequence[Field]) -> tuple[list[Field], bytes] | None:
-    """What of these fields goes on, and the host, if only Host and Content-Length concern us.
+def ordinary(fields: Sequence[Field]) -> tuple[list[Field], bytes, bytes | None] | None:
+    """What of these fields goes on, the host, and the Idempotency-Key as it came, if one did.
 
-    None: sort them with `onward`. The same result, at a fifth of the cost, for most requests.
+    None: there is more in them that concerns us, or less; sort them with `onward`. The same result,
+    at a fifth of the cost, for most requests.
     """
     kinds = list(map(_kind_of, map(_name_of, fields)))
     total = sum(kinds)
-    if total != _HOST and total != _HOST + _LENGTH:
+    if total not in _ORDINARY:
         return None
     onwards = list(fields)
     host = onwards[kinds.index(_HOST)][1]
-    if total != _HOST:
+    key = onwards[kinds.index(_KEY)][1] if total >= _KEY else None
+    if total % _KEY != _HOST:
         del onwards[kinds.index(_LENGTH)]
-    return onwards, host
+    return onwards, host, key
 
 
 def onward(fields: Sequence[Field]) -> Onward:
@@ -232,9 +239,12 @@ def _ours(into: Onward, name: bytes, field: Field) -> None:
         into.fields.append(field)
 
 
+_IS_KEPT: Final = Kinds(lambda name: name not in NOT_KEPT)
+
+
 def kept(fields: Sequence[Field]) -> tuple[Field, ...]:
     """An answer's fields as a replay gives them again (conformance B3, B4)."""
-    return tuple(field for field in fields if field[0].lower() not in NOT_KEPT)
+    return tuple([field for field in fields if _IS_KEPT[field[0]]])
 
 
 def harmless(fields: Sequence[Field]) -> list[Field]:

@@ -23,6 +23,7 @@ import http_sf
 
 from .lifecycle import Reason, State
 from .message import Instant, Message, Response, Value
+from .outcome import is_busy
 
 KEY_CHARS_MAX: Final = 255
 
@@ -193,6 +194,6 @@ PASSING: Final = frozenset({401, 403, 407, 511})
 """Answers about the moment, not about the request: a repeat runs again (conformance G2)."""
 
 
-def worth_remembering(status: int) -> bool:
+def worth_remembering(answer: Response) -> bool:
     """Is this final answer the one that repeats shall get? (2xx, 3xx and the lasting 4xx.)"""
-    return status not in PASSING
+    return answer.status not in PASSING and not is_busy(answer)

@@ -17,12 +17,13 @@ from typing import Final
 
 from .fields import kept
 from .message import Answer, Attempt, Failure, Instant, Message, Response, Sent, Value
-from .outcome import Outcome, cause_of, judge, repeatable, retry_after
+from .outcome import Outcome, cause_of, is_busy, judge, repeatable, retry_after
 from .schedule import Pace, next_due
 
 TRAIL_MAX: Final = 24
 """Attempts remembered: the first few, which tell how it began, and the last, how it goes on."""
 TRAIL_FIRST: Final = 8
+LOCATION_MAX: Final = 1_000
 LATE_MS: Final = 10_000
 """A message that comes due at its expiry has one last attempt, as in Postfix; so long after it,
 because everything was down, it has none."""
@@ -105,8 +106,11 @@ class Keeping(Value, frozen=True):
     """How long what is settled is remembered, and how much of it."""
 
     answer_ms: int = 24 * 3600 * 1000
+    """How long an answer is given again. After it a repeat is told that it was done."""
     key_ms: int = 30 * 24 * 3600 * 1000
+    """How long a key is known. After it, it is new, unless it tells its age (UUIDv7): refused."""
     answer_max_bytes: int = 1024 * 1024
+    """Of a larger answer the fact is kept without its body."""
 
 
 class Policy(Value, frozen=True):
@@ -124,7 +128,17 @@ def extended(trail: tuple[Attempt, ...], attempt: Attempt) -> tuple[Attempt, ...
 def attempted(number: int, answer: Answer, *, at: Instant) -> Attempt:
     status, cause = cause_of(answer)
     sent = answer.sent if isinstance(answer, Failure) else judge(answer).sent
-    return Attempt(number=number, at=at, status=status, cause=cause[:200], sent=sent.value)
+    return Attempt(number, at, status, cause[:200], sent.value, _location(answer))
+
+
+def _location(answer: Answer) -> str:
+    """Where an answer leads, if that is short enough to be kept as long as the key is."""
+    if isinstance(answer, Failure) or answer.status // 100 not in (2, 3):
+        return ""
+    for name, value in answer.fields:
+        if name.lower() == b"location" and len(value) <= LOCATION_MAX:
+            return value.decode("latin-1")
+    return ""
 
 
 def delivered(
@@ -134,11 +148,12 @@ def delivered(
     whole = answer.rest is None and len(answer.body) <= keeping.answer_max_bytes
     return Delivered(
         answer=Response(
-            status=answer.status,
-            reason=answer.reason,
-            fields=kept(answer.fields),
-            body=answer.body if whole else b"",
-            length=answer.length,
+            answer.status,
+            answer.reason,
+            kept(answer.fields),
+            answer.body if whole else b"",
+            None,
+            answer.length,
         ),
         keep_until=Instant(now + keeping.key_ms),
         answer_until=Instant(now + keeping.answer_ms),
@@ -168,10 +183,11 @@ def decide(
     """What becomes of a saved message after an attempt. Pure; total over answers."""
     trail = extended(trail, attempted(attempt, answer, at=began_at))
     judgement = judge(answer)
-    if judgement.outcome is not Outcome.ERROR:
+    busy = bool(message.name) and is_busy(answer)  # what it waits for will be its answer
+    if judgement.outcome is not Outcome.ERROR and not busy:
         assert isinstance(answer, Response), "I6: delivered means the destination answered"
         return delivered(answer, now=now, keeping=policy.keeping, trail=trail)
-    if not repeatable(judgement, repeat=message.repeat):
+    if not busy and not repeatable(judgement, repeat=message.repeat):
         return bounced(Reason.UNKNOWN, now=now, keeping=policy.keeping, trail=trail)
     if now >= message.expires_at:
         return bounced(Reason.EXPIRED, now=now, keeping=policy.keeping, trail=trail)

@@ -2,6 +2,7 @@
 
     seal(request, …) -> Message         what is kept, under which key, with which fingerprint
     identify(…) -> Key                  who is asking, and what they call it: the only identity
+    scoped(…), named(scope, name)       the same in two steps, for many names in one scope
     fingerprint(request) -> bytes       tells a repeat from a reuse
     mint(now, chance) -> Key            a key for a sender who named none
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import enum
 import re
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Final, NewType, Protocol
@@ -34,6 +35,8 @@ Instant = NewType("Instant", int)
 Field = tuple[bytes, bytes]
 
 NEVER: Final = Instant(2**53 - 1)
+AT_ONCE: Final = Instant(1)
+"""As a due time: an operator's word. The destination is asked even where it is known to be down."""
 """The last integer that JavaScript numbers and Redis scores hold exactly."""
 
 SKEW_MS: Final = 2_000
@@ -118,6 +121,8 @@ class Cause(enum.StrEnum):
     HTTP_RESPONSE_TIMEOUT = "http_response_timeout"
     HTTP_PROTOCOL_ERROR = "http_protocol_error"
     PROXY_INTERNAL_ERROR = "proxy_internal_error"
+    CLOSING = "proxy_internal_response"
+    """We shut down before there was an answer."""
 
 
 class Failure(Value, frozen=True):
@@ -140,6 +145,8 @@ class Attempt(Value, frozen=True, array_like=True):
     """Of the answer; 0 where none came."""
     cause: str
     sent: str
+    location: str = ""
+    """Where the answer led: it outlives the answer."""
 
 
 class Message(Value, frozen=True):
@@ -167,11 +174,29 @@ def identify(secret: bytes, *, scope: Sequence[bytes], destination: Destination,
     `secret` belongs to the spool. Without it, whoever holds a receipt could try passwords against
     the digest of a caller's Authorization.
     """
+    return named(scoped(secret, scope=scope, destination=destination), name)
+
+
+def scoped(secret: bytes, *, scope: Sequence[bytes], destination: Destination) -> blake2b:
+    """A caller's scope, to find keys in with `named`."""
     digest = blake2b(digest_size=16, key=secret, person=b"unspool key")
-    for part in (*scope, destination.encode(), name.encode()):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return Key(urlsafe_b64encode(digest.digest()).rstrip(b"=").decode())
+    for part in (*scope, destination.encode()):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest
+
+
+def named(scope: blake2b, name: str) -> Key:
+    part = name.encode()
+    digest = scope.copy()
+    digest.update(len(part).to_bytes(8, "big") + part)
+    return Key(_text(digest.digest())[:22])
+
+
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
+
+
+def _text(data: bytes) -> str:
+    return b2a_base64(data, newline=False).translate(_URL_SAFE).decode()
 
 
 def mint(*, now: Instant, chance: bytes) -> Key:
@@ -179,7 +204,7 @@ def mint(*, now: Instant, chance: bytes) -> Key:
 
     `chance` is 11 random bytes. 22 characters, as `identify` makes.
     """
-    return Key(f"{now:011x}" + urlsafe_b64encode(chance)[:11].decode())
+    return Key(f"{now:011x}" + _text(chance)[:11])
 
 
 def _number_as_written(text: str) -> msgspec.Raw:
@@ -196,13 +221,21 @@ _boundary: Final = re.compile(
 ).match
 
 
+FORM_PARTS_MAX: Final = 1_000
+"""A form that is cut more often is compared by its bytes."""
+
+
 def _without_boundary(content_type: bytes, body: bytes) -> tuple[bytes, bytes]:
     """Boundaries are random, so an honest repeat has another one (RFC 2046 §5.1.1). The boundary
-    stands nowhere in the parts, so nothing of them goes with it."""
+    stands nowhere in the parts, so nothing of them goes with it; what stood around it is counted,
+    so that no part can look like two."""
     found = _boundary(content_type)
     if found is None:
         return content_type.lower(), body
-    return found[1].lower(), body.replace(found[2] or found[3], b"")
+    pieces = body.split(found[2] or found[3], FORM_PARTS_MAX)
+    if len(pieces) > FORM_PARTS_MAX:
+        return content_type.lower(), body
+    return found[1].lower(), b"".join([b"%d:%b" % (len(piece), piece) for piece in pieces])
 
 
 def _meaning(content_type: bytes, body: bytes) -> bytes:
@@ -223,7 +256,7 @@ def fingerprint(request: Request) -> bytes:
     """
     content_type = b""
     for name, value in request.fields:
-        if name.lower() == b"content-type":
+        if len(name) == 12 and name.lower() == b"content-type":
             content_type = value
             break
     body = request.body
@@ -251,18 +284,14 @@ def seal(
     repeat: bool,
     order_key: str = "",
     print_: bytes | None = None,
+    whole: bool = True,
 ) -> Message:
-    """Put a request in its envelope. Its body must be here whole."""
+    """Put a request in its envelope. Its body must be here whole. Not `whole`: the envelope alone,
+    for an answer that is kept."""
     assert request.rest is None, "I1: what is not here cannot be promised"
-    return Message(
-        key=key,
-        fingerprint=fingerprint(request) if print_ is None else print_,
-        destination=destination,
-        accepted_at=now,
-        expires_at=Instant(now + lifetime_ms),
-        nonce=nonce,
-        name=name,
-        order_key=order_key,
-        repeat=repeat,
-        request=request,
-    )
+    if print_ is None:
+        print_ = fingerprint(request)
+    expires_at = Instant(now + lifetime_ms)
+    # By position: this is made for every message, and names cost as much as the values.
+    kept = request if whole else None
+    return Message(key, print_, destination, now, expires_at, nonce, name, order_key, repeat, kept)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 from .message import Answer, Cause, Failure, Instant, Response, Sent, Value
@@ -94,7 +95,7 @@ OUR_MISTAKE: Final = _row(
     Outcome.ERROR, Sent.MAYBE, Weather.UNKNOWN, "it may have been sent, and then we failed"
 )
 
-OURS: Final = frozenset({Cause.CONNECTION_LIMIT_REACHED, Cause.PROXY_INTERNAL_ERROR})
+OURS: Final = frozenset({Cause.CONNECTION_LIMIT_REACHED, Cause.PROXY_INTERNAL_ERROR, Cause.CLOSING})
 
 _BY_STATUS: Final[tuple[Judgement, ...]] = tuple(
     STATUSES.get(status, HUNDREDS.get(status // 100, _BAD)) for status in range(600)
@@ -128,6 +129,15 @@ def outcome(answer: Answer) -> Outcome:
 def repeatable(judgement: Judgement, *, repeat: bool) -> bool:
     """May the request be sent again after this? (RFC 9110 §9.2.2; design section 5)"""
     return repeat or judgement.sent in (Sent.NEVER, Sent.REFUSED)
+
+
+def is_busy(answer: Answer) -> bool:
+    """A 409 that says when to ask again: another request under the key is being tried just now.
+
+    So says our own middleware, and the IETF draft has it (§2.7). It is an answer to this try, and
+    the sender's if he waits; it is never the answer of the message: that one is still to come.
+    """
+    return isinstance(answer, Response) and answer.status == 409 and retry_after(answer) is not None
 
 
 RETRY_AFTER_MAX_MS: Final = 6 * 3600 * 1000
@@ -167,5 +177,9 @@ def cause_of(answer: Answer) -> tuple[int, str]:
     """The status (0 where no answer came) and the cause in words, for people."""
     if isinstance(answer, Failure):
         return 0, f"{answer.cause}: {answer.detail}" if answer.detail else str(answer.cause)
-    reason = answer.reason.decode("latin-1", "replace")
-    return answer.status, f"{answer.status} {reason}".strip()
+    return answer.status, _said(answer.status, answer.reason)
+
+
+@lru_cache(maxsize=256)
+def _said(status: int, reason: bytes) -> str:
+    return f"{status} {reason.decode('latin-1', 'replace')}".strip()

@@ -1,6 +1,7 @@
 """The scheduler: whom to serve next, how many, and when to look again.
 
     scheduler.lane(destination)            its lane, made on first sight
+    scheduler.heed(lanes_due)              an operator's word opens a shut lane for one message
     scheduler.wants(lanes_due, now)        how many messages to lease, for whom
     scheduler.served(wants)                they were leased: next time others come first
     scheduler.wakes_at(lanes_due, now)     when something may be startable
@@ -20,7 +21,7 @@ from typing import Final
 import msgspec
 
 from .lane import Conduct, Lane, View
-from .message import NEVER, Destination, Instant, Value
+from .message import AT_ONCE, NEVER, Destination, Instant, Value
 
 ATTEMPTS_MAX: Final = 100
 SHARE_MIN: Final = 5
@@ -70,6 +71,13 @@ class Scheduler(msgspec.Struct):
     def moved(self, lanes: Sequence[LaneDue], *, limit: int) -> None:
         """A survey came back: the next goes on behind it, or begins again."""
         self.place = lanes[-1].destination if len(lanes) == limit else None
+
+    def heed(self, lanes: Sequence[LaneDue]) -> None:
+        """Somebody wants a message tried at once: it is the next probe of a lane that is shut. One
+        after the other, so that many such words are no flood."""
+        for due in lanes:
+            if due.due_at == AT_ONCE and not self.lane(due.destination).busy:
+                self.lane(due.destination).wake()
 
     def wants(self, lanes: Sequence[LaneDue], *, now: Instant) -> dict[Destination, int]:
         """How many messages of each destination to lease (I7, I8). Empty: nothing can start."""

@@ -29,7 +29,9 @@ class Tenure(Value, frozen=True):
 
     keeping: Keeping = Keeping()
     lease_ms: int = 30_000
-    """A claim is renewed every third of it."""
+    """So long after its owner has died a key is free. A claim is renewed every third of it."""
     abandoned: Abandoned = Abandoned.RUN
+    """What becomes of a key whose owner died: run, it runs again; unknown, a repeat is told."""
     alone: bool = False
-    """Nobody else uses the spool: no claims are written, and a key costs one commit."""
+    """One process has the spool to itself: no claims are written, and a key costs one commit. Of
+    no use with abandoned="unknown", for which claims must be written."""

@@ -40,7 +40,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log: Final = logging.getLogger("unspool.door")
 
-_PATH_SAFE: Final = "/!$&'()*+,;=:@-._~"
+PATH_SAFE: Final = "/!$&'()*+,;=:@-._~"
 """RFC 3986 §3.3: what a path may carry without quoting."""
 
 
@@ -125,7 +125,7 @@ def _drop(task: asyncio.Task[Response]) -> None:
 
 
 def target_of(scope: Scope) -> bytes:
-    path: bytes = scope.get("raw_path") or quote(scope["path"], safe=_PATH_SAFE).encode("ascii")
+    path: bytes = scope.get("raw_path") or quote(scope["path"], safe=PATH_SAFE).encode("ascii")
     path = path.partition(b"?")[0]  # some servers leave the query in
     query: bytes = scope.get("query_string", b"")
     return path + b"?" + query if query else path

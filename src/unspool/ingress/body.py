@@ -2,15 +2,22 @@
 
 The connection feeds it, the handler reads it. What waits here unread is bounded: over
 `body_buffer_bytes` the connection stops reading from its socket until the handler has caught up
-(one read of the socket, at most 256 KiB, may come on top).
+(one read of the socket, at most 256 KiB, may come on top). A piece counts for what it occupies, not
+for what it says: a body in chunks of two bytes would be twenty times its size.
+
+There is no limit on chunks as such: a byte of a body in chunks of one costs 50 ns, a byte of tiny
+requests three times that before anybody has handled them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..core.message import Severed
+
+PIECE_BYTES: Final = 48
+"""What CPython keeps beside the bytes of a small object, and its place in the list."""
 
 
 class Source(Protocol):
@@ -60,7 +67,7 @@ class StreamedBody:
     def feed(self, chunk: bytes) -> None:
         if not self._closed:
             self._chunks.append(chunk)
-            self._waiting_bytes += len(chunk)
+            self._waiting_bytes += len(chunk) + PIECE_BYTES
             self._wake()
 
     def end(self) -> None:

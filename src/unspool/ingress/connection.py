@@ -35,6 +35,7 @@ from ..core.message import Request, Response
 from ..problems import problem
 from .body import StreamedBody
 from .head import CONTINUE, last_words
+from .parsing import SMALL_BYTES
 from .protocol import Caller, Handler
 from .reading import BODY, HEAD, IDLE, KEEP, OLD, Reading
 from .strict import Refusal
@@ -60,9 +61,10 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_begin", "_body_idle_ms", "_body_seen_bytes", "_busy", "_caller", "_door", "_eof",
-        "_handed", "_handler", "_lingering_until_ms", "_loop", "_paused", "_queue",
-        "_queued_bytes", "_reading", "_refusal", "_scheme", "_since_ms", "_task", "_transport",
-        "_waited_ms", "_waiter", "_watched_message", "_watched_phase", "_writing", "served",
+        "_handed", "_handled_bytes", "_handler", "_lingering_until_ms", "_loop", "_paused",
+        "_queue", "_queued_bytes", "_reading", "_refusal", "_scheme", "_since_ms", "_task",
+        "_transport", "_waited_ms", "_waiter", "_watched_message", "_watched_phase", "_writing",
+        "served",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -78,19 +80,15 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reading = Reading(self, door.limits, door.ledger)
         self._queue: deque[Turn] = deque()
-        self._queued_bytes = 0
+        self._queued_bytes = self._handled_bytes = 0  # the latter: of the body under hand
         self._refusal: Refusal | None = None
         self._waiter: asyncio.Future[Turn] | None = None
-        self._busy = False
-        self._eof = False
-        self._paused = False
+        self._busy = self._eof = self._paused = False
         self._lingering_until_ms = 0
         self._since_ms = door.now_ms
         self._watched_message: object = None
         self._watched_phase = IDLE
-        self._waited_ms = 0
-        self._body_idle_ms = 0
-        self._body_seen_bytes = 0
+        self._waited_ms = self._body_idle_ms = self._body_seen_bytes = 0
         self.served = 0
 
     def __repr__(self) -> str:
@@ -129,12 +127,15 @@ class Connection(asyncio.Protocol):
         self._eof = True
         self._reading.give_up("The sender stopped before the body was whole.")
         if self._lingering_until_ms or not (self._busy or self._queue):
+            self._writing.flush()
             return False
         return self._scheme == "http"
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._reading.give_up("The sender went away before the body was whole.")
         self._queue.clear()
+        self._door.ledger.held_bytes -= self._queued_bytes
+        self._queued_bytes = 0
         self._writing.lose()
         if self._waiter is not None:
             self._wake((None, 0))
@@ -153,6 +154,9 @@ class Connection(asyncio.Protocol):
             self._refusal = refusal
         if self._waiter is not None and not self._busy:
             self._busy = True
+            if request is not None and len(request.body) > SMALL_BYTES:
+                self._handled_bytes = len(request.body)
+                self._door.ledger.held_bytes += self._handled_bytes
             if not (
                 flags == KEEP
                 and self._begin is not None
@@ -167,6 +171,7 @@ class Connection(asyncio.Protocol):
         self._queue.append((request, flags))
         if request is not None:
             self._queued_bytes += len(request.body)
+            self._door.ledger.held_bytes += len(request.body)
             if self.crowded():
                 self.regulate()
 
@@ -179,6 +184,7 @@ class Connection(asyncio.Protocol):
     def _told(self, response: Response) -> None:
         """The answer to what took the express road."""
         writing = self._writing
+        self._let_go(_SOMETHING)
         if writing.lost:
             if response.rest is not None:
                 response.rest.close()
@@ -197,7 +203,17 @@ class Connection(asyncio.Protocol):
     def crowded(self) -> bool:
         limits = self._door.limits
         waiting = len(self._queue)
-        return waiting >= limits.pipelined_max or self._queued_bytes > limits.body_max_bytes
+        if waiting >= limits.pipelined_max or self._queued_bytes > limits.body_max_bytes:
+            return True
+        return waiting > 0 and self._door.ledger.held_bytes > limits.bodies_max_bytes
+
+    def _let_go(self, request: Request) -> Request:
+        """The body under hand is not needed any more; the answer to it may take long."""
+        if not self._handled_bytes:
+            return request
+        self._door.ledger.held_bytes -= self._handled_bytes
+        self._handled_bytes = 0
+        return Request(request.method, request.target, (), rest=request.rest)
 
     def regulate(self) -> None:
         stop = self.crowded() or not self._reading.wants_more
@@ -236,12 +252,11 @@ class Connection(asyncio.Protocol):
                 self._busy = True  # also for what came before this task's first step
                 request, flags = self._next_in_queue()
             elif self._eof or writing.lost:
-                self._transport.close()
+                self._close()
                 return
             else:
                 self._busy = False
-                if reading.expecting:
-                    self.proceed(False)
+                self.proceed(False)
                 self._since_ms = door.now_ms
                 waiter = self._waiter = create_future()
                 request, flags = await waiter
@@ -259,6 +274,7 @@ class Connection(asyncio.Protocol):
                     response = await handler(request, caller)
                 except Exception:
                     response = writing.mistake("The handler raised")
+                request = self._let_go(request)
             self.served += 1
             if writing.lost:
                 if response.rest is not None:
@@ -291,7 +307,8 @@ class Connection(asyncio.Protocol):
     def _next_in_queue(self) -> Turn:
         turn = self._queue.popleft()
         if turn[0] is not None:
-            self._queued_bytes -= len(turn[0].body)
+            self._handled_bytes = len(turn[0].body)  # as before in the ledger
+            self._queued_bytes -= self._handled_bytes
         if self._paused:
             self._reading.resume()
             self.regulate()
@@ -305,7 +322,7 @@ class Connection(asyncio.Protocol):
         """Nothing more will be handled here: the last word, if there is one."""
         refusal = self._refusal
         if refusal is None or self._writing.lost:
-            self._transport.close()
+            self._close()
             return
         self._door.refused[refusal.name] += 1
         retry_after_s = BUSY_RETRY_S if refusal.name == "busy" else None
@@ -318,10 +335,11 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         self._reading.give_up("The request was answered before its body was whole.")
         if not unread or self._eof or transport.is_closing():
-            transport.close()
+            self._close()
             return
         self._lingering_until_ms = self._door.now_ms + self._door.limits.linger_ms
         if transport.can_write_eof():
+            self._writing.flush()
             transport.write_eof()
         if self._paused:
             self._paused = False
@@ -332,10 +350,15 @@ class Connection(asyncio.Protocol):
     def retire(self) -> None:
         """The door is closing: go, if nobody is talking."""
         if self.idle and not self._lingering_until_ms:
-            self._transport.close()
+            self._close()
 
     def abort(self) -> None:
+        self._writing.flush()
         self._transport.abort()
+
+    def _close(self) -> None:
+        self._writing.flush()
+        self._transport.close()
 
     def sweep(self, now_ms: int, elapsed_ms: int) -> None:
         """Called for every connection, again and again: has anything taken too long?"""
@@ -351,7 +374,7 @@ class Connection(asyncio.Protocol):
         elif not (self._busy or self._queue):
             door = self._door
             if now_ms - self._since_ms > (door.keepalive_ms if self.served else door.head_ms):
-                self._transport.close()
+                self._close()
 
     def _sweep_message(self, elapsed_ms: int) -> None:
         reading = self._reading

@@ -11,9 +11,9 @@ the end of the connection. What comes from it goes out as given: `writing` and `
 connection lives is in `connection`, what it may cost in `limits`.
 
 Promises. A request reaches the handler once or not at all, in the order of its connection. Memory
-is bounded by `Limits`: per connection a head, the bodies of a few waiting requests and one body
-under way; for all together `bodies_max_bytes` of half-arrived ones. No timer exists per request or
-per connection: one sweep looks at all of them, four times a second.
+is bounded by `Limits`: per connection a head and a small body; for all together `bodies_max_bytes`
+of bodies that are half here, wait for their turn or are being handled. No timer exists per request
+or per connection: one sweep looks at all of them, four times a second.
 
 Stress. From `stress_percent` (90 %) of `connections_max` on, idle connections are kept for
 `stress_keepalive_ms` (2 s) and a head must come within `stress_head_ms` (2 s). At the cap itself
@@ -44,6 +44,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
+from ..outgoing import Outgoing
 from ..problems import problem
 from .connection import BUSY_RETRY_S, Connection
 from .head import last_words
@@ -68,6 +69,7 @@ class Door:
         self._handler = handler
         self.limits: Final = limits or Limits()
         self.ledger: Final = Ledger()
+        self.outgoing: Final = Outgoing()
         self.refused: Final[Counter[str]] = Counter()
         self.mistakes_total = 0
         self.broken_off_total = 0

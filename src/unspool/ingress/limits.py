@@ -21,7 +21,8 @@ class Limits(Value, frozen=True, kw_only=True):
     body_buffer_bytes: int = 256 * 1024
     """Of a streaming body: what may wait for its reader before we stop reading from the socket."""
     bodies_max_bytes: int = 256 * 1024 * 1024
-    """Half-arrived bodies of all connections together; over it a growing one is answered 503."""
+    """Bodies of all connections together: half-arrived, waiting for their turn, being handled. Over
+    it a growing one is answered 503, and no pipelined request is read behind one that waits."""
     chunk_extras_max_bytes: int = 4 * 1024
     """Chunk extensions, padded chunk sizes and trailers of one message, together."""
     head_ms: int = 10_000

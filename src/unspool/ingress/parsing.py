@@ -46,8 +46,14 @@ _SPECIAL_LENGTHS: Final = frozenset({4, 6, 7, 10, 14, 17})
 """Of host, expect, upgrade, connection, content-length, transfer-encoding."""
 
 
+SMALL_BYTES: Final = 16 * 1024
+"""A body that can come in one read with its head. While it is being handled it is not in the
+ledger: there is one for each connection, and `connections_max` bounds those."""
+
+
 class Ledger:
-    """What the half-arrived bodies of all connections hold, together."""
+    """What the bodies of all connections hold, together: those that are half here, those that wait
+    for their turn, and the larger ones that are being handled."""
 
     __slots__ = ("held_bytes",)
 

@@ -89,8 +89,10 @@ class Reading(Parsing):
             self._decline_offer(rest)
 
     def _feed_in_slices(self, data: bytes) -> None:
-        data = self._unfed + data if self._unfed else data
-        self._unfed = b""
+        if self._unfed:
+            data = self._unfed + data
+            self._unfed = b""
+            self._hold(self._half_bytes)
         size = len(data)
         begin = 0
         while begin < size:
@@ -102,6 +104,7 @@ class Reading(Parsing):
             step = max(self._easy_bytes, left)
             if self._sink.crowded():
                 self._unfed = data[begin:]
+                self._hold(self._half_bytes + len(self._unfed))
                 break
             piece = data[begin : begin + step] if begin or step < size else data
             begin += step
@@ -159,18 +162,22 @@ class Reading(Parsing):
                 self.expecting = False
             elif self._stream is None:
                 self._sink.proceed(False)
-        self._hold(0 if self._stream is not None else len(self._body))
+        self._hold(self._half_bytes)
         if self._stream is not None:
             self._sink.regulate()
 
+    @property
+    def _half_bytes(self) -> int:
+        return 0 if self._stream is not None else len(self._body)
+
     def _hold(self, size: int) -> None:
-        """Enter in the ledger what this half-arrived body occupies."""
+        """Enter in the ledger what is half here, or here and not parsed."""
         ledger = self._ledger
         growing = size > self._held
         ledger.held_bytes += size - self._held
         self._held = size
         if growing and ledger.held_bytes > self._limits.bodies_max_bytes:
-            self._refuse("busy", "Too many half-arrived bodies are being held.")
+            self._refuse("busy", "Too many bodies are being held.")
 
     def continued(self) -> bool:
         """True once, if the sender is to be told 100 (Continue) now."""

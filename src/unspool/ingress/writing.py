@@ -37,13 +37,14 @@ class Writing:
     """The writing half of one connection."""
 
     __slots__ = (
-        "_door", "_drained", "_rest", "_stuck_bytes", "_stuck_since", "_transport", "lost",
+        "_door", "_drained", "_held", "_rest", "_stuck_bytes", "_stuck_since", "_transport", "lost",
     )  # fmt: skip
 
     def __init__(self, door: Door, transport: asyncio.Transport) -> None:
         self._door = door
         self._transport = transport
         self._drained: asyncio.Future[None] | None = None
+        self._held = b""  # small answers of this turn: see outgoing
         self._rest: Reader | None = None
         self._stuck_bytes = 0
         self._stuck_since = 0
@@ -64,6 +65,7 @@ class Writing:
     def lose(self) -> None:
         """The caller is gone: whoever waits for it waits no longer."""
         self.lost = True
+        self._held = b""
         self.resume()
         rest, self._rest = self._rest, None
         if rest is not None:
@@ -92,6 +94,7 @@ class Writing:
         SO_LINGER of zero seconds, on whatever object the event loop shows for the socket.
         """
         self._door.broken_off_total += 1
+        self.flush()
         shown = self._transport.get_extra_info("socket")
         if shown is not None:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(shown.fileno())) as same:
@@ -101,8 +104,28 @@ class Writing:
     # answers
 
     def write(self, data: bytes) -> None:
+        """Now, behind what is held."""
         if not self.lost:
+            if self._held:
+                self.flush()
             self._transport.write(data)
+
+    def _hold(self, data: bytes) -> None:
+        """At the end of this turn, with the others'."""
+        if self._held:
+            self._held += data
+            if len(self._held) > _JOIN_MAX_BYTES:
+                self.flush()  # so that back-pressure is felt
+        else:
+            self._held = data
+            self._door.outgoing.add(self)
+
+    def flush(self) -> None:
+        """What is held goes out. Before whatever ends the connection, or passes by `_hold`."""
+        held, self._held = self._held, b""
+        if held:
+            with contextlib.suppress(RuntimeError):  # uvloop: closed, and about to tell us
+                self._transport.write(held)
 
     def small(self, response: Response) -> None:
         """The fast path: everything is here, and the connection lives on."""
@@ -119,10 +142,10 @@ class Writing:
             self.small(self.mistake(f"An answer cannot be written: {fault}"))
             return
         if len(body) < _JOIN_MAX_BYTES:
-            self._transport.write(written + body)
+            self._hold(written + body)
         else:
-            self._transport.write(written)
-            self._transport.write(body)
+            self.write(written)
+            self.write(body)
 
     def mistake(self, what: str) -> Response:
         """A broken contract on our side of the door: told to the log, and to the caller as 500."""

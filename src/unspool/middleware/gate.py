@@ -27,12 +27,11 @@ from typing import Final, Protocol
 
 import msgspec
 
-from ..answers import replayed
+from ..answers import by_age, replayed, retention, with_fields
 from ..core.idempotency import (
     KEY_CHARS_MAX,
     Do,
     Unreadable,
-    minted,
     read_key,
     worth_remembering,
 )
@@ -42,6 +41,7 @@ from ..core.tenure import Tenure
 from ..errors import Corrupt, UnspoolError
 from ..ledger import Ask, Claim, Ledger, Taken
 from ..problems import problem
+from ..spools.protocol import Entry
 from .running import Running
 
 log = logging.getLogger("unspool.middleware")
@@ -92,6 +92,7 @@ class Rules(Value, frozen=True):
     required: bool = False
     """A request of these methods without a key is refused."""
     key_max_chars: int = KEY_CHARS_MAX
+    """A longer key is refused."""
     body_max_bytes: int = 1024 * 1024
     """A request under a key with a larger body is refused: it could not be told from another."""
     wait_max_ms: int = 60_000
@@ -117,10 +118,7 @@ class Gate:
     def __init__(self, *, rules: Rules, opening: Opens) -> None:
         self._rules = rules
         self._opening = opening
-        keeping = opening.tenure.keeping
-        # For how long, in seconds: a client may stop in time (J1). A dictionary, RFC 9651 §3.2.
-        kept = f"answer={keeping.answer_ms // 1000}, key={keeping.key_ms // 1000}"
-        self._retention: Final[Field] = (b"Idempotency-Retention", kept.encode())
+        self._retention: Final[Field] = retention(opening.tenure.keeping)
 
     async def __call__(
         self, request: Request, *, name: str, principal: Principal, wait_ms: int, run: Run
@@ -139,9 +137,15 @@ class Gate:
         except UnspoolError as error:
             log.error("nothing runs under a key: %s", error)
             return problem("memory-down", retry_after_s=RETRY_S)
+        except Exception:
+            log.exception("nothing runs under a key: the spool made a mistake")
+            return problem("memory-down", retry_after_s=RETRY_S)
         if refusal is not None:
-            return refusal
-        response = told(claim) if isinstance(claim, Taken) else await self._run(claim, secret, run)
+            response = refusal
+        elif isinstance(claim, Taken):
+            response = told(claim)
+        else:
+            response = await self._run(claim, secret, run)
         return with_fields(response, self._retention)
 
     def _ask(self, request: Request, *, name: str, principal: Principal, secret: bytes) -> Ask:
@@ -155,14 +159,13 @@ class Gate:
 
     async def _too_old(self, claim: Claim, ledger: Ledger) -> Response | None:
         """A key that nobody knows, and that tells how old it is (J3, J4)."""
-        keeping = ledger.tenure.keeping
-        found = minted(claim.ask.name, now=ledger.now(), key_ms=keeping.key_ms)
-        if found is None or claim.attempt > 1:
+        if claim.attempt > 1:
             return None
-        await claim.release()
-        if isinstance(found, Unreadable):
-            return problem("key-malformed", found.why)
-        return problem("expired", "it was made longer ago than keys are remembered")
+        keeping = ledger.tenure.keeping
+        refusal = by_age(claim.ask.name, now=ledger.now(), keeping=keeping)
+        if refusal is not None:
+            await claim.release()
+        return refusal
 
     async def _run(self, claim: Claim, secret: bytes, run: Run) -> Response:
         running = Running(
@@ -171,6 +174,7 @@ class Gate:
             fingerprint=claim.ask.fingerprint,
             attempt=claim.attempt,
             secret=secret,
+            held=claim.held,
         )
         try:
             response = await run(running)
@@ -178,16 +182,16 @@ class Gate:
             # Raised or cancelled: whether it had an effect only the application knows (F7, F8).
             await (claim.unknown() if running.affected else claim.release())
             raise
-        if not self._stands(response, running):
+        if not self.stands(response, running):
             await (claim.unknown() if running.affected and _troubled(response) else claim.release())
             return response
         if not await claim.done(response):
             return with_fields(response, NOT_STORED)
         return response
 
-    def _stands(self, response: Response, running: Running) -> bool:
+    def stands(self, response: Response, running: Running) -> bool:
         """Is this the answer that repeats shall get?"""
-        if running.forgotten or not worth_remembering(response.status):
+        if running.forgotten or not worth_remembering(response):
             return False
         if _troubled(response):
             return self._rules.store_errors and response.status >= 500
@@ -205,7 +209,14 @@ def told(taken: Taken) -> Response:
         return replayed(taken.entry)
     if what.do in (Do.WAIT, Do.ATTACH):
         return problem("running", retry_after_s=RETRY_S)
-    return problem(what.problem or "running", what.detail)
+    fields = _location(taken.entry) if what.problem == "expired" else ()
+    return problem(what.problem or "running", what.detail, fields=fields)
+
+
+def _location(entry: Entry | None) -> Sequence[Field]:
+    """Where the answer led, which outlives it (conformance J2)."""
+    where = entry.trail[-1].location if entry is not None and entry.trail else ""
+    return [(b"Location", where.encode("latin-1"))] if where else ()
 
 
 def key_of(keys: Sequence[bytes], *, rules: Rules) -> str | Response | None:
@@ -217,10 +228,6 @@ def key_of(keys: Sequence[bytes], *, rules: Rules) -> str | Response | None:
         link = b'<%b>; rel="describedby"; type="text/html"' % rules.docs.encode()
         return problem("key-missing", fields=[(b"Link", link)] if rules.docs else ())
     return name
-
-
-def with_fields(response: Response, *fields: Field) -> Response:
-    return msgspec.structs.replace(response, fields=[*response.fields, *fields])
 
 
 def as_bytes(principal: Principal) -> bytes:

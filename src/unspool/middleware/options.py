@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
-from typing import Final, Literal, TypedDict, get_args
+from typing import Any, Final, Literal, TypedDict, get_args, get_type_hints
 
 from ..core.lifecycle import Keeping
 from ..core.message import Response
@@ -18,6 +18,8 @@ from ..core.tenure import LEASE_MIN_MS, Abandoned, Tenure
 from ..errors import Misconfigured
 from ..spools.protocol import Survives
 from .gate import Rules
+
+NAME_MAX_CHARS: Final = 200
 
 Grade = Literal["nothing", "process", "power", "machine"]
 
@@ -48,35 +50,63 @@ KEEPING: Final = frozenset(Keeping.__struct_fields__)
 
 def read(options: Options) -> tuple[Rules, Tenure, Survives]:
     """Raises `Misconfigured` for what makes no sense."""
-    given = dict(options)
-    known = {*RULES, *TENURE, *KEEPING, "survives"}
-    for name in given:
-        if name not in known:
-            near = get_close_matches(name, sorted(known), n=1)
-            there = (
-                f"Did you mean {near[0]}?" if near else f"There are: {', '.join(sorted(known))}."
-            )
-            raise Misconfigured(f"There is no option {name!r}. {there}")
+    given, keeping, survives = checked(dict(options), Options)
     if "methods" in given:
-        given["methods"] = frozenset(str(method).upper() for method in options["methods"])
+        given["methods"] = frozenset(method.upper() for method in given["methods"])
     if "abandoned" in given:
         given["abandoned"] = _one_of(Abandoned, "abandoned", given["abandoned"])
-    survives = str(given.pop("survives", "power"))
+    if given.get("lease_ms", LEASE_MIN_MS) < LEASE_MIN_MS:
+        raise Misconfigured(
+            f"lease_ms={given['lease_ms']} is too short to be renewed in; {LEASE_MIN_MS} will do."
+        )
+    tenure = Tenure(keeping=keeping, **{name: given[name] for name in given if name in TENURE})
+    rules = Rules(**{name: given[name] for name in given if name in RULES})
+    return rules, tenure, survives
+
+
+def checked(given: dict[str, Any], kind: type) -> tuple[dict[str, Any], Keeping, Survives]:
+    """Options of this kind (a TypedDict), looked at one by one, and what all kinds have: how long
+    what is known is kept, and what the spool must survive."""
+    types = get_type_hints(kind)
+    for name, value in given.items():
+        if name not in types:
+            near = get_close_matches(name, sorted(types), n=1)
+            there = (
+                f"Did you mean {near[0]}?" if near else f"There are: {', '.join(sorted(types))}."
+            )
+            raise Misconfigured(f"There is no option {name!r}. {there}")
+        _refuse_wrong(name, value, types[name])
+    survives = str(given.get("survives", "power"))
     if survives not in get_args(Grade):
         raise Misconfigured(f"survives={survives!r}: say one of {', '.join(get_args(Grade))}.")
-    if options.get("lease_ms", LEASE_MIN_MS) < LEASE_MIN_MS:
-        raise Misconfigured(
-            f"lease_ms={options['lease_ms']} is too short to be renewed in; {LEASE_MIN_MS} will do."
-        )
-    if options.get("answer_ms", 0) > options.get("key_ms", Keeping().key_ms):
+    usual = Keeping()
+    key_ms = given.get("key_ms", usual.key_ms)
+    if given.get("answer_ms", 0) > key_ms:
         raise Misconfigured("An answer cannot be kept for longer than its key: see key_ms.")
-    keeping = Keeping(**{name: given[name] for name in given if name in KEEPING})  # type: ignore[arg-type]
-    tenure = Tenure(
-        keeping=keeping,
-        **{name: given[name] for name in given if name in TENURE},  # type: ignore[arg-type]
+    keeping = Keeping(
+        answer_ms=given.get("answer_ms", min(usual.answer_ms, key_ms)),
+        key_ms=key_ms,
+        answer_max_bytes=given.get("answer_max_bytes", usual.answer_max_bytes),
     )
-    rules = Rules(**{name: given[name] for name in given if name in RULES})  # type: ignore[arg-type]
-    return rules, tenure, Survives[survives.upper()]
+    return given, keeping, Survives[survives.upper()]
+
+
+def _refuse_wrong(name: str, value: object, kind: object) -> None:
+    """What Python would let through, and only a request would find."""
+    if isinstance(kind, type) and kind in (int, bool, str) and type(value) is not kind:
+        raise Misconfigured(f"{name}={value!r}: that takes a {kind.__name__}.")
+    if isinstance(value, int) and value < 0:
+        raise Misconfigured(f"{name}={value}: it cannot be less than 0.")
+    if name == "name" and not (isinstance(value, str) and 0 < len(value) <= NAME_MAX_CHARS):
+        raise Misconfigured(f"name={value!r}: 1 to {NAME_MAX_CHARS} characters, please.")
+    if name == "unstored" and not callable(value):
+        raise Misconfigured("unstored takes a function of the response that says True or False.")
+    if kind == Collection[str] and (
+        isinstance(value, str)
+        or not isinstance(value, Collection)
+        or not all(isinstance(word, str) for word in value)
+    ):
+        raise Misconfigured(f'{name}={value!r}: give several words, as in {{"POST", "PATCH"}}.')
 
 
 def _one_of(kind: type[Abandoned], name: str, value: object) -> Abandoned:

@@ -1,72 +1,82 @@
 """The portal: one thread with an event loop, for code that blocks.
 
-    portal = Portal("unspool")
+    portal = Portal("unspool", on_close=opening.aclose)
     result = portal.call(work, …)             await work(…) there, wait for it here
     result = portal.between(work, …)          the same; `work(hand, …)` may have things done here:
                                               await hand(function, …)
+    result = await portal.reach(work, …)      the same from another event loop; `hand` takes
+                                              coroutine functions, which are awaited here
+    portal.close()                            `on_close` there, then the thread ends
 
 So WSGI, Django and plain functions use what the others use, with one implementation of each verb,
 and the threads of a server share commits (`committer`). A handler runs in the thread that asked,
 where its framework wants it; claims are renewed meanwhile by the loop.
 
 The thread is made at the first call, and anew after a fork: gunicorn may load the application
-before it forks. It is a daemon: a program that forgets to close it ends all the same.
+before it forks. Before this process forks, an idle portal closes, and so lets go of its spool:
+SQLite must not be carried over a fork, for the child would hold locks that it does not have. One
+that is in use cannot close; the child is then refused, and its parent goes on.
 
-Bugs: a loop that is given blocking work blocks everybody. Nothing of ours does.
+An interrupt (KeyboardInterrupt, a server's SystemExit, GreenletExit) of the thread that waits is
+told to the work there as `Interrupted`, or cancels it. Either way the work has some seconds to
+write down how it ended, and then the interrupt goes on.
+
+The thread is a daemon: a program that forgets to close it ends all the same. At the interpreter's
+exit it is closed.
+
+Refuses with a sentence: a call from its own loop, which would wait for itself for ever; a call
+where gevent or eventlet has replaced threads, for theirs are no threads.
+
+Bugs: a loop that is given blocking work blocks everybody. Nothing of ours does. A handler that is
+still running when the portal closes ends with `Unavailable`, whatever it did.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import concurrent.futures
+import contextlib
 import os
+import sys
 import threading
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine
 from queue import SimpleQueue
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+from ..errors import Misconfigured, Unavailable
+from .visit import ENDS_S, AsyncHand, Errand, Hand, Visit
 
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 
+CLOSES_S: Final = 5.0
+"""How long the end of the loop may take."""
 
-class Hand(Protocol):
-    """Has a function called in the thread that waits at the portal."""
-
-    async def __call__(self, function: Callable[..., R], /, *arguments: Any) -> R: ...
+GREEN: Final = (("gevent.monkey", "is_module_patched"), ("eventlet.patcher", "is_monkey_patched"))
+"""Who may have replaced threads, and whom to ask."""
 
 
 class Portal:
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        on_close: Callable[[], Awaitable[None]] | None = None,
+        closes_s: float = CLOSES_S,
+    ) -> None:
+        """`closes_s`: how long `close` waits for calls that are under way."""
         self._name: Final = name
+        self._closes_s = closes_s
+        self._on_close = on_close
         self._pid = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._making = threading.Lock()
-
-    def _there(self) -> asyncio.AbstractEventLoop:
-        """The loop, made where there is none in this process."""
-        if self._loop is None or self._pid != os.getpid():
-            if self._pid != os.getpid():
-                self._making = threading.Lock()  # another thread's, before the fork, may be locked
-            with self._making:
-                if self._loop is None or self._pid != os.getpid():
-                    self._make()
-        assert self._loop is not None
-        return self._loop
-
-    def _make(self) -> None:
-        loop = asyncio.new_event_loop()
-        ready = threading.Event()
-
-        def run() -> None:
-            asyncio.set_event_loop(loop)
-            loop.call_soon(ready.set)
-            loop.run_forever()
-
-        self._thread = threading.Thread(target=run, name=self._name, daemon=True)
-        self._thread.start()
-        ready.wait()
-        self._loop, self._pid = loop, os.getpid()
+        self._busy: set[Visit[Any]] = set()
+        self._watched = False
 
     def call(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Await it there. Interrupted here, it is cancelled there."""
@@ -74,11 +84,11 @@ class Portal:
         async def awaited() -> T:
             return await work(*args, **kwargs)
 
-        future = asyncio.run_coroutine_threadsafe(awaited(), self._there())
+        visit = self._start(awaited)
         try:
-            return future.result()
+            return visit.ended.result()
         except BaseException:
-            future.cancel()
+            visit.call_off()
             raise
 
     def between(
@@ -88,62 +98,206 @@ class Portal:
         **kwargs: P.kwargs,
     ) -> T:
         """Await `work(hand, …)` there, and do here what it hands over."""
-        errands: SimpleQueue[_Errand | None] = SimpleQueue()
+        errands: SimpleQueue[Errand | None] = SimpleQueue()
 
         async def hand(function: Callable[..., R], /, *arguments: Any) -> R:
-            loop = asyncio.get_running_loop()
-            future: asyncio.Future[R] = loop.create_future()
-            errands.put((function, arguments, loop, future))
-            return await future
+            errand = Errand(function, arguments)
+            errands.put(errand)
+            result: R = await errand.told
+            return result
 
         async def awaited() -> T:
             return await work(hand, *args, **kwargs)
 
-        future = asyncio.run_coroutine_threadsafe(awaited(), self._there())
-        future.add_done_callback(lambda _: errands.put(None))
+        visit = self._start(awaited)
+        visit.ended.add_done_callback(lambda _: errands.put(None))
+        told = False
         try:
             while (errand := errands.get()) is not None:
-                _do(errand)
-        except BaseException:  # an interrupt: what was handed over did not end
-            future.cancel()
+                if (interrupt := errand.do()) is not None:
+                    told = True
+                    raise interrupt
+            return visit.ended.result()
+        except BaseException:
+            visit.call_off(after_s=ENDS_S if told else 0)
             raise
-        return future.result()
+
+    async def reach(
+        self,
+        work: Callable[Concatenate[AsyncHand, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """`between` for a caller who has an event loop of its own: what is handed over is awaited
+        in the task that called, with its context. Cancelled here, it is cancelled there, too."""
+        here = asyncio.get_running_loop()
+        errands: asyncio.Queue[Errand | None] = asyncio.Queue()
+
+        def put(errand: Errand | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop that called has closed
+                here.call_soon_threadsafe(errands.put_nowait, errand)
+
+        async def hand(function: Callable[..., Awaitable[R]], /, *arguments: Any) -> R:
+            errand = Errand(function, arguments)
+            put(errand)
+            result: R = await errand.told
+            return result
+
+        async def awaited() -> T:
+            return await work(hand, *args, **kwargs)
+
+        visit = self._start(awaited)
+        visit.ended.add_done_callback(lambda _: put(None))
+        told = False
+        try:
+            while (errand := await errands.get()) is not None:
+                if (interrupt := await errand.await_it()) is not None:
+                    told = True
+                    raise interrupt
+            return visit.ended.result()
+        except BaseException:
+            if not told:
+                visit.cancel()
+            raise
+
+    # --- the thread -------------------------------------------------------------------------
+
+    def _start(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Visit[T]:
+        if self._pid == os.getpid() and threading.current_thread() is self._thread:
+            raise RuntimeError(
+                f"This is the loop of the portal {self._name!r}: waiting here for it would wait for"
+                " ever. Nothing was run. Await the work itself instead of calling it"
+            )
+        with self._making:
+            visit = Visit(self._there(), work)
+            self._busy.add(visit)
+            visit.begin()
+        visit.ended.add_done_callback(lambda _: self._busy.discard(visit))
+        return visit
+
+    def _there(self) -> asyncio.AbstractEventLoop:
+        """The loop, made where there is none in this process."""
+        if self._loop is not None and self._pid == os.getpid():
+            return self._loop
+        if self._loop is not None:
+            raise Unavailable(
+                f"This process was forked while the portal {self._name!r} was in use, and its spool"
+                " cannot be carried over. Nothing was run. Fork before the first request, as"
+                " servers do, or start the process anew (multiprocessing: spawn)"
+            )
+        _refuse_green()
+        if not self._watched:
+            self._watched = True
+            _watch(self)
+        loop = asyncio.new_event_loop()
+        ready = threading.Event()
+
+        def run() -> None:
+            asyncio.set_event_loop(loop)
+            loop.call_soon(ready.set)
+            try:
+                loop.run_forever()
+            finally:
+                loop.close()
+
+        thread = threading.Thread(target=run, name=self._name, daemon=True)
+        thread.start()
+        ready.wait()
+        self._loop, self._thread, self._pid = loop, thread, os.getpid()
+        return loop
 
     def close(self) -> None:
-        """End the thread. Twice does nothing; a later call makes another."""
+        """End the thread, after calls under way have had some seconds to end. Twice does nothing;
+        a later call makes another."""
+        if threading.current_thread() is self._thread and self._pid == os.getpid():
+            raise RuntimeError(f"The portal {self._name!r} cannot be closed from its own loop")
+        if self._pid != os.getpid():
+            return
+        concurrent.futures.wait([visit.ended for visit in list(self._busy)], timeout=self._closes_s)
+        with self._making:
+            self._close()
+
+    def _close(self) -> None:
         loop, thread = self._loop, self._thread
-        if loop is None or thread is None or self._pid != os.getpid():
+        if loop is None or thread is None:
             return
         self._loop = self._thread = None
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        visits = list(self._busy)
+        ending = asyncio.run_coroutine_threadsafe(_wind_up(visits, self._on_close), loop)
+        try:
+            ending.result(timeout=2 * CLOSES_S)
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(timeout=CLOSES_S)
+
+    # --- forks and exits: see `_watch` --------------------------------------------------------
+
+    def before_fork(self) -> None:
+        self._making.acquire()
+        within = threading.current_thread() is self._thread
+        if self._pid == os.getpid() and not self._busy and not within:
+            with contextlib.suppress(Exception):  # whoever forks has nothing to do with it
+                self._close()
+
+    def after_fork(self) -> None:
+        self._making.release()
+
+    def in_child(self) -> None:
+        self._making = threading.Lock()  # another thread's, before the fork
+        self._busy = set()
+
+    def at_exit(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
 
 
-_Errand = tuple[
-    Callable[..., Any], tuple[Any, ...], asyncio.AbstractEventLoop, "asyncio.Future[Any]"
-]
+def _watch(portal: Portal) -> None:
+    """Tell a portal of forks and of the end, for as long as there is one."""
+    there = weakref.ref(portal)
+
+    def tell(verb: Callable[[Portal], None]) -> Callable[[], None]:
+        def told() -> None:
+            if (one := there()) is not None:
+                verb(one)
+
+        return told
+
+    os.register_at_fork(
+        before=tell(Portal.before_fork),
+        after_in_parent=tell(Portal.after_fork),
+        after_in_child=tell(Portal.in_child),
+    )
+    atexit.register(tell(Portal.at_exit))
 
 
-def _do(errand: _Errand) -> None:
-    """Call it, and tell whoever waits in the loop what came of it."""
-    function, arguments, loop, future = errand
+def _refuse_green() -> None:
+    """A thread that is none: the loop would wait in the middle of somebody's request."""
+    for module, question in GREEN:
+        asked = getattr(sys.modules.get(module), question, None)
+        if asked is not None and asked("threading" if module.startswith("gevent") else "thread"):
+            raise Misconfigured(
+                f"{module.partition('.')[0]} has replaced this process's threads, and an event loop"
+                " needs one. Nothing was run. Use threads instead:"
+                " gunicorn --worker-class gthread --threads 8"
+            )
+
+
+async def _wind_up(
+    visits: list[Visit[Any]], on_close: Callable[[], Awaitable[None]] | None
+) -> None:
+    """End the visits while there is a spool to write it down in; then let go of that."""
+    tasks = [visit.task for visit in visits if visit.task is not None]
+    await _end(tasks)
     try:
-        result = function(*arguments)
-    except BaseException as error:
-        loop.call_soon_threadsafe(_tell, future, None, error)
-        if not isinstance(error, Exception):
-            raise
-    else:
-        loop.call_soon_threadsafe(_tell, future, result, None)
+        if on_close is not None:
+            await on_close()
+    finally:
+        await _end([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
+        await asyncio.get_running_loop().shutdown_asyncgens()
 
 
-def _tell(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():  # whoever handed it over was cancelled
-        return
-    if error is None:
-        future.set_result(result)
-    elif isinstance(error, Exception):
-        future.set_exception(error)
-    else:
-        future.cancel()
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=CLOSES_S)

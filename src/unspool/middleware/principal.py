@@ -1,8 +1,9 @@
 """The principal: who is asking, as the application says. A key is known only within it (I10).
 
-    owner_of(scope)                  the function's own name: tells one application from another
+    owner_of(scope)                  the function's package: tells one application from another
     check(principal) -> Principal    what may stand for a caller; raises Nobody or Unsteady
     Steady()                         asks twice at first: the same caller must be the same twice
+    await Asker(scope).principal(s)  all of it, for ASGI: the principal, or why nothing is run (D4)
 
 A principal that changes from one request to the next makes every repeat a new request, and one that
 is the same for two callers gives one the other's answers. Neither can be seen from here in general;
@@ -11,12 +12,24 @@ what can be seen is refused.
 
 from __future__ import annotations
 
+import inspect
+import logging
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
+from ..core.message import Response
 from ..errors import Misconfigured
+from ..problems import problem
 from .gate import Principal
+
+log: Final = logging.getLogger("unspool.middleware")
+
+Scope = MutableMapping[str, Any]
+ScopeOf = Callable[[Scope], Principal | Awaitable[Principal | None] | None]
 
 TWICE: Final = 16
 """How many of the first requests have their scope asked twice."""
@@ -44,10 +57,19 @@ def checked_scope(scope: object) -> Callable[..., Any]:
 
 
 def owner_of(scope: Callable[..., Any]) -> str:
-    """`shop.api:principal`: the same in each process of an application, and after each deploy."""
-    module = getattr(scope, "__module__", None) or type(scope).__module__
-    name = getattr(scope, "__qualname__", None) or type(scope).__qualname__
-    return f"{module}:{name}"
+    """`shop`: the package of the scope function, the same in each process of an application.
+
+    Not its name, for functions are renamed and move; and of a program that was started by its file
+    the file's name, for a server imports it by that.
+    """
+    while isinstance(scope, partial):
+        scope = scope.func
+    module: str = getattr(scope, "__module__", None) or type(scope).__module__
+    if module == "__main__":
+        main = sys.modules[module]
+        spec = getattr(main, "__spec__", None)
+        module = spec.name if spec is not None else Path(getattr(main, "__file__", module)).stem
+    return module.partition(".")[0]
 
 
 def check(principal: object) -> Principal:
@@ -84,3 +106,31 @@ class Steady:
     def compare(first: Principal, second: object) -> None:
         if first != second:
             raise Unsteady("the scope function gave two answers for one request")
+
+
+class Asker:
+    """Asks the application who is asking."""
+
+    def __init__(self, scope: ScopeOf) -> None:
+        self._scope_of: Final = checked_scope(scope)
+        self._steady: Final = Steady()
+
+    async def principal(self, scope: Scope) -> Principal | Response:
+        """Who is asking; or why nothing is run under this key (D4)."""
+        try:
+            principal = check(await self._ask(scope))
+            if self._steady.asks_again:
+                Steady.compare(principal, await self._ask(scope))
+        except Nobody:
+            return problem("nobody")
+        except Unsteady as fault:
+            log.error("nothing runs under a key: %s", fault)
+            return problem("scope-broken", str(fault))
+        except Exception:
+            log.exception("the scope function raised; nothing runs under a key")
+            return problem("scope-broken", "the scope function raised")
+        return principal
+
+    async def _ask(self, scope: Scope) -> Any:
+        found = self._scope_of(scope)
+        return await found if inspect.isawaitable(found) else found

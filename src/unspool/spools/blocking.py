@@ -26,7 +26,7 @@ from ..core.lifecycle import State, Verdict
 from ..core.message import Destination, Instant, Key
 from .arrivals import Arrivals
 from .protocol import Acceptance, Entry, LaneDue, Lease, New, Promises, Query, Tally
-from .thread import OneThread
+from .thread import OneThread, Outcome, Work
 
 LOOK_S: Final = 0.25
 """How often to ask whether another process has changed the store."""
@@ -89,8 +89,17 @@ class BlockingSpool(Generic[S]):
         self._arrivals = Arrivals()
 
     @classmethod
-    async def over(cls, open_store: Callable[[], S], *, name: str) -> Self:
-        """Open the store on the thread that will write to it. Raises what `open_store` does."""
+    async def over(
+        cls,
+        open_store: Callable[[], S],
+        *,
+        name: str,
+        together: Callable[[S], Callable[[Sequence[Work]], Sequence[Outcome]]] | None = None,
+    ) -> Self:
+        """Open the store on the thread that will write to it. Raises what `open_store` does.
+
+        `together`: how the store does accepts, leases and settles that have queued up in one go.
+        """
         writer = OneThread(f"{name}-write")
         stores: list[S] = []
         try:
@@ -100,6 +109,8 @@ class BlockingSpool(Generic[S]):
             for store in stores:  # it was opened for somebody who has gone
                 store.close()
             raise
+        if together is not None:
+            writer.together = together(stores[0])
         return cls(stores[0], writer, name=name)
 
     @property
@@ -112,7 +123,7 @@ class BlockingSpool(Generic[S]):
         return self.store.corrupt
 
     def accept(self, entries: Sequence[Entry], /) -> _Soon[Sequence[Acceptance]]:
-        return self._accepted(self._writer.soon(self.store.accept, entries))
+        return self._accepted(self._writer.joined(self.store.accept, entries))
 
     async def _accepted(self, soon: Awaitable[Sequence[Acceptance]]) -> Sequence[Acceptance]:
         answers = await soon
@@ -126,10 +137,10 @@ class BlockingSpool(Generic[S]):
     def lease(
         self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
     ) -> _Soon[Sequence[Lease]]:
-        return _result(self._writer.soon(lambda: self.store.lease(wants, now=now, until=until)))
+        return _result(self._writer.joined(lambda: self.store.lease(wants, now=now, until=until)))
 
     def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> _Soon[Sequence[bool]]:
-        return self._settled(self._writer.soon(self.store.settle, settlements))
+        return self._settled(self._writer.joined(self.store.settle, settlements))
 
     async def _settled(self, soon: Awaitable[Sequence[bool]]) -> Sequence[bool]:
         kept = await soon

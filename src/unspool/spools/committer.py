@@ -2,34 +2,52 @@
 
     committer = Committer(spool.accept, batch_max=512, waiting_max=20_000)
     result = await committer.submit(item)
+    committer.submit_for(hears, item)           the same for somebody who is told in his own way
     await committer.drain()                     when everything submitted is done
 
 While one commit is in flight the next batch fills. There is no timer: an idle spool adds no
 latency, and a busy one commits as often as its disk can sync, with two batches of like size on
 their ways in turn: one with the disk, one with the callers. A first item is handed over at once,
-inside `submit`; `commit` may begin its work when it is called.
+inside `submit`; `commit` may begin its work when it is called. Who is `patient` hands it over at
+the end of the turn, with all that came in it: callers who come together do not send one ahead.
 
 A caller's cancellation neither undoes nor delays the others' commit. An error reaches each caller
 of its batch; but of a batch that failed as `Corrupt` nothing was done and one item is to blame, so
 its items are tried one by one, and only that one's caller hears of it.
 
-Belongs to the loop that submits. Costs one future a call, and one task while it is busy.
+Belongs to the loop that submits. Costs one future a call, or none for those who are told in their
+own way, and one task while it is busy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from ..errors import Corrupt, Full
+
+log: Final = logging.getLogger("unspool.spool")
 
 TURNS: Final = 3
 """Of the loop: answers are written, requests are read, requests are submitted."""
 
 T = TypeVar("T")
 R = TypeVar("R")
-_Batch = tuple[Sequence[T], Sequence["asyncio.Future[R]"]]
+Heard = TypeVar("Heard", contravariant=True)
+
+
+class Hears(Protocol[Heard]):
+    """Who is told of a commit: a future, or somebody who goes on at once. Never raises."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Heard, /) -> None: ...
+    def set_exception(self, error: Exception, /) -> None: ...
+    def cancel(self) -> object: ...
+
+
+_Batch = tuple[Sequence[T], Sequence[Hears[R]]]
 
 
 class Committer(Generic[T, R]):
@@ -39,15 +57,17 @@ class Committer(Generic[T, R]):
         *,
         batch_max: int,
         waiting_max: int,
+        patient: bool = False,
     ) -> None:
         assert batch_max > 0
         assert waiting_max > 0
         self._commit: Final = commit
         self._batch_max: Final = batch_max
         self._waiting_max: Final = waiting_max
+        self._patient: Final = patient
         self._items: list[T] = []
-        self._futures: list[asyncio.Future[R]] = []
-        self._flying: Sequence[asyncio.Future[R]] = ()
+        self._futures: list[Hears[R]] = []
+        self._flying: Sequence[Hears[R]] = ()
         self._running: asyncio.Task[None] | None = None
         self._begun: Awaitable[Sequence[R]] | None = None
 
@@ -58,20 +78,23 @@ class Committer(Generic[T, R]):
 
     def submit(self, item: T) -> asyncio.Future[R]:
         """Await what it returns. Raises `Full` at once: nothing of this item was begun."""
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self.submit_for(future, item)
+        return future
+
+    def submit_for(self, hears: Hears[R], item: T) -> None:
+        """The same for somebody who is told the result, in the middle of telling all the others."""
         if len(self._items) >= self._waiting_max:
             raise Full(
                 f"{self._waiting_max} requests wait for the spool's disk already. This one was not"
                 " taken; send it again later. See how busy the disk is: iostat -x 1"
             )
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
         self._items.append(item)
-        self._futures.append(future)
+        self._futures.append(hears)
         if self._running is None:
-            batch = self._take()
-            self._running = loop.create_task(self._run(batch, self._begin(batch[0])))
+            run = self._run() if self._patient else self._run(*self._next())
+            self._running = asyncio.get_running_loop().create_task(run)
             self._running.add_done_callback(self._ended)
-        return future
 
     async def drain(self) -> None:
         """Return once everything that was submitted has its result."""
@@ -88,6 +111,10 @@ class Committer(Generic[T, R]):
         self._flying = futures
         return items, futures
 
+    def _next(self) -> tuple[_Batch[T, R], Awaitable[Sequence[R]]]:
+        batch = self._take()
+        return batch, self._begin(batch[0])
+
     def _begin(self, items: Sequence[T]) -> Awaitable[Sequence[R]]:
         try:
             self._begun = self._commit(items)
@@ -95,17 +122,20 @@ class Committer(Generic[T, R]):
             self._begun = _failed(error)
         return self._begun
 
-    async def _run(self, batch: _Batch[T, R], begun: Awaitable[Sequence[R]]) -> None:
+    async def _run(
+        self, batch: _Batch[T, R] | None = None, begun: Awaitable[Sequence[R]] | None = None
+    ) -> None:
         """Commit after commit, until nobody waits."""
         while True:
+            if batch is None or begun is None:
+                batch, begun = self._next()
             items, futures = batch
             results, error = await _outcome(begun, len(items))
             if isinstance(error, Corrupt) and len(items) > 1:
                 await self._one_by_one(items, futures)
             if 2 * len(self._items) >= len(items):
                 # The next batch is on its way before these callers wake: disk and loop overlap.
-                batch = self._take()
-                begun = self._begin(batch[0])
+                batch, begun = self._next()
                 _tell(futures, results, error)
                 continue
             _tell(futures, results, error)
@@ -113,8 +143,7 @@ class Committer(Generic[T, R]):
             if not self._items:
                 self._running = None
                 return
-            batch = self._take()
-            begun = self._begin(batch[0])
+            batch = None
 
     async def _come_back(self, count: int) -> None:
         """Let callers that were just answered bring what they have next.
@@ -127,7 +156,7 @@ class Committer(Generic[T, R]):
             if 2 * len(self._items) >= count:
                 return
 
-    async def _one_by_one(self, items: Sequence[T], futures: Sequence[asyncio.Future[R]]) -> None:
+    async def _one_by_one(self, items: Sequence[T], futures: Sequence[Hears[R]]) -> None:
         for item, future in zip(items, futures, strict=True):
             results, error = await _outcome(self._begin([item]), 1)
             _tell([future], results, error)
@@ -158,15 +187,15 @@ async def _outcome(
     return results, None
 
 
-def _tell(
-    futures: Sequence[asyncio.Future[R]], results: Sequence[R], error: Exception | None
-) -> None:
+def _tell(futures: Sequence[Hears[R]], results: Sequence[R], error: Exception | None) -> None:
     """Each caller gets its own; a caller who was cancelled, or told already, gets nothing."""
-    if error is not None:
-        for future in futures:
-            if not future.done():
+    for number, future in enumerate(futures):
+        if future.done():
+            continue
+        try:
+            if error is not None:
                 future.set_exception(error)
-        return
-    for future, result in zip(futures, results, strict=True):
-        if not future.done():
-            future.set_result(result)
+            else:
+                future.set_result(results[number])
+        except Exception:
+            log.exception("somebody made a mistake with what he was told; the others go on")

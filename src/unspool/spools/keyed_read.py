@@ -85,12 +85,19 @@ def browse(
         start = data_row(b"m", number_of(kept) + 1)
     entries: list[Entry] = []
     spoilt: list[int] = []
+    last = b""
+    if query.key is not None:  # found at once: it has one place, and nothing else is looked at
+        with shelf.view() as view:
+            kept = view.get(key_row(query.key))
+        if kept is None or data_row(b"m", number_of(kept)) < start:
+            return [], []
+        start = last = data_row(b"m", number_of(kept))
     looked = STEP
     while looked == STEP and len(entries) < limit:
         looked = 0
         with shelf.view() as view:
             for walked, envelope in view.walk(b"m", start=start):
-                if looked == STEP or len(entries) == limit:
+                if looked == STEP or len(entries) == limit or (last and walked > last):
                     break
                 looked += 1
                 place = place_of(walked)

@@ -189,7 +189,7 @@ class KeyedStore:
         if whole and not entry.message.repeat:
             draft.binding = True
         leased = changed(entry, message=with_request(entry.message, request))
-        return Lease(leased, until, row.entry.leased_until != 0)
+        return Lease(leased, until, not harmless)
 
     def seize(self, keys: Sequence[Key], /, *, now: Instant, until: Instant) -> list[Lease | None]:
         leases: list[Lease | None] = []

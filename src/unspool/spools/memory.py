@@ -98,6 +98,8 @@ class MemorySpool:
     def __init__(self) -> None:
         self.entries: dict[Key, Entry] = {}
         """In order of acceptance. Tests reach in here to act out a restart."""
+        self._seized: dict[Key, int] = {}
+        """The attempt numbers of leases that were seizures and no attempts (15)."""
         self._arrivals = Arrivals()
 
     @property
@@ -165,10 +167,16 @@ class MemorySpool:
             leases += [self._lease(entry, until) for entry in sorted(due, key=ready_at)[:limit]]
         return leases
 
-    def _lease(self, entry: Entry, until: Instant) -> Lease:
+    def _lease(self, entry: Entry, until: Instant, *, seize: bool = False) -> Lease:
+        key = entry.message.key
         leased = replace(entry, attempt=entry.attempt + 1, leased_until=until)
-        self.entries[entry.message.key] = leased
-        return Lease(leased, until, abandoned=entry.leased_until != FREE)
+        harmless = entry.leased_until == FREE or self._seized.get(key) == entry.attempt
+        if seize and harmless:
+            self._seized[key] = leased.attempt
+        else:
+            self._seized.pop(key, None)
+        self.entries[key] = leased
+        return Lease(leased, until, abandoned=not harmless)
 
     async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
         kept = [self._settle(lease, verdict) for lease, verdict in settlements]
@@ -240,7 +248,7 @@ class MemorySpool:
         for key in keys:
             entry = self.entries.get(key)
             free = entry and entry.state is State.WAITING and entry.leased_until <= now
-            leases.append(self._lease(entry, until) if entry and free else None)
+            leases.append(self._lease(entry, until, seize=True) if entry and free else None)
         return leases
 
     async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:
@@ -253,7 +261,8 @@ class MemorySpool:
             and entry.leased_until <= now
         ]
         expired.sort(key=lambda entry: entry.message.expires_at)
-        return [_bare_lease(self._lease(entry, until)) for entry in expired[:limit]]
+        leases = [self._lease(entry, until, seize=True) for entry in expired[:limit]]
+        return [_bare_lease(lease) for lease in leases]
 
     async def sweep(self, *, now: Instant, limit: int) -> int:
         went = 0
@@ -286,5 +295,6 @@ def asked_for(entry: Entry, query: Query) -> bool:
         (query.destination is None or message.destination == query.destination)
         and (query.state is None or entry.state is query.state)
         and (query.name is None or message.name == query.name)
+        and (query.key is None or message.key == query.key)
         and (query.held is None or held == query.held)
     )

@@ -54,6 +54,9 @@ The contract, clause by clause (the conformance suite proves each):
 15. Renewal. `renew` moves the end of leases that have not ended, for work that takes longer than
     anybody knew. It is fenced like `settle` (6): False where the lease has passed on or has ended.
     A late renewal that nobody has overtaken is good.
+16. Seizures. What `seize` and `expire` lease is not for an attempt: nobody sends anything under it.
+    If such a lease runs out without a verdict, the next one is not `abandoned` by that; it is where
+    the seizure itself took what an attempt had abandoned.
 
 Instants agree between all who share a spool within SKEW_MS; a lease's term is at least ten times
 that, and longer than an attempt can take (asserted where leases are taken).
@@ -118,7 +121,8 @@ class Entry(Value, frozen=True):
     message: Message
     state: State
     due_at: Instant
-    """While waiting: not before this; NEVER: held. Never shows a lease."""
+    """While waiting: not before this; NEVER: held; AT_ONCE: by an operator's word. Never shows a
+    lease."""
     attempt: int = 0
     """Attempts begun; the token of the latest lease."""
     leased_until: Instant = Instant(0)
@@ -141,7 +145,8 @@ class Lease(Value, frozen=True):
     entry: Entry
     until: Instant
     abandoned: bool = False
-    """The lease before this one ran out without a verdict: its attempt may have been applied."""
+    """The lease before this one ran out without a verdict: its attempt may have been applied. Not
+    where it was a seizure (15)."""
 
 
 class New(Value, frozen=True):
@@ -172,6 +177,8 @@ class Query(Value, frozen=True):
     state: State | None = None
     name: str | None = None
     """The sender's Idempotency-Key, whoever the sender was."""
+    key: Key | None = None
+    """The entry of this key: found at once, however much there is."""
     held: bool | None = None
 
 
@@ -242,8 +249,8 @@ class Spool(Protocol):
         self, keys: Sequence[Key], /, *, now: Instant, until: Instant
     ) -> Sequence[Lease | None]:
         """Lease these, due or not, held or not; None: unknown, not waiting, or in somebody's
-        unexpired lease. Counts no attempt that would look like a delivery: the number rises, for
-        it is the token, and the verdict's trail says what was done."""
+        unexpired lease. Counts no attempt that would look like a delivery (15): the number rises,
+        for it is the token, and the verdict's trail says what was done."""
         ...
 
     async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:

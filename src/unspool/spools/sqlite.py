@@ -6,7 +6,8 @@
 
 Promises: survives a power cut (WAL, synchronous=FULL, read back at open; a file on tmpfs: a
 process), is shared, remembers, fences. `sqlite_store` does the work and blocks; `BlockingSpool`
-runs it on three threads, with a connection for each.
+runs it on three threads, with a connection for each. Accepts, leases and settles that have queued
+up are one transaction, with one sync.
 
 Other processes' accepts are noticed by asking SQLite four times a second, while somebody waits.
 
@@ -34,4 +35,6 @@ class SqliteSpool:
             where = Path(path).absolute()
             return SqliteStore.open(where, create=create, test_hook_no_sync=test_hook_no_sync)
 
-        return await BlockingSpool.over(open_store, name="unspool-sqlite")
+        return await BlockingSpool.over(
+            open_store, name="unspool-sqlite", together=lambda store: store.together
+        )

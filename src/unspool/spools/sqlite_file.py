@@ -39,7 +39,7 @@ from ..errors import (
 )
 from .folder import IN_MEMORY, file_system
 from .protocol import Promises, Survives
-from .sqlite_schema import APPLICATION_ID, FREE_ORPHANS, SCHEMA, USER_VERSION
+from .sqlite_schema import ADDITIONS, APPLICATION_ID, FREE_ORPHANS, SCHEMA, USER_VERSION
 
 SQLITE_MIN: Final = (3, 51, 3)
 """3.7.0 to 3.51.2 can corrupt a WAL when two connections write and checkpoint at once."""
@@ -212,7 +212,8 @@ def _connect(path: Path, *, cache_kib: int, synced: bool) -> apsw.Connection:
 
 
 def _make_ours(connection: apsw.Connection, path: Path) -> None:
-    """Lay down the tables in a new file: all of them or none, whoever else is opening it."""
+    """Lay down the tables in a new file, and in an older one what it lacks: all of it or nothing,
+    whoever else is opening it."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         if connection.pragma("application_id") != APPLICATION_ID:
@@ -220,6 +221,9 @@ def _make_ours(connection: apsw.Connection, path: Path) -> None:
                 connection.execute(statement)
             connection.pragma("application_id", APPLICATION_ID)
             connection.pragma("user_version", USER_VERSION)
+        for lacks, addition in ADDITIONS:
+            if not connection.execute(lacks).fetchall():
+                connection.execute(addition)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

@@ -6,15 +6,26 @@
 `ready_at` is what leases go by: when the message is due and in nobody's lease. NULL means that it
 cannot be leased at all: it has settled, is claimed, is held, or stands behind the head of its order
 key. So a lease is written as a new due time, an abandoned one comes due by itself, and `due_at`
-stays the message's own. `sweep_at` is when something of the row may be forgotten.
+stays the message's own. `sweep_at` is when something of the row may be forgotten. `seized` is the
+attempt number of the last lease that was a seizure and no attempt: while the two are equal, a lease
+that has run out was nobody's attempt (15).
 
-A state of SPOILT or more is a row set aside: its record failed its checksum. Its key stays known
+A state of SPOILT or more is a row set aside: its record failed its checksum, or a column beside it
+holds what no column can: text that is no UTF-8, a number that is none. Its key stays known
 (nothing runs twice because we forgot it), its bytes stay for whoever can read them.
+
+Forms. `user_version` says which form a file has; a newer one than ours is refused. What an older
+unspool can pass over without harm (a column with a default that it does not name, an index) is an
+addition and no new form: ADDITIONS are made in every file that lacks them, and a file that has them
+can be given back to the older program.
 
 Pure: no connection is opened here.
 
 Bugs: the checksums are over the records (status, request, answer); the columns beside them have
-none. `browse` by state, name or destination and `tally` read all rows.
+none: a bit that rots in one is noticed where it makes a text or a number that is none, and where it
+makes another name or another time it is not. What stands in line behind a message whose order key
+rotted waits for the next arrival in that line. `browse` by state, name or destination and `tally`
+read all rows (see `sqlite_read`).
 """
 
 from __future__ import annotations
@@ -25,10 +36,10 @@ from itertools import chain
 from typing import Any, Final
 
 from ..core import record
-from ..core.lifecycle import LIFE, Bounced, Deferred, Delivered, State, Verdict
+from ..core.lifecycle import Bounced, Deferred, Delivered, State, Verdict
 from ..core.message import NEVER, Message
 from ..core.record import Status
-from .protocol import Entry, Lease
+from .protocol import Entry
 
 APPLICATION_ID: Final = 0x756E7370
 """'unsp', for file(1) and for us."""
@@ -60,7 +71,8 @@ SCHEMA: Final = (
         keep_until   INTEGER NOT NULL,
         answer_until INTEGER NOT NULL,
         sweep_at     INTEGER,
-        status       BLOB    NOT NULL
+        status       BLOB    NOT NULL,
+        seized       INTEGER NOT NULL DEFAULT 0
     ) STRICT
     """,
     """
@@ -79,6 +91,14 @@ SCHEMA: Final = (
     "CREATE INDEX message_leased ON message (leased_until) WHERE leased_until > 1",
     f"CREATE INDEX message_spoilt ON message (id) WHERE state >= {SPOILT}",
 )
+
+ADDITIONS: Final = (
+    (
+        "SELECT 1 FROM pragma_table_info('message') WHERE name = 'seized'",
+        "ALTER TABLE message ADD COLUMN seized INTEGER NOT NULL DEFAULT 0",
+    ),
+)
+"""Where the first finds nothing, the second is done."""
 
 # OR ROLLBACK: a write that fails takes its whole transaction with it, which is what we want, and
 # SQLite then needs no statement journal, which for many rows it would spill to a temporary file.
@@ -106,8 +126,19 @@ SETTLE_BODY: Final = (
 COLUMNS: Final = (
     "m.id, m.key, m.fingerprint, m.destination, m.accepted_at, m.expires_at, m.nonce, m.name,"
     " m.order_key, m.repeat, m.state, m.due_at, m.attempt, m.leased_until, m.keep_until,"
-    " m.answer_until, m.status"
+    " m.answer_until, m.seized, m.status"
 )
+
+TEXTS: Final = {1: "m.key", 3: "m.destination", 7: "m.name", 8: "m.order_key"}
+"""Which of them are texts, and where."""
+BLOBS: Final = frozenset({"m.fingerprint", "m.nonce", "m.status", *TEXTS.values()})
+BYTES: Final = ", ".join(
+    f"CAST({column} AS BLOB)"
+    if column in BLOBS
+    else f"iif(typeof({column}) = 'integer', {column}, NULL)"
+    for column in COLUMNS.split(", ")
+)
+"""The same without a text that SQLite would have to read: for reading on where one is none."""
 
 FIND: Final = (
     f"SELECT {COLUMNS}, NULL, b.answer FROM json_each(?) AS k"
@@ -143,9 +174,15 @@ RENEW: Final = (
     " sweep_at = iif(sweep_at IS NULL, NULL, max(keep_until, ?1))"
     " WHERE id IN (SELECT value FROM json_each(?2))"
 )
-# One row for the whole batch: see CHUNK_MAX.
+# What an abandoned attempt left open stays open: it must not look as if it had never been.
+SEIZE: Final = LEASE.replace(
+    "SET attempt = attempt + 1,",
+    "SET attempt = attempt + 1,"
+    " seized = iif(leased_until = 0 OR seized = attempt, attempt + 1, seized),",
+)
+# One row for the whole batch: see CHUNK_MAX. The key as it was asked for: that one is text.
 TOKENS: Final = (
-    "SELECT json_group_array(json_array(m.key, m.id, m.state, m.attempt, hex(m.nonce)))"
+    "SELECT json_group_array(json_array(k.value, m.id, m.state, m.attempt, hex(m.nonce)))"
     " FROM json_each(?) AS k CROSS JOIN message AS m ON m.key = k.value"
 )
 # Only the head of a line is ready (5). Newcomers join at the end, and a claim that turns into a
@@ -167,7 +204,7 @@ SURVEY: Final = """
                 WHERE ready_at IS NOT NULL AND destination > lane.destination)
         FROM lane WHERE lane.destination IS NOT NULL LIMIT ?2
     )
-    SELECT destination, (SELECT min(ready_at) FROM message AS m
+    SELECT CAST(destination AS BLOB), (SELECT min(ready_at) FROM message AS m
                          WHERE m.destination = lane.destination AND m.ready_at IS NOT NULL)
     FROM lane WHERE destination IS NOT NULL
 """
@@ -181,6 +218,13 @@ SWEEPABLE: Final = (
 FORGET_ANSWERS: Final = (
     "UPDATE body SET answer = NULL WHERE id IN (SELECT value FROM json_each(?))",
     "UPDATE message SET sweep_at = keep_until WHERE id IN (SELECT value FROM json_each(?))",
+)
+READY_FOR: Final = (
+    "SELECT id FROM message WHERE destination = CAST(? AS TEXT) AND ready_at IS NOT NULL LIMIT ?"
+)
+LINE_OF: Final = (
+    "SELECT CAST(destination AS BLOB), CAST(order_key AS BLOB) FROM message"
+    " WHERE id = ? AND order_key <> ''"
 )
 COUNT_SPOILT: Final = f"SELECT count(*) FROM message WHERE state >= {SPOILT}"
 SET_ASIDE: Final = (
@@ -281,46 +325,58 @@ def verdict_row(id_: int, verdict: Verdict, *, ordered: bool) -> tuple[Any, ...]
     raise AssertionError("Forgotten is a deletion, not a row")
 
 
+def abandoned(row: Sequence[Any]) -> bool:
+    """Of a row that is being leased: did the lease before run out, and was it an attempt?"""
+    attempt, leased_until, seized = row[12], row[13], row[16]
+    return bool(leased_until) and seized != attempt
+
+
+def as_bytes(statement: str) -> str:
+    """A statement with COLUMNS as one that gives rows for `decoded`."""
+    for column in ("b.request", "b.answer"):
+        statement = statement.replace(f", {column}", f", CAST({column} AS BLOB)")
+    return statement.replace(COLUMNS, BYTES)
+
+
+def decoded(row: Sequence[Any]) -> Sequence[Any]:
+    """A row of BYTES as one of COLUMNS; one whose texts are none as one that is set aside."""
+    found = list(row)
+    for place in TEXTS:
+        try:
+            found[place] = str(found[place], "utf-8")
+        except (UnicodeDecodeError, TypeError):
+            found[place] = ""
+            found[10] = SPOILT
+    return found
+
+
 def entry_of(row: Sequence[Any]) -> Entry:
     """A row of COLUMNS, request, answer as an entry. Raises `record.Spoilt`."""
     (
         _, key, fingerprint, destination, accepted_at, expires_at, nonce, name, order_key, repeat,
-        state, due_at, attempt, leased_until, keep_until, answer_until, status, request, answer,
+        state, due_at, attempt, leased_until, keep_until, answer_until, _seized, status, request,
+        answer,
     ) = row  # fmt: skip
-    if state >= SPOILT:
-        raise record.Spoilt("a record was set aside")
-    known = _FRESH if status == NOTHING_YET else record.unpack_status(status)
-    # By position, and without the names of the types: this is made for every message that moves.
-    message = Message(
-        key, fingerprint, destination, accepted_at, expires_at, nonce, name, order_key,
-        repeat == 1, None if request is None else record.unpack_request(request),
-    )  # fmt: skip
-    return Entry(
-        message, _STATES[state], due_at, attempt, leased_until, known.trail,
-        None if answer is None else record.unpack_answer(answer),
-        known.stored, known.reason, known.settled_at, keep_until, answer_until,
-    )  # fmt: skip
+    try:
+        if state >= SPOILT:
+            raise record.Spoilt("a record was set aside")
+        # A column that rotted into another type: this takes whole numbers and nothing else.
+        _ = accepted_at | expires_at | due_at | attempt | leased_until | keep_until | answer_until
+        known = _FRESH if status == NOTHING_YET else record.unpack_status(status)
+        # By position, and without the names of the types: this is made for every message that
+        # moves.
+        message = Message(
+            key, fingerprint, destination, accepted_at, expires_at, nonce, name, order_key,
+            repeat == 1, None if request is None else record.unpack_request(request),
+        )  # fmt: skip
+        return Entry(
+            message, _STATES[state], due_at, attempt, leased_until, known.trail,
+            None if answer is None else record.unpack_answer(answer),
+            known.stored, known.reason, known.settled_at, keep_until, answer_until,
+        )  # fmt: skip
+    except (TypeError, IndexError) as error:
+        raise record.Spoilt(f"a column is not what was written: {error}") from error
 
 
 _STATES: Final = tuple(State)
 _FRESH: Final = Status()
-
-
-Token = tuple[int, int, int, bytes]
-
-
-def is_under(token: Token | None, lease: Lease) -> bool:
-    """The fence (6): is this very entry there, under its latest lease?
-
-    The nonce tells a claim from the one that was forgotten before it under the same key.
-    """
-    if token is None:
-        return False
-    _, state, attempt, nonce = token
-    entry = lease.entry
-    return state < SPOILT and attempt == entry.attempt and nonce == entry.message.nonce
-
-
-def may_settle(token: Token, lease: Lease, verdict: Verdict) -> bool:
-    """The fence, and a state that the verdict can end."""
-    return is_under(token, lease) and type(verdict) in LIFE[State(token[1])]

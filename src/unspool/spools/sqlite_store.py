@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -26,42 +26,38 @@ import apsw
 import msgspec
 from msgspec.structs import replace
 
-from ..core.lifecycle import LIFE, Deferred, Delivered, Forgotten, State, Verdict
+from ..core.lifecycle import LIFE, State, Verdict
 from ..core.message import Destination, Instant, Key
-from ..core.record import Spoilt, pack_answer
+from ..core.record import Spoilt
 from ..errors import Corrupt, Unavailable
 from . import sqlite_read
 from .memory import bare
 from .protocol import Acceptance, Duplicate, Entry, LaneDue, Lease, Mismatch, New, Query, Tally
+from .sqlite_fence import is_under, may_settle
 from .sqlite_file import Opened, close_file, open_file, translate
-from .sqlite_read import encode_json, names
+from .sqlite_read import Apart, SpoiltRows, encode_json, entry_or_give_up, names
+from .sqlite_read import rows as read_rows
 from .sqlite_schema import (
     COUNT_SPOILT,
-    DELETE,
     EXPIRED,
     FIND,
     FORGET_ANSWERS,
-    INSERT_BODY,
-    INSERT_MESSAGE,
     LEASABLE,
     LEASE,
+    LINE_OF,
     LINE_UP,
     RENEW,
     RENEWABLE,
     SEIZABLE,
+    SEIZE,
     SET_ASIDE,
-    SETTLE_BODY,
-    SETTLE_MESSAGE,
     SWEEPABLE,
     TOKENS,
-    body_row,
+    abandoned,
     entry_of,
-    is_under,
-    may_settle,
-    message_row,
-    verdict_row,
-    write_rows,
 )
+from .sqlite_write import delete, insert, write_ends
+from .thread import Outcome, Work, alone
 
 SWEEP_ROWS: Final = 500
 """Rows forgotten in one transaction: others wait behind it."""
@@ -81,6 +77,7 @@ class SqliteStore:
         self._finding = threading.Lock()
         self._browsing = threading.Lock()
         self._closed = False
+        self._joined = 0  # the thread in which several verbs are one transaction just now
         self._version = self._data_version()
         self.corrupt: int = self._one(COUNT_SPOILT)
         """Records set aside."""
@@ -101,6 +98,9 @@ class SqliteStore:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """All or nothing, synced at the end (1, 8)."""
+        if self._joined == threading.get_ident():  # it is part of a larger one
+            yield
+            return
         with self._writing:
             self._check_open()
             committing = False
@@ -122,6 +122,25 @@ class SqliteStore:
         except apsw.Error:
             pass  # what made us roll back is the news; SQLite undoes the rest by itself
 
+    def together(self, verbs: Sequence[Work]) -> list[Outcome]:
+        """Several verbs in one transaction. Where one of them has trouble, each for itself."""
+        corrupt = self.corrupt
+        try:
+            with self._transaction():
+                self._joined = threading.get_ident()
+                try:
+                    results = [verb() for verb in verbs]
+                except Exception as error:
+                    raise Apart from error
+                finally:
+                    self._joined = 0
+        except Apart:
+            self.corrupt = corrupt
+            return [alone(verb) for verb in verbs]
+        except Exception as error:
+            return [(None, error) for _ in verbs]
+        return [(result, None) for result in results]
+
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable(
@@ -133,18 +152,39 @@ class SqliteStore:
         try:
             with self._transaction():
                 return self._accept(entries)
-        except _SpoiltRows as found:
+        except SpoiltRows as found:
+            if self._joined == threading.get_ident():
+                raise
             raise self._fail_closed(found.ids) from found
 
+    def _all_new(self, entries: Sequence[Entry]) -> list[Acceptance] | None:
+        """Nearly always nobody knows any of these keys: then the index says so while it is written.
+
+        None: nothing was done, and each is to be looked at.
+        """
+        if len({entry.message.key for entry in entries}) < len(entries):
+            return None
+        try:
+            insert(self._db, entries)
+        except apsw.ConstraintError:
+            if self._joined == threading.get_ident():
+                raise  # it took the others' work along
+            self._db.execute("BEGIN IMMEDIATE")  # it was rolled back with its transaction
+            return None
+        return [New(entry) for entry in entries]
+
     def _accept(self, entries: Sequence[Entry]) -> list[Acceptance]:
+        if (answers := self._all_new(entries)) is not None:
+            return answers
         known: dict[Key, Entry] = {}
         ids: dict[Key, int] = {}
-        for row in self._db.execute(FIND, (names([entry.message.key for entry in entries]),)):
+        keys = names([entry.message.key for entry in entries])
+        for row in read_rows(self._db, FIND, (keys,)):
             ids[row[1]] = row[0]
-            known[row[1]] = _entry_or_give_up(row)
+            known[row[1]] = entry_or_give_up(row)
         fresh: dict[Key, Entry] = {}
         gone: list[int] = []
-        answers: list[Acceptance] = []
+        answers = []
         for entry in entries:
             key = entry.message.key
             old = known.get(key)
@@ -161,33 +201,10 @@ class SqliteStore:
             known[key] = fresh[key] = entry
             answers.append(New(entry))
         if gone:
-            self._delete(gone)
+            delete(self._db, gone)
         if fresh:
-            self._insert(list(fresh.values()))
+            insert(self._db, list(fresh.values()))
         return answers
-
-    def _insert(self, entries: Sequence[Entry]) -> None:
-        write_rows(self._db.execute, [message_row(entry) for entry in entries], head=INSERT_MESSAGE)
-        # Inside one transaction the ids of new rows follow one another.
-        first = self._db.last_insert_rowid() - len(entries) + 1
-        bodies = [body_row(id_, entry) for id_, entry in enumerate(entries, first)]
-        write_rows(self._db.execute, bodies, head=INSERT_BODY)
-        self._line_up([entry for entry in entries if entry.state is State.WAITING])
-
-    def _delete(self, ids: Sequence[int]) -> None:
-        listed = encode_json(ids).decode()
-        for statement in DELETE:
-            self._db.execute(statement, (listed,))
-
-    def _line_up(self, entries: Sequence[Entry]) -> None:
-        """Let the head of each of these lines be the one that is ready (5)."""
-        lines = {
-            (entry.message.destination, entry.message.order_key)
-            for entry in entries
-            if entry.message.order_key
-        }
-        for destination, order_key in lines:
-            self._db.execute(LINE_UP, (destination, order_key, len(entries) + 2))
 
     def lease(
         self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
@@ -195,21 +212,24 @@ class SqliteStore:
         with self._transaction():
             rows: list[Any] = []
             for destination, limit in wants.items():
-                rows += self._db.execute(LEASABLE, (destination, now, limit)).fetchall()
+                rows += read_rows(self._db, LEASABLE, (destination, now, limit))
             return self._lease(rows, until)
 
     def seize(self, keys: Sequence[Key], /, *, now: Instant, until: Instant) -> list[Lease | None]:
         with self._transaction():
-            rows = self._db.execute(SEIZABLE, (names(keys), now)).fetchall()
-            leases = {lease.entry.message.key: lease for lease in self._lease(rows, until)}
+            rows = read_rows(self._db, SEIZABLE, (names(keys), now))
+            taken = self._lease(rows, until, by=SEIZE)
+            leases = {lease.entry.message.key: lease for lease in taken}
             return [leases.pop(key, None) for key in keys]  # a key given twice is seized once
 
     def expire(self, *, now: Instant, until: Instant, limit: int) -> list[Lease]:
         with self._transaction():
-            rows = self._db.execute(EXPIRED, (now, limit)).fetchall()
-            return self._lease(rows, until, whole=False)
+            rows = read_rows(self._db, EXPIRED, (now, limit))
+            return self._lease(rows, until, by=SEIZE, whole=False)
 
-    def _lease(self, rows: Sequence[Any], until: Instant, *, whole: bool = True) -> list[Lease]:
+    def _lease(
+        self, rows: Sequence[Any], until: Instant, *, by: str = LEASE, whole: bool = True
+    ) -> list[Lease]:
         """`whole`: a message without its request is spoilt, whatever took it."""
         leases: list[Lease] = []
         ids: list[int] = []
@@ -222,10 +242,10 @@ class SqliteStore:
                 self._set_aside(row[0])
                 continue
             leased = replace(entry, attempt=entry.attempt + 1, leased_until=until)
-            leases.append(Lease(leased, until, entry.leased_until != 0))
+            leases.append(Lease(leased, until, abandoned(row)))
             ids.append(row[0])
         if ids:
-            self._db.execute(LEASE, (until, encode_json(ids).decode()))
+            self._db.execute(by, (until, encode_json(ids).decode()))
         return leases
 
     def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> list[bool]:
@@ -247,7 +267,7 @@ class SqliteStore:
                 if token is None or not good:
                     continue  # I3
                 if token[0] in ends:  # settled twice in one batch: the first must be there first
-                    self._write_ends(ends)
+                    write_ends(self._db, ends)
                     ends = {}
                 ends[token[0]] = (lease, verdict)
                 after = LIFE[State(token[1])][type(verdict)]
@@ -256,28 +276,8 @@ class SqliteStore:
                 else:
                     tokens[key] = (token[0], after.value, *token[2:])
             if ends:
-                self._write_ends(ends)
+                write_ends(self._db, ends)
             return kept
-
-    def _write_ends(self, ends: Mapping[int, tuple[Lease, Verdict]]) -> None:
-        messages: list[Sequence[Any]] = []
-        bodies: list[Sequence[Any]] = []
-        gone: list[int] = []
-        for id_, (lease, verdict) in ends.items():
-            if isinstance(verdict, Forgotten):
-                gone.append(id_)
-                continue
-            ordered = lease.entry.message.order_key != ""
-            messages.append(verdict_row(id_, verdict, ordered=ordered))
-            if isinstance(verdict, Delivered):
-                bodies.append((id_, pack_answer(verdict.answer)))
-            elif not isinstance(verdict, Deferred):
-                bodies.append((id_, None))
-        write_rows(self._db.execute, messages, head=SETTLE_MESSAGE[0], tail=SETTLE_MESSAGE[1])
-        write_rows(self._db.execute, bodies, head=SETTLE_BODY[0], tail=SETTLE_BODY[1])
-        if gone:
-            self._delete(gone)
-        self._line_up([lease.entry for lease, _ in ends.values()])
 
     def renew(self, leases: Sequence[Lease], /, *, until: Instant) -> list[bool]:
         with self._transaction():
@@ -302,7 +302,7 @@ class SqliteStore:
                 entries = [id_ for id_, keep_until in rows if keep_until <= now]
                 answers = [id_ for id_, keep_until in rows if keep_until > now]
                 if entries:
-                    self._delete(entries)
+                    delete(self._db, entries)
                 if answers:
                     for statement in FORGET_ANSWERS:
                         self._db.execute(statement, (encode_json(answers).decode(),))
@@ -317,11 +317,10 @@ class SqliteStore:
         """Out of everybody's way, with all its bytes (12). Its line goes on without it."""
         self._db.execute(SET_ASIDE, (id_,))
         self.corrupt += self._db.changes()
-        line = self._db.execute(
-            "SELECT destination, order_key FROM message WHERE id = ? AND order_key <> ''", (id_,)
-        ).fetchone()
+        line: Any = self._db.execute(LINE_OF, (id_,)).fetchone()
         if line is not None:
-            self._db.execute(LINE_UP, (*line, 2))
+            with suppress(UnicodeDecodeError):  # then nobody knows which line it was
+                self._db.execute(LINE_UP, (*(str(part, "utf-8") for part in line), 2))
 
     def _fail_closed(self, ids: Sequence[int]) -> Corrupt:
         with self._transaction():
@@ -353,7 +352,10 @@ class SqliteStore:
 
     def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
         with self._reading(self._finding):
-            return sqlite_read.survey(self._opened.finder, after, limit)
+            lanes, spoilt = sqlite_read.survey(self._opened.finder, after, limit)
+        if spoilt:
+            self._fail_closed(spoilt)  # set aside; the others are served
+        return lanes
 
     def browse(
         self, query: Query, /, *, after: Key | None, limit: int, requests: bool = False
@@ -383,18 +385,3 @@ class SqliteStore:
         number: Any
         [[number]] = self._db.execute(statement).fetchall()
         return int(number)
-
-
-class _SpoiltRows(Exception):
-    """Rows that cannot be read, found in the middle of a transaction."""
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        super().__init__(f"spoilt: {ids}")
-        self.ids = ids
-
-
-def _entry_or_give_up(row: Sequence[Any]) -> Entry:
-    try:
-        return entry_of(row)
-    except Spoilt as error:
-        raise _SpoiltRows([row[0]]) from error

@@ -1,264 +1,176 @@
-"""An ASGI application in this process: one call, and what came of it.
+"""An ASGI application in this process as a transport: one attempt, and what came of it.
 
-    call = Call(app, scope, body=b"…")
-    response = await call.response()       whole; or its beginning, and a `rest` that streams
-    error = await call.error()             what the application raised after it had answered
+    transport = AppTransport(app, attempt_ms=60_000)
+    with transport.live(scope): …            an attempt from within here sees this scope
+    answer = await transport.attempt(request, repeat=…)
 
-The application gets its body whole (or as a Reader), and is never told that the caller went away:
-what it does under a key it does to its end. A body up to `keep_max_bytes` that ends within
-`hold_ms` comes whole; a larger or slower one, and `text/event-stream`, streams, and the application
-is held back while more would only pile up.
+An attempt for a caller who waits sees the ASGI scope that the server made: client, state,
+extensions. One that comes from the spool, perhaps in another process, sees a scope like it, built
+from the message: `remember(scope)` makes a field of what a request alone does not tell (the scheme,
+the client, where the application is mounted), which is kept with the message and not shown to the
+application; `template` has what belongs to the process (the `app` of Starlette, the state of its
+lifespan).
 
-`response` raises what the application raises before it has answered. An application may raise after
-its answer (Starlette sends a 500 and raises, so that the server can log it), or go on with work of
-its own (background tasks): neither holds the answer up.
-
-Does not: WebSockets, trailers, pushes, early hints, sending files by path. The extensions are taken
-out of the scope, and applications do without.
+An application that raises is one that answers 500, as servers have it, with its traceback in the
+log. One that is told by `Idempotency` that another runs under the key was not tried. One that takes
+longer than `attempt_ms` until its answer streams is cancelled: that may have had its effect.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
-from ..core.message import Reader, Response, Severed
+import msgspec
 
-Scope = MutableMapping[str, Any]
-Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+from ..core.fields import values
+from ..core.message import Answer, Cause, Failure, Field, Request, Response, Sent
+from .call import KEEP_MAX_BYTES, ASGIApp, Call, Scope
 
-KEEP_MAX_BYTES: Final = 1024 * 1024
-HOLD_MS: Final = 1_000
-"""How long after its head an answer may take to become whole, before it streams."""
-BUFFER_MAX_BYTES: Final = 256 * 1024
-EXTENSIONS: Final = frozenset({"tls", "http.response.debug"})
-"""Of a scope: those that do not change how an answer is sent."""
+log: Final = logging.getLogger("unspool.app")
 
-
-class Silent(RuntimeError):
-    """The application returned without having answered."""
-
-    def __init__(self) -> None:
-        super().__init__("the application returned and had not answered")
+REMEMBERED: Final = b"unspool-scope"
+PRINCIPAL: Final = b"unspool-principal"
+"""Our own fields in a kept request. From outside they are not let in."""
+ATTEMPT: Final = b"unspool-attempt"
 
 
-class Call:
-    """One call of an application."""
+class _Remembered(msgspec.Struct, array_like=True):
+    scheme: str = "http"
+    http_version: str = "1.1"
+    client: tuple[str, int] | None = None
+    server: tuple[str, int | None] | None = None
+    root_path: str = ""
 
-    __slots__ = (
-        "_answered", "_app", "_body", "_complete", "_hold_ms", "_keep_max_bytes", "_over",
-        "_parts", "_rest", "_scope", "_size", "_start", "_stream", "_task", "_timer",
-    )  # fmt: skip
 
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_Remembered).decode
+
+
+def remember(scope: Scope) -> Field:
+    """What a request alone does not tell of its scope, as a field."""
+    client, server = scope.get("client"), scope.get("server")
+    told = _Remembered(
+        scope.get("scheme", "http"),
+        scope.get("http_version", "1.1"),
+        (str(client[0]), int(client[1])) if client else None,
+        (str(server[0]), server[1]) if server else None,
+        scope.get("root_path", ""),
+    )
+    return REMEMBERED, _encode(told)
+
+
+class AppTransport:
     def __init__(
-        self,
-        app: ASGIApp,
-        scope: Scope,
-        *,
-        body: bytes = b"",
-        rest: Reader | None = None,
-        keep_max_bytes: int = KEEP_MAX_BYTES,
-        hold_ms: int = HOLD_MS,
+        self, app: ASGIApp, *, attempt_ms: int, keep_max_bytes: int = KEEP_MAX_BYTES
     ) -> None:
         self._app = app
-        extensions = scope.get("extensions") or {}
-        self._scope = {
-            **scope,
-            "extensions": {name: extensions[name] for name in extensions if name in EXTENSIONS},
-        }
-        self._body: bytes | None = body
-        self._rest = rest
+        self._attempt_ms = attempt_ms
         self._keep_max_bytes = keep_max_bytes
-        self._hold_ms = hold_ms
-        self._answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        self._over = asyncio.Event()
-        self._start: Event | None = None
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._complete = False
-        self._stream: Stream | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._scope: ContextVar[Scope | None] = ContextVar("unspool live scope", default=None)
+        self.template: Mapping[str, Any] = {}
+        self.running: Final[set[asyncio.Task[Any]]] = set()
+        """Calls of the application that have not ended."""
 
-    async def response(self) -> Response:
-        """The answer. Cancelling this cancels the application."""
-        self._task = asyncio.create_task(self._run())
+    @contextlib.contextmanager
+    def live(self, scope: Scope) -> Iterator[None]:
+        token = self._scope.set(scope)
         try:
-            return await self._answered
-        except asyncio.CancelledError:
-            self._task.cancel()
-            raise
-
-    async def error(self, *, wait_s: float = 0.1) -> Exception | None:
-        """What the application raised after its answer, if it did so at once."""
-        assert self._task is not None
-        await asyncio.wait([self._task], timeout=wait_s)
-        if not self._task.done() or self._task.cancelled():
-            return None
-        error = self._task.exception()
-        return error if isinstance(error, Exception) else None
-
-    async def _run(self) -> None:
-        raised: BaseException = Silent()
-        try:
-            await self._app(self._scope, self._receive, self._send)
-        except BaseException as error:
-            raised = error
-            if self._answered.done():
-                raise
+            yield
         finally:
-            self._over.set()
-            self._stop_timer()
-            if not self._answered.done():
-                if isinstance(raised, asyncio.CancelledError):
-                    self._answered.cancel()
-                else:
-                    self._answered.set_exception(raised)
-            if self._stream is not None and not self._complete:
-                self._stream.sever("the application stopped within its answer")
+            self._scope.reset(token)
 
-    # the application's side
-
-    async def _receive(self) -> Event:
-        if self._body is not None:
-            body, self._body = self._body, None
-            return {"type": "http.request", "body": body, "more_body": self._rest is not None}
-        if self._rest is not None:
-            try:
-                data = await self._rest.read()
-            except Severed:
-                self._rest = None
-                return {"type": "http.disconnect"}
-            if not data:
-                self._rest = None
-            return {"type": "http.request", "body": data, "more_body": bool(data)}
-        await self._over.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, event: Event) -> None:
-        if event["type"] == "http.response.start":
-            self._start = event
-            self._timer = asyncio.get_running_loop().call_later(
-                self._hold_ms / 1000, self._hand_over
-            )
-            return
-        if event["type"] != "http.response.body" or self._complete:
-            return
-        if self._start is None:
-            raise RuntimeError("the application sent a body before its head")
-        data: bytes = event.get("body", b"")
-        ended = not event.get("more_body", False)
-        if self._stream is None:
-            self._parts.append(bytes(data))
-            self._size += len(data)
-            if ended:
-                self._finish()
-            elif self._size > self._keep_max_bytes or self._is_event_stream():
-                self._hand_over()
-            return
-        await self._stream.feed(bytes(data))
-        if ended:
-            self._complete = True
-            self._stream.end()
-            self._over.set()
-
-    def _finish(self) -> None:
-        self._complete = True
-        self._stop_timer()
-        self._over.set()
-        if not self._answered.done():
-            self._answered.set_result(self._made(None))
-
-    def _hand_over(self) -> None:
-        """It streams from here on."""
-        if self._answered.done() or self._complete:
-            return
-        self._stop_timer()
-        self._stream = Stream()
-        self._answered.set_result(self._made(self._stream))
-
-    def _made(self, rest: Reader | None) -> Response:
-        assert self._start is not None
-        fields = [(bytes(name), bytes(value)) for name, value in self._start.get("headers", ())]
-        length = -1
-        for name, value in fields:
-            if name.lower() == b"content-length" and value.isdigit():
-                length = int(value)
-        body = b"".join(self._parts)
-        self._parts = []
-        fields = [field for field in fields if field[0].lower() != b"content-length"]
-        return Response(int(self._start["status"]), b"", fields, body, rest, length)
-
-    def _is_event_stream(self) -> bool:
-        assert self._start is not None
-        return any(
-            name.lower() == b"content-type" and value.lower().startswith(b"text/event-stream")
-            for name, value in self._start.get("headers", ())
+    async def attempt(self, request: Request, /, *, repeat: bool) -> Answer:
+        live = self._scope.get()
+        scope = seen(live, request) if live is not None else made(request, self.template)
+        call = Call(
+            self._app,
+            scope,
+            body=request.body,
+            rest=request.rest,
+            keep_max_bytes=self._keep_max_bytes,
         )
+        limit = asyncio.timeout(self._attempt_ms / 1000)
+        try:
+            async with limit:
+                response = await call.response(running=self.running)
+        except Exception as error:
+            if limit.expired():
+                detail = f"no answer within {self._attempt_ms} ms"
+                return Failure(Cause.HTTP_RESPONSE_TIMEOUT, detail, Sent.MAYBE)
+            log.exception("The application raised at %s", scope["path"])
+            fields = [(b"Content-Type", b"text/plain; charset=utf-8")]
+            # In the log it has its traceback; on a receipt, its kind and no more.
+            reason = type(error).__name__.encode("ascii", "replace")
+            return Response(500, reason, fields, b"Internal Server Error")
+        call.forsake()  # what it raises after its answer is logged
+        if is_running(response):
+            detail = "another runs under its key"
+            return Failure(Cause.CONNECTION_LIMIT_REACHED, detail, Sent.NEVER)
+        return response
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    async def aclose(self) -> None:
+        """Nothing is held open."""
 
 
-class Stream:
-    """A `Reader` of an answer that is on its way. Its writer waits while its reader does not read.
+def is_running(response: Response) -> bool:
+    """Did `Idempotency` say that another runs under this key just now?"""
+    return response.status == 409 and any(
+        name.lower() == b"proxy-status" and value.startswith(b"unspool")
+        for name, value in response.fields
+    ) and bool(values(response.fields, b"retry-after"))  # fmt: skip
 
-    Closed by its reader, it swallows what still comes: the application goes on to its end.
-    """
 
-    __slots__ = ("_chunks", "_closed", "_ended", "_news", "_room", "_severed", "_size")
+def seen(live: Scope, request: Request) -> dict[str, Any]:
+    """The server's scope, with the number of the attempt."""
+    number = request.fields[-1][1] if request.fields else b"1"
+    headers = [field for field in live["headers"] if field[0].lower() != ATTEMPT]
+    return {**live, "headers": [*headers, (ATTEMPT, number)]}
 
-    def __init__(self) -> None:
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
-        self._closed = self._ended = False
-        self._severed = ""
-        self._news = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
 
-    async def feed(self, data: bytes) -> None:
-        await self._room.wait()
-        if self._closed or not data:
-            return
-        self._chunks.append(data)
-        self._size += len(data)
-        self._news.set()
-        if self._size > BUFFER_MAX_BYTES:
-            self._room.clear()
+def made(request: Request, template: Mapping[str, Any]) -> dict[str, Any]:
+    """A scope like the one that the request once came with."""
+    told = _told(request.fields)
+    path, _, query = request.target.partition(b"?")
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": told.http_version,
+        "method": request.method.decode("ascii"),
+        "scheme": told.scheme,
+        "path": unquote_to_bytes(path).decode("utf-8", "replace"),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": told.root_path,
+        "headers": _headers(request),
+        "client": told.client,
+        "server": told.server,
+        **template,
+    }
+    if "state" in scope:
+        scope["state"] = dict(scope["state"])
+    return scope
 
-    def end(self) -> None:
-        self._ended = True
-        self._news.set()
 
-    def sever(self, why: str) -> None:
-        self._severed = why
-        self._news.set()
+def _told(fields: Sequence[Field]) -> _Remembered:
+    for value in values(fields, REMEMBERED):
+        with contextlib.suppress(msgspec.MsgspecError):
+            return _decode(value)
+    return _Remembered()
 
-    async def read(self) -> bytes:
-        while not self._chunks:
-            if self._severed or self._closed:
-                raise Severed(self._severed or "It was closed by its reader.")
-            if self._ended:
-                return b""
-            self._news.clear()
-            await self._news.wait()
-        data = b"".join(self._chunks)
-        self._chunks.clear()
-        self._size = 0
-        self._room.set()
-        return data
 
-    def close(self) -> None:
-        self._closed = True
-        self._chunks.clear()
-        self._size = 0
-        self._room.set()
-        self._news.set()
+def _headers(request: Request) -> list[Field]:
+    """As they came, less what was added on the way."""
+    vias = [i for i, field in enumerate(request.fields) if field[0].lower() == b"via"]
+    headers = [
+        (lower, value)
+        for i, (name, value) in enumerate(request.fields)
+        if (lower := name.lower()) not in (REMEMBERED, PRINCIPAL) and i not in vias[-1:]
+    ]
+    headers.append((b"content-length", b"%d" % len(request.body)))
+    return headers

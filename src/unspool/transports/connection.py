@@ -26,7 +26,7 @@ from httptools import HttpParserError, HttpParserUpgrade
 from ..core.message import Answer, Cause, Failure, Response, Sent
 from .deadlines import overdue
 from .home import Hears, Home
-from .incoming import Incoming
+from .incoming import PREFACE, Incoming
 from .liveness import Probe, said_goodbye
 from .stream import Stream
 
@@ -38,8 +38,6 @@ LONG_ANSWER_S: Final = 1.0
 """A body of unknown length that still comes so long after its head is a stream."""
 
 _ENDS: Final = b"\r\n\r\n"
-_PREFACE: Final = b"HTTP/1.1 "
-_OLD: Final = b"HTTP/1.0 "
 
 
 class Connection(Incoming, asyncio.Protocol):
@@ -47,8 +45,9 @@ class Connection(Incoming, asyncio.Protocol):
 
     __slots__ = (
         "_began", "_choked", "_drained", "_future", "_head_max", "_home", "_idle", "_large",
-        "_loop", "_moved", "_new_future", "_now", "_paused_reading", "_probe", "_requests_max",
-        "_unsent", "_waiting", "_write", "dead", "requests", "transport", "uploading",
+        "_loop", "_moved", "_new_future", "_now", "_outgoing", "_paused_reading", "_probe",
+        "_requests_max", "_unsent", "_unwritten", "_waiting", "_write", "dead", "requests",
+        "transport", "uploading",
     )  # fmt: skip
 
     def __init__(self, home: Home, *, loop: asyncio.AbstractEventLoop) -> None:
@@ -56,6 +55,7 @@ class Connection(Incoming, asyncio.Protocol):
         self._home = home
         self._idle = home.idle
         self._waiting = home.waiting
+        self._outgoing = home.outgoing
         self._loop = loop
         self._now = loop.time
         self._new_future = loop.create_future
@@ -72,6 +72,7 @@ class Connection(Incoming, asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._paused_reading = False
         self._unsent = 0
+        self._unwritten = b""  # a request that goes out at the end of this turn: see outgoing
         self._began = self._moved = loop.time()
 
     def __repr__(self) -> str:
@@ -103,17 +104,30 @@ class Connection(Incoming, asyncio.Protocol):
         if head_only or upload:
             self._plain = False
             self.uploading = self._large = upload
-        try:
-            if len(body) <= JOIN_MAX_BYTES:
-                self._write(head + body)
+        if len(body) <= JOIN_MAX_BYTES:
+            self._unwritten = head + body
+            if self.requests > 1 and not upload:
+                self._outgoing.add(self)  # an answer to a first one may be here already
             else:
-                self._plain = False
-                self._large = True
-                self._write(head)
+                self.flush()
+            return
+        self._plain = False
+        self._large = True
+        self._unwritten = head
+        self.flush()
+        if not self.dead:
+            with suppress(RuntimeError):  # uvloop: closed, and the loop is about to tell us
                 self._write(body)
-        except RuntimeError:
-            # uvloop refuses to write on a connection of whose end it has yet to tell us.
-            self.give_up(Cause.CONNECTION_TERMINATED, "closed while idle", Sent.NEVER)
+
+    def flush(self) -> None:
+        """Write what is unwritten."""
+        if self._unwritten and not self.dead:
+            try:
+                self._write(self._unwritten)
+            except RuntimeError:
+                # uvloop refuses to write on a connection of whose end it has yet to tell us.
+                self.give_up(Cause.CONNECTION_TERMINATED, "closed while idle")
+        self._unwritten = b""
 
     async def more(self, data: bytes) -> None:
         """Send this, and wait while more would only pile up."""
@@ -148,9 +162,10 @@ class Connection(Incoming, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._preface is not None:
             if (
-                data.startswith(_PREFACE)
+                data.startswith(PREFACE)
                 and not self._preface
                 and self._future is not None
+                and not self._unwritten
                 and len(data) <= self._head_max
             ):
                 self._preface = None
@@ -187,21 +202,18 @@ class Connection(Incoming, asyncio.Protocol):
 
         llhttp takes RTSP and HTTP/2.0 for answers, so the first nine bytes are looked at here.
         """
-        if self._future is None or self.dead:
-            self.close()  # nobody asked: what came cannot belong to the next request
+        if self._future is None or self._unwritten or self.dead:
+            # Nobody asked, or we have yet to: what came cannot belong to the next request.
+            self.give_up(Cause.CONNECTION_TERMINATED, "it spoke before it was asked")
             return False
         if len(data) > self._head_max and data.find(_ENDS, 0, self._head_max) < 0:
-            self._too_large()
+            self.give_up(*self._excess())
             return False
         assert self._preface is not None
-        start = (self._preface + data[:9])[:9]
-        if not _PREFACE.startswith(start) and not _OLD.startswith(start):
-            self.give_up(Cause.HTTP_PROTOCOL_ERROR, f"no HTTP/1.1 answer begins with {start!r}")
-            return False
-        self._plain = False
-        self._old = start == _OLD
-        self._preface = start if len(start) < 9 else None
-        return True
+        if self._opens_with((self._preface + data[:9])[:9]):
+            return True
+        self.give_up(Cause.HTTP_PROTOCOL_ERROR, self._fault)
+        return False
 
     def _progress(self, data: bytes) -> None:
         """More came, and it is not all."""
@@ -211,7 +223,7 @@ class Connection(Incoming, asyncio.Protocol):
             # Heads, chunk extensions and trailers would otherwise grow without end in the parser.
             self._dry += len(data)
             if self._dry > self._head_max:
-                self._too_large()
+                self.give_up(*self._excess())
                 return
         else:
             self._seen = self._size
@@ -294,19 +306,12 @@ class Connection(Incoming, asyncio.Protocol):
         self._stream = Stream(self, buffer_max_bytes=self._limits.stream_buffer_max_bytes)
         future.set_result(self._response(self._stream))
 
-    def _too_large(self) -> None:
-        if self._head_done:
-            self.give_up(Cause.HTTP_PROTOCOL_ERROR, "too much between the bytes of the body")
-        else:
-            self.give_up(
-                Cause.HTTP_RESPONSE_HEADER_SECTION_SIZE,
-                f"the head of the answer has more than {self._head_max} bytes",
-            )
-
     def give_up(self, cause: Cause, detail: str, sent: Sent = Sent.MAYBE) -> None:
         """Close it, and tell whoever waits why."""
         if self.dead:
             return
+        if self._unwritten:
+            sent = Sent.NEVER
         detail = f"{self._home.where}: {detail}"
         future, self._future = self._future, None
         stream, self._stream = self._stream, None

@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.message import Answer
+from ..outgoing import Outgoing
 from .limits import Limits
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class Home(Protocol):
     where: str
     idle: list[Connection]
     waiting: deque[Any]
+    outgoing: Outgoing
 
     def put(self, connection: Connection, /) -> None: ...
     def drop(self, connection: Connection, /) -> None: ...

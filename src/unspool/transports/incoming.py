@@ -20,7 +20,7 @@ from typing import Final
 from httptools import HttpResponseParser
 
 from ..core.fields import HOP_BY_HOP, PROTECTED, Kinds
-from ..core.message import Field, Response
+from ..core.message import Cause, Field, Response
 from .head import PLAIN
 from .limits import Limits
 from .stream import Stream
@@ -30,6 +30,8 @@ _LENGTH: Final = 2
 _CODING: Final = 3
 _CONNECTION: Final = 4
 
+PREFACE: Final = b"HTTP/1.1 "
+_OLD: Final = b"HTTP/1.0 "
 _REASON: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _USUAL_REASONS: Final = frozenset({b"OK", b"Created", b"Accepted", b"No Content", b""})
 
@@ -189,6 +191,25 @@ class Incoming:
         body = b"".join((self._body, *self._more)) if self._more else self._body
         self._fields, self._body, self._more = [], b"", []
         return Response(self._status, self._reason, fields, body, rest, self._length)
+
+    def _opens_with(self, start: bytes) -> bool:
+        """Its first bytes, nine at most, where there is something unusual. May they be parsed?"""
+        if not PREFACE.startswith(start) and not _OLD.startswith(start):
+            self._fault = f"no HTTP/1.1 answer begins with {start!r}"
+            return False
+        self._plain = False
+        self._old = start == _OLD
+        self._preface = start if len(start) < 9 else None
+        return True
+
+    def _excess(self) -> tuple[Cause, str]:
+        """What to say of more than a head, or the frame of a body, may have."""
+        if self._head_done:
+            return Cause.HTTP_PROTOCOL_ERROR, "too much between the bytes of the body"
+        return (
+            Cause.HTTP_RESPONSE_HEADER_SECTION_SIZE,
+            f"the head of the answer has more than {self._limits.head_max_bytes} bytes",
+        )
 
     def _is_event_stream(self) -> bool:
         for name, value in self._fields:

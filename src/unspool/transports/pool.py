@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..core.message import Cause, Failure, Sent, Value
+from ..outgoing import Outgoing
 from .connection import Connection
 from .limits import Limits
 
@@ -83,6 +84,7 @@ class Pool:
         self.limits = limits
         self.where = origin.where
         self.idle: list[Connection] = []
+        self.outgoing = Outgoing()
         self.brisk = False
         """Is the sweep under way every 50 ms? Whoever makes a connection busy calls `hurry`."""
         self.closed = False
@@ -119,7 +121,7 @@ class Pool:
     async def obtain(self, *, fresh: bool = False) -> Connection | Failure:
         """A connection for one request."""
         if self.closed:
-            return self._failure(Cause.PROXY_INTERNAL_ERROR, "the transport is closed")
+            return self._failure(Cause.CLOSING, "we have shut down")
         if fresh and self.idle and self._taken >= self.limits.connections_max:
             self.idle[0].close()
         elif not fresh and (idle := self.sound()) is not None:
@@ -317,11 +319,9 @@ class Pool:
         while self.waiting:
             _, future = self.waiting.popleft()
             if not future.done():
-                future.set_result(
-                    self._failure(Cause.PROXY_INTERNAL_ERROR, "the transport was closed")
-                )
+                future.set_result(self._failure(Cause.CLOSING, "we shut down before it was sent"))
         for connection in tuple(self._all):
-            connection.give_up(Cause.CONNECTION_TERMINATED, "the transport was closed")
+            connection.give_up(Cause.CLOSING, "we shut down before the answer came")
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -34,5 +34,6 @@ class Transport(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Close idle connections and give up the busy ones."""
+        """Close idle connections and give up the busy ones: every attempt under way, and any later
+        one, gets a Failure with `Cause.CLOSING`."""
         ...

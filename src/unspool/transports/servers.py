@@ -13,6 +13,7 @@ last failure, and "maybe applied" if it may have been at any of them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from random import random
 from typing import Final
@@ -93,8 +94,8 @@ class Servers:
         )
 
     async def aclose(self) -> None:
-        for server, _lane in self._servers:
-            await server.aclose()
+        # All of them now: what one gives up must not go to the next.
+        await asyncio.gather(*(server.aclose() for server, _lane in self._servers))
 
 
 def _drop(answer: Answer | None) -> None:

@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 import click
-import msgspec
 
 from ...config import Effective, load
 from ...settings import SETTINGS, commented, shown
+from ..wording import encode
 from .serve import with_flags
 
 
@@ -41,9 +41,9 @@ def _table(effective: Effective) -> list[str]:
     return [head, *(f"{text:<{width}}  # {origin}" for text, origin in rows)]
 
 
-def _lines(effective: Effective) -> list[bytes]:
+def _lines(effective: Effective) -> list[str]:
     return [
-        msgspec.json.encode(
+        encode(
             {
                 "name": name,
                 "value": getattr(effective.settings, name),

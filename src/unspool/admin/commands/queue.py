@@ -24,8 +24,6 @@ from ..spool import Desk, options, using
 
 HEADING = "--Key-------------------- ---Age-- Tries --Next try- -Destination--------------"
 
-encode = msgspec.json.Encoder().encode
-
 
 class Sums(msgspec.Struct):
     """What the footer says."""
@@ -40,7 +38,7 @@ class Sums(msgspec.Struct):
 @options
 @click.option("--bounced", is_flag=True, help="What was given up, and why.")
 @click.option("--all", "everything", is_flag=True, help="Settled messages and claims too.")
-@click.option("--destination", metavar="URL", help="Only what goes there.")
+@click.option("--destination", metavar="NAME", help="Only what goes there.")
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=0), default=0, help="At most so many; 0: all."
 )
@@ -76,7 +74,7 @@ def queue(
 async def _lines(entries: AsyncGenerator[Entry, None], *, desk: Desk, limit: int) -> None:
     count = 0
     async for entry in entries:
-        click.echo(encode(members(entry, now=desk.now())))
+        click.echo(wording.encode(members(entry, now=desk.now())))
         count += 1
         if count == limit:
             return
@@ -141,7 +139,7 @@ def members(entry: Entry, *, now: int) -> dict[str, Any]:
         "leased_until": entry.leased_until if leased else None,
         "accepted_at": message.accepted_at,
         "expires_at": message.expires_at,
-        "due_at": entry.due_at if waits and not held else None,
+        "due_at": max(entry.due_at, message.accepted_at) if waits and not held else None,
         "settled_at": entry.settled_at or None,
         "order_key": message.order_key or None,
         "repeat": message.repeat,

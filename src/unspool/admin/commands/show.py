@@ -2,7 +2,7 @@
 
 KEY is what the sender called it, the spool's own key, or the address of its receipt. Values of
 fields that carry somebody's credentials are hidden unless --reveal is given; the body goes to
-stdout with --body, byte for byte.
+stdout with --body, byte for byte, unless that is a terminal and the body would act on it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...core.message import Field
 from ...spools.protocol import Entry
 from .. import wording
 from ..spool import MATCHES_MAX, Ambiguous, Desk, NoSuch, options, using
-from .queue import encode, members
+from .queue import members
 
 CREDENTIALS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 HIDDEN: Final = "(hidden; --reveal shows it)"
@@ -44,7 +44,7 @@ def show(
         if body:
             _body(entry)
         elif as_json:
-            click.echo(encode(_document(entry, now=desk.now(), hidden=hidden)))
+            click.echo(wording.encode(_document(entry, now=desk.now(), hidden=hidden)))
         else:
             for line in _page(entry, now=desk.now(), hidden=hidden):
                 click.echo(line)
@@ -64,7 +64,7 @@ async def the_one(desk: Desk, word: str) -> Entry:
     if len(found) > 1:
         now = desk.now()
         rows = "\n".join(
-            f"  {entry.message.key}  {wording.plain(entry.message.destination)}  "
+            f"  {wording.plain(entry.message.key)}  {wording.plain(entry.message.destination)}  "
             f"{wording.condition(entry, now=now)}"
             for entry in found
         )
@@ -83,6 +83,11 @@ def _body(entry: Entry) -> None:
             f"the request of {wording.label(entry)} is gone: it is kept no longer than it is "
             f"needed, and this message has {entry.state.name.lower()}"
         )
+    text = request.body.decode("utf-8", "replace")
+    if sys.stdout.isatty() and wording.said(text.replace("\t", " ")) != text.replace("\t", " "):
+        raise click.UsageError(
+            "the body has bytes that would act on this terminal: send it to a file or a pipe"
+        )
     sys.stdout.buffer.write(request.body)
     sys.stdout.buffer.flush()
 
@@ -91,7 +96,7 @@ def _page(entry: Entry, *, now: int, hidden: frozenset[str]) -> Iterator[str]:
     message = entry.message
     yield f"key          {wording.label(entry)}"
     if message.name:
-        yield f"spool key    {message.key}"
+        yield f"spool key    {wording.plain(message.key)}"
     yield f"destination  {wording.plain(message.destination)}"
     yield f"state        {wording.condition(entry, now=now)}"
     yield f"accepted     {_ago(message.accepted_at, now=now)}"
@@ -108,7 +113,7 @@ def _page(entry: Entry, *, now: int, hidden: frozenset[str]) -> Iterator[str]:
         number = place if len(entry.trail) < TRAIL_MAX else attempt.number
         yield (
             f"  {number:>4}  {_ago(attempt.at, now=now)}  "
-            f"{wording.plain(attempt.cause)} ({attempt.sent})"
+            f"{wording.plain(attempt.cause)} ({wording.plain(attempt.sent)})"
         )
     yield from _exchange(entry, hidden=hidden)
 

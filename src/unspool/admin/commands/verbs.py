@@ -2,7 +2,11 @@
 
 Each is a lease and a verdict, as an attempt is: seize, then settle.
 
-    hold       Deferred(NEVER)        release, retry   Deferred(now)        drop   Bounced(dropped)
+    hold    Deferred(NEVER)      release   Deferred(now)
+    retry   Deferred(AT_ONCE)    drop      Bounced(dropped)
+
+AT_ONCE is seen by the relay's dispatcher in the spool, and is the next probe of a lane that is
+closed. `retry --all` says it of one message of each destination: it is a probe, and no flush.
 
 So an operator never takes a message out of the hands of an attempt: what is being tried right now
 is left alone, and that is said (exit 75). The trail of attempts is not touched.
@@ -22,7 +26,7 @@ import click
 import msgspec
 
 from ...core.lifecycle import Bounced, Deferred, Reason, State, Verdict
-from ...core.message import NEVER, Destination, Instant, Key
+from ...core.message import AT_ONCE, NEVER, Destination, Instant, Key
 from ...settings import Settings
 from ...spools.protocol import Entry, Lease, Query
 from .. import wording
@@ -56,7 +60,7 @@ class Verb(msgspec.Struct, frozen=True):
 VERBS: Final = (
     Verb(
         "retry", "Try messages now, instead of when they are due.", "due now",
-        lambda entry, now, settings: Deferred(due_at=now, trail=entry.trail), held=False,
+        lambda entry, now, settings: Deferred(due_at=AT_ONCE, trail=entry.trail), held=False,
     ),
     Verb(
         "hold", "Keep messages back until they are released.",
@@ -89,7 +93,7 @@ def command(verb: Verb) -> click.Command:
     @click.argument("keys", nargs=-1, metavar="KEY...")
     @options
     @click.option("--all", "everything", is_flag=True, help=f"All {verb.scope}.")
-    @click.option("--destination", metavar="URL", help="With --all: only what goes there.")
+    @click.option("--destination", metavar="NAME", help="With --all: only what goes there.")
     @click.option("--yes", is_flag=True, help="With --all: do not ask.")
     @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
     def run(
@@ -126,7 +130,8 @@ def command(verb: Verb) -> click.Command:
 _HELP: Final = (
     "KEY is the sender's Idempotency-Key, the spool's own key, or the address of the receipt. A "
     "message that is being tried right now is left alone, and the exit code is 75. A destination "
-    "that the relay knows to be down is asked again at its own pace, 5 minutes apart at most."
+    "that the relay knows to be down is asked at once by `retry`, with one message at a time; else "
+    "at its own pace, 5 minutes apart at most."
 )
 
 
@@ -138,7 +143,7 @@ async def _these(desk: Desk, verb: Verb, keys: Sequence[str], *, dry_run: bool) 
         try:
             entry = await the_one(desk, key)
         except (NoSuch, Ambiguous) as error:
-            click.echo(f"unspool: {error}", err=True)
+            click.echo(f"unspool: {wording.said(str(error))}", err=True)
             worst = max(worst, error.exit_code)
             continue
         if verb.name == "release" and entry.state is State.WAITING and not wording.held(entry):
@@ -163,9 +168,10 @@ async def _count(desk: Desk, query: Query) -> int:
 
 async def _everything(desk: Desk, verb: Verb, query: Query) -> int:
     code = 0
+    probed: set[Destination] = set()
     async with aclosing(_batches(desk, query)) as batches:
         async for batch in batches:
-            code = max(code, await _apply(desk, verb, batch))
+            code = max(code, await _apply(desk, verb, batch, probed))
     return code
 
 
@@ -195,9 +201,11 @@ async def _batches(desk: Desk, query: Query) -> AsyncGenerator[list[Entry], None
         yield batch
 
 
-async def _apply(desk: Desk, verb: Verb, entries: Sequence[Entry]) -> int:
+async def _apply(
+    desk: Desk, verb: Verb, entries: Sequence[Entry], probed: set[Destination] | None = None
+) -> int:
     """Do it, and say of each what happened; the exit code."""
-    done = await _done(desk, verb, [entry.message.key for entry in entries])
+    done = await _done(desk, verb, [entry.message.key for entry in entries], probed)
     left = [entry.message.key for entry in entries if entry.message.key not in done]
     current = dict(zip(left, await desk.spool.find(left) if left else (), strict=True))
     code = 0
@@ -217,8 +225,11 @@ UNKNOWN: Final = (
 )
 
 
-async def _done(desk: Desk, verb: Verb, keys: Sequence[Key]) -> Mapping[Key, str]:
-    """Seize and settle; of which it was done, and what."""
+async def _done(
+    desk: Desk, verb: Verb, keys: Sequence[Key], probed: set[Destination] | None
+) -> Mapping[Key, str]:
+    """Seize and settle; of which it was done, and what. `probed`: one at once of each destination
+    is enough, and these have theirs."""
     if not keys:
         return {}
     now = desk.now()
@@ -231,12 +242,25 @@ async def _done(desk: Desk, verb: Verb, keys: Sequence[Key]) -> Mapping[Key, str
         (lease, _unknown(lease, now, settings) or verb.decide(lease.entry, now, settings))
         for lease in leases
     ]
+    if probed is not None:
+        verdicts = [(lease, _in_turn(lease, verdict, now, probed)) for lease, verdict in verdicts]
     settled = await desk.spool.settle(verdicts)
     return {
         lease.entry.message.key: UNKNOWN if _unknown(lease, now, settings) else verb.done
         for lease, good in zip(leases, settled, strict=True)
         if good
     }
+
+
+def _in_turn(lease: Lease, verdict: Verdict, now: Instant, probed: set[Destination]) -> Verdict:
+    """The first of each destination at once, the others when they are due: now."""
+    destination = lease.entry.message.destination
+    if not isinstance(verdict, Deferred) or verdict.due_at != AT_ONCE:
+        return verdict
+    if destination in probed:
+        return Deferred(due_at=now, trail=verdict.trail)
+    probed.add(destination)
+    return verdict
 
 
 def _unknown(lease: Lease, now: Instant, settings: Settings) -> Bounced | None:

@@ -127,6 +127,9 @@ class LookUp(Suite):
         assert names_of(await browsed(spool, Query(held=False))) == ["a", "b", "c", "s"]
         assert names_of(await browsed(spool, Query(name="name of b"))) == ["b"]
         assert await browsed(spool, Query(name="name of b", destination=HERE)) == []
+        assert names_of(await browsed(spool, Query(key=key("b")))) == ["b"]
+        assert await browsed(spool, Query(key=key("b"), destination=HERE)) == []
+        assert await browsed(spool, Query(key=key("x"))) == []
 
     async def test_browse_leaves_out_what_is_large(self, spool: Spool) -> None:
         """10. Answers are left out; requests too unless asked for."""
@@ -194,6 +197,43 @@ class LookUp(Suite):
         assert await lease_all(spool, now=later(DAY - 1), until=later(2 * DAY)) == []
         assert list(await spool.survey(after=None, limit=9)) == [LaneDue(HERE, later(DAY))]
         assert names_of(await lease_all(spool, now=later(DAY), until=later(2 * DAY))) == ["a"]
+
+    async def test_a_seizure_that_runs_out_was_no_attempt(self, spool: Spool) -> None:
+        """16. An operator, or a broom, that was killed in mid-act has sent nothing."""
+        await spool.accept([waiting("a", repeat=False)])
+        for day in (1, 2):
+            [seized] = await spool.seize(
+                [key("a")], now=later(day * DAY), until=later(day * DAY + 9)
+            )
+            assert seized is not None
+            assert not seized.abandoned
+        [too_old] = await spool.expire(now=later(6 * DAY), until=later(6 * DAY + 9), limit=9)
+        assert not too_old.abandoned
+        lease = await lease_one(spool, now=later(7 * DAY), until=later(8 * DAY))
+        assert (lease.entry.attempt, lease.abandoned) == (4, False)
+        again = await lease_one(spool, now=later(8 * DAY), until=later(9 * DAY))
+        assert again.abandoned, "and that was one"
+
+    async def test_a_seizure_hides_no_abandoned_attempt(self, spool: Spool) -> None:
+        """16. What an attempt left open stays open, however often it is seized and let fall."""
+        await spool.accept([waiting("a", repeat=False)])
+        await lease_one(spool)
+        for day in (1, 2):
+            [seized] = await spool.seize(
+                [key("a")], now=later(day * DAY), until=later(day * DAY + 9)
+            )
+            assert seized is not None
+            assert seized.abandoned
+        assert (await lease_one(spool, now=later(3 * DAY), until=later(4 * DAY))).abandoned
+
+    async def test_a_settled_seizure_leaves_nothing_behind(self, spool: Spool) -> None:
+        """16, 7. What an operator has decided is decided, and the next attempt counts as one."""
+        await spool.accept([waiting("a", repeat=False)])
+        [seized] = await spool.seize([key("a")], now=NOW, until=LEASED_UNTIL)
+        assert seized is not None
+        await spool.settle([(seized, deferred(NOW))])
+        assert not (await lease_one(spool)).abandoned
+        assert (await lease_one(spool, now=later(DAY), until=later(2 * DAY))).abandoned
 
 
 class Sweep(Suite):

@@ -1,0 +1,1 @@
+"""manage.py unspool_keys, unspool_settle, unspool_sweep."""

@@ -1,0 +1,57 @@
+"""Recent: answers that were kept or looked up just now, in memory, within a bound.
+
+    recent.keep(entry) · recent.get(key) · recent.drop(key)
+
+What is delivered never changes until it is swept (I3), so what is known of it here is as good as
+what the spool would say; and a repeat mostly comes soon after the first, when its sender lost the
+answer. Whether it is too old is judged by its instants, as everywhere; then it is dropped here, and
+the spool is asked. Receipts are always looked up in the spool: those who hold them ask what is.
+
+The oldest go first, whoever asks for them: to keep the order of use would cost every look-up.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .core.message import Key
+from .spools.protocol import Entry
+
+BYTES_MAX: Final = 4 * 1024 * 1024
+OVERHEAD_BYTES: Final = 2048
+"""Of an entry, besides its answer's body: fields, trail, and what Python needs to hold them."""
+BODY_MAX_BYTES: Final = 64 * 1024
+
+
+class Recent:
+    def __init__(self, *, bytes_max: int = BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._entries: dict[Key, Entry] = {}
+        self._bytes = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self._bytes
+
+    def get(self, key: Key) -> Entry | None:
+        return self._entries.get(key)
+
+    def keep(self, entry: Entry) -> None:
+        size = _size(entry)
+        if size > BODY_MAX_BYTES:
+            return
+        key = entry.message.key
+        self.drop(key)
+        self._entries[key] = entry
+        self._bytes += size
+        while self._bytes > self._bytes_max:
+            self.drop(next(iter(self._entries)))
+
+    def drop(self, key: Key) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._bytes -= _size(entry)
+
+
+def _size(entry: Entry) -> int:
+    return OVERHEAD_BYTES + (0 if entry.answer is None else len(entry.answer.body))

@@ -1,0 +1,82 @@
+"""Start: what a relay says of itself to whoever starts it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from .processes import Relay, eventually
+from .service import Service
+from .wire import ask
+
+
+async def said_at_start(relay: Relay) -> str:
+    try:
+        await relay.start()
+        assert await relay.stop() == 0
+    finally:
+        relay.end()
+    return relay.tail(60)
+
+
+@pytest.mark.parametrize(
+    ("mode", "who"),
+    [
+        (0o600, ""),
+        (0o640, "its group"),
+        (0o604, "others"),
+        (0o666, "others and its group"),
+        (0o620, "its group"),
+    ],
+)
+async def test_a_spool_that_others_may_read_is_warned_of(
+    tmp_path: Path, mode: int, who: str
+) -> None:
+    """It is used as it is, and not changed behind its owner's back; but nobody can say he did not
+    know."""
+    relay = Relay(tmp_path, to="http://127.0.0.1:1")
+    assert "WARNING" not in await said_at_start(relay)
+    assert stat.S_IMODE(relay.spool.stat().st_mode) == 0o600, "as we make it"
+    relay.spool.chmod(mode)
+    relay.log.unlink()
+    said = await said_at_start(relay)
+    assert (f"open to {who}:" in said) == bool(who), said
+    assert (f"chmod 600 {relay.spool}*" in said) == bool(who)
+    assert stat.S_IMODE(relay.spool.stat().st_mode) == mode
+
+
+async def test_a_service_that_moves_takes_its_messages_along(tmp_path: Path) -> None:
+    """Under a name its servers can change. Without one the old address is its name: what waits
+    goes on under it, and its keys are known."""
+    fields = {"Idempotency-Key": "k1"}
+    with Service() as first, Service() as second:
+        first.weather = lambda _key, _body: "425"
+        for name in (first.url, "orders"):
+            spool = tmp_path / f"{name == first.url}.db"
+            named = () if name == first.url else ("--destination", name)
+            relay = Relay(tmp_path, to=first.url, spool=spool, arguments=named)
+            try:
+                await relay.start()
+                told = await ask(relay.port, "POST", "/orders", fields=fields, body=b"tea")
+                assert told.status == 202
+                relay.kill()
+                relay = Relay(tmp_path, to=second.url, spool=spool)
+                if name == first.url:
+                    await relay.start()
+                    hint = f"--destination {second.url} --destination {first.url},"
+                    await eventually(lambda r=relay, h=hint: h in r.tail(99), "the warning")
+                    relay.kill()
+                relay.command += ["--destination", name]
+                await relay.start()
+                body = b"tea"
+                before = len(second.handled)
+                again = await ask(
+                    relay.port, "POST", "/orders",
+                    fields=fields | {"Prefer": "wait=10"}, body=body,
+                )  # fmt: skip
+                assert again.status == 200
+                assert len(second.handled) == before + 1, "one effect, and no new request"
+            finally:
+                relay.end()

@@ -1,0 +1,1 @@
+"""`once` and co-commit, against real databases and real processes."""

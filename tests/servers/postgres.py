@@ -1,0 +1,166 @@
+"""A real PostgreSQL for the tests that need one, on a free port in a temporary folder.
+
+    with postgres() as server:                  skips, or fails where CI is set, without PostgreSQL
+        server.database("orders")               the conninfo of a new, empty database
+
+    @pytest.fixture(scope="module")
+    def server():
+        with postgres() as server:
+            yield server
+
+PostgreSQL refuses to run as root, so there it runs as `postgres`, or else as `nobody`. It listens
+on loopback alone, trusts everybody there, and does not wait for the disk (`fsync=off`) unless asked
+to. Whatever becomes of the tests, it ends with them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+PLACES: Final = "/usr/lib/postgresql"
+"""Where Debian keeps its versions."""
+START_S: Final = 30
+FAST: Final = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+def program(name: str) -> str | None:
+    """`initdb` or `postgres`, of the newest version that is there."""
+    versions = sorted(Path(PLACES).glob("*/bin"), key=lambda bin_: int(bin_.parent.name))
+    places = [str(bin_) for bin_ in reversed(versions)]
+    return shutil.which(name, path=":".join([*places, os.environ.get("PATH", "")]))
+
+
+def account() -> pwd.struct_passwd | None:
+    """As whom to run it; None: as ourselves."""
+    if os.getuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    pytest.skip("there is nobody whom PostgreSQL could run as")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Postgres:
+    """A server that runs."""
+
+    def __init__(self, port: int, user: str) -> None:
+        self.port: Final = port
+        self.user: Final = user
+        self.made: Final[set[str]] = set()
+        """The databases that `database` made."""
+
+    def conninfo(self, database: str = "postgres") -> str:
+        return f"host=127.0.0.1 port={self.port} user={self.user} dbname={database}"
+
+    def url(self, database: str = "postgres", *, driver: str = "postgresql+psycopg") -> str:
+        """For SQLAlchemy."""
+        return f"{driver}://{self.user}@127.0.0.1:{self.port}/{database}"
+
+    def database(self, name: str) -> str:
+        """The conninfo of a database that is new and empty."""
+        import psycopg
+
+        with psycopg.connect(self.conninfo(), autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
+            connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        self.made.add(name)
+        return self.conninfo(name)
+
+
+def _dies_with_us() -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGQUIT)
+
+
+def _run_as(who: pwd.struct_passwd | None, command: Sequence[str]) -> list[str]:
+    if who is None:
+        return [*command]
+    ids = [f"--reuid={who.pw_uid}", f"--regid={who.pw_gid}", "--clear-groups"]
+    # setpriv forgets a parent-death signal that was set before it: it sets its own
+    return ["setpriv", *ids, "--pdeathsig=QUIT", *command]
+
+
+@contextmanager
+def postgres(
+    *, durable: bool = False, settings: dict[str, str] | None = None
+) -> Iterator[Postgres]:
+    """A server for as long as the block lasts. `durable`: commits wait for the disk."""
+    initdb, server = program("initdb"), program("postgres")
+    if initdb is None or server is None:
+        assert not os.environ.get("CI"), "PostgreSQL is missing, and CI promises it"
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    who = account()
+    # Not below pytest's folders, which are closed to everybody but their owner.
+    folder = Path(tempfile.mkdtemp(prefix="unspool-postgres-"))
+    try:
+        if who is not None:
+            os.chown(folder, who.pw_uid, who.pw_gid)
+        data, port = folder / "data", free_port()
+        made = subprocess.run(
+            _run_as(who, [initdb, "-D", str(data), "-A", "trust", "-U", "unspool", "-E", "UTF8",
+                          "--no-locale", "--no-sync"]),
+            capture_output=True, text=True, check=False, cwd=folder,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+        given = {
+            "port": str(port), "listen_addresses": "127.0.0.1", "unix_socket_directories": "",
+            "max_connections": "200", "shared_buffers": "16MB",
+            **({} if durable else FAST), **(settings or {}),
+        }  # fmt: skip
+        options = [f"--{name}={value}" for name, value in given.items()]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                _run_as(who, [server, "-D", str(data), *options]),
+                stdout=log, stderr=log, cwd=folder, start_new_session=True,
+                preexec_fn=_dies_with_us if who is None else None,
+            )  # fmt: skip
+        try:
+            found = Postgres(port, "unspool")
+            _until_it_answers(found, process, folder / "log")
+            yield found
+        finally:
+            process.send_signal(signal.SIGINT)  # a fast shutdown: sessions are ended
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _until_it_answers(server: Postgres, process: subprocess.Popen[bytes], log: Path) -> None:
+    import psycopg
+
+    until = time.monotonic() + START_S
+    while True:
+        try:
+            psycopg.connect(server.conninfo(), connect_timeout=5).close()
+            return
+        except psycopg.OperationalError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
