@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,6 @@ def tables() -> Iterator[None]:
     call_command("migrate", run_syncdb=True, verbosity=0)
     yield
     connections.close_all()
-    shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 @pytest.fixture

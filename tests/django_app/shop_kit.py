@@ -5,7 +5,9 @@ Settings are one for a process: whoever imports this first has set them up.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from typing import Any
 if "SHOP_FOLDER" not in os.environ:
     shm = "/dev/shm" if os.path.isdir("/dev/shm") else None  # nothing here asks for a power cut
     os.environ["SHOP_FOLDER"] = tempfile.mkdtemp(prefix="unspool-django-", dir=shm)
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "django_shop.settings")
+    atexit.register(shutil.rmtree, os.environ["SHOP_FOLDER"], ignore_errors=True)
+os.environ["DJANGO_SETTINGS_MODULE"] = "django_shop.settings"
 
 import django
 
 django.setup()
+del os.environ["DJANGO_SETTINGS_MODULE"]  # others start programs that would look for it
 
 from django.contrib.auth.models import User  # noqa: E402
 from django.test import Client  # noqa: E402

@@ -1,17 +1,22 @@
-"""Each target is started once and asked every row once; the tests look at what came of it."""
+"""Each target is started once and asked every row once; the tests look at what came of it.
+
+Two targets at a time: a relay mostly waits for what it is to send again.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from places import BY_DESIGN
 from targets import TARGETS
 
 from unspool.testing.idempotency import Result, check
+
+AT_ONCE = 2
 
 
 @dataclass
@@ -21,16 +26,24 @@ class Asked:
 
 
 @pytest.fixture(scope="session")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Asked]:
+def asked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Asked]]:
     """What came of each row at a target."""
-    known: dict[str, Asked] = {}
+    wanted = {
+        item.callspec.params["target"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function)
+        and "asked" in item.fixturenames
+        and hasattr(item, "callspec")
+    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in TARGETS if name in wanted}
 
     def ask(name: str) -> Asked:
-        if name not in known:
-            folder: Path = tmp_path_factory.mktemp(name)
-            with TARGETS[name](folder) as target:
-                results = asyncio.run(check(target.service, by_design=BY_DESIGN[name]))
-                known[name] = Asked({result.row: result for result in results}, target.logs())
-        return known[name]
+        with TARGETS[name](folders[name]) as target:
+            results = asyncio.run(check(target.service, by_design=BY_DESIGN[name]))
+            return Asked({result.row: result for result in results}, target.logs())
 
-    return ask
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        known = {name: pool.submit(ask, name) for name in folders}
+        yield lambda name: known[name].result()

@@ -16,6 +16,7 @@ import pytest
 
 from unspool.errors import (
     Busy,
+    Crossed,
     Expired,
     Misconfigured,
     NotKept,
@@ -258,6 +259,57 @@ def test_transient_exceptions_release(once: Once, url: str) -> None:
     for expected in (Flaky, Slow, Declined, Declined):
         with pytest.raises(expected):
             handle("k1")
+    assert not raised
+
+
+def test_an_exception_below_the_declared_one(once: Once, url: str) -> None:
+    """It is of its own class again; of the declared one where there is no such class any more."""
+
+    class Stolen(Declined):
+        pass
+
+    @once(url, key=lambda m: m, scope="orders", final=Declined)  # type: ignore[arg-type]
+    def handle(m: str) -> None:
+        raise Stolen("stolen") if m == "k1" else LookupError("k2")
+
+    for _ in range(2):
+        with pytest.raises(Stolen) as caught:
+            handle("k1")
+        assert caught.value.code == "stolen"
+    Stolen.__qualname__ = "renamed"
+    with pytest.raises(Declined) as other:
+        handle("k1")
+    assert (type(other.value), other.value.code) == (Declined, "stolen")
+
+
+async def test_what_is_of_the_moment_is_no_result(once: Once, url: str) -> None:
+    """A cancelled run and a crossed transaction are not kept, though `final=(Exception,)`."""
+    started = asyncio.Event()
+    raised: list[Exception] = [Crossed(), ValueError("kept")]
+
+    @once(url, key=lambda m: m, scope="orders", final=(Exception,), busy="wait")
+    async def handle(m: str, ctx: Running) -> None:
+        if m == "effect":
+            ctx.effect()
+        if not started.is_set():
+            started.set()
+            await asyncio.sleep(20)
+        raise raised.pop(0)
+
+    for key in ("k1", "effect"):
+        started.clear()
+        task = asyncio.create_task(handle(key))
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    with pytest.raises(OutcomeUnknown):
+        await handle("effect")
+    with pytest.raises(Crossed):
+        await handle("k1")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="kept"):
+            await handle("k1")
     assert not raised
 
 

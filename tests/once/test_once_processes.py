@@ -187,3 +187,18 @@ def test_an_interrupt_ends_the_claim(url: str) -> None:
     """F7, F8: a KeyboardInterrupt in the function frees the key, or after an effect leaves it
     unknown. It does not leave it claimed for as long as the process lives."""
     assert run(INTERRUPTED, url).split() == ["interrupted", "interrupted", "done", "unknown"]
+
+
+def test_no_library_is_needed_that_is_not_used() -> None:
+    """Importing it imports none of the databases' libraries, and with sqlite3 none is needed."""
+    code = """
+import sqlite3, sys
+from unspool.middleware.once import once
+shop = sqlite3.connect(":memory:")
+once.create(shop)
+with once.commit(shop, 7, scope="orders"):
+    pass
+shop.close()
+print(*{"sqlalchemy", "django", "psycopg", "aiosqlite", "celery"} & set(sys.modules))
+"""
+    assert run(code) == "\n"

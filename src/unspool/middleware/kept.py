@@ -8,12 +8,13 @@
 MessagePack by msgspec, never pickle: reading it makes no more than the caller asked for. Numbers,
 text, bytes, None, lists, mappings, dates, UUIDs, Decimals, dataclasses and Structs can be kept;
 what they were is told by `type_`, or they come back as plain data. An exception is made again only
-of a class that the caller declares: the record has its name and not its place.
+of a class that the caller declares, or of one below it that is there already: nothing is imported
+because a record says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -33,7 +34,9 @@ Classes = Sequence[type[Exception]]
 
 
 class _Error(Value, frozen=True, array_like=True):
+    declared: str
     name: str
+    """Its own class, which may be one below the declared."""
     args: list[Any]
     state: dict[str, Any]
     """Its attributes: exceptions are often more than their arguments."""
@@ -63,10 +66,11 @@ def pack(value: Any, *, max_bytes: int = KEPT_MAX_BYTES) -> bytes:
 def pack_error(error: Exception, declared: type[Exception], *, max_bytes: int) -> bytes:
     """An exception under the name it was declared by. What of it cannot be kept is kept as text."""
     state = {name: _plain(value) for name, value in vars(error).items() if name != "__notes__"}
-    kept = _Error(declared.__qualname__, [_plain(one) for one in error.args], state)
+    args = [_plain(one) for one in error.args]
+    kept = _Error(declared.__qualname__, _name(type(error)), args, state)
     packed = _ERROR + msgspec.msgpack.encode(kept)
     if len(packed) > max_bytes:
-        short = _Error(declared.__qualname__, [str(error)[:1000]], {})
+        short = _Error(kept.declared, kept.name, [str(error)[:1000]], {})
         packed = _ERROR + msgspec.msgpack.encode(short)
     return packed
 
@@ -101,15 +105,26 @@ def unpack(packed: bytes, type_: Any = Any, *, declared: Classes = ()) -> Any:
     raise Corrupt("What was kept under a key is of no form that is known. Nothing was run.")
 
 
+def _name(class_: type[Exception]) -> str:
+    return f"{class_.__module__}:{class_.__qualname__}"
+
+
+def _below(class_: type[Exception]) -> Iterator[type[Exception]]:
+    yield class_
+    for one in class_.__subclasses__():
+        yield from _below(one)
+
+
 def _raise(kept: _Error, declared: Classes) -> NoReturn:
     for class_ in declared:
-        if class_.__qualname__ == kept.name:
+        if class_.__qualname__ == kept.declared:
+            found = next((one for one in _below(class_) if _name(one) == kept.name), class_)
             # Not by its __init__, whose arguments need not be `args`.
-            error = class_.__new__(class_, *kept.args)
+            error = found.__new__(found, *kept.args)
             error.args = tuple(kept.args)
             vars(error).update(kept.state)
             raise error
     raise NotKept(
-        f"It was done before, and ended in {kept.name}, which is not among those declared as final."
-        " Nothing was run; do not repeat it."
+        f"It was done before, and ended in {kept.declared}, which is not among those declared as"
+        " final. Nothing was run; do not repeat it."
     )

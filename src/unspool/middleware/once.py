@@ -33,7 +33,8 @@ handler may block for hours; forks are survived; nothing needs to be closed, `on
 
 Bugs: a handler that dies after its effect and before its record leaves a claim that lapses after
 `lease_ms`, and then runs again unless abandoned="unknown". Only co-commit makes the two one. Of an
-exception what comes back is its class, arguments and attributes; not its cause or traceback.
+exception its class, arguments and attributes come back; not its cause or traceback. Of a key that
+was unknown for long, and then found out about, the fact is kept from when it became unknown.
 """
 
 from __future__ import annotations

@@ -27,9 +27,11 @@ from ..errors import (
     Misconfigured,
     NotKept,
     OutcomeUnknown,
+    Refused,
     Reused,
     Unacceptable,
     Unkeepable,
+    UnspoolError,
 )
 from ..ledger import Ask, Claim, Ledger, Taken
 from .arguments import Arguments, Bound, digest, named, result_type, some
@@ -37,6 +39,7 @@ from .kept import FACT, pack, pack_error, unpack
 from .names import take_name
 from .opening import Opening
 from .running import Running
+from .visit import Interrupted
 
 log = logging.getLogger("unspool.once")
 
@@ -282,7 +285,9 @@ class _Run:
 
     async def _failed(self, error: Exception) -> None:
         declared = self._nearest(error)
-        if declared in self._terms.final:
+        if _is_of_the_moment(error, declared):
+            await self._released()
+        elif declared in self._terms.final:
             max_bytes = self._work._opening.tenure.keeping.answer_max_bytes
             packed = pack_error(error, declared, max_bytes=max_bytes)
             await self._claim.done(_as_answer(422, packed))
@@ -314,6 +319,14 @@ class _Run:
         if not await self._claim.done(_as_answer(200, packed)):
             log.warning("done, and not stored: key %s", self._claim.ask.key)
         return result
+
+
+def _is_of_the_moment(error: Exception, declared: type[Exception] | None) -> bool:
+    """An interrupt, or a refusal of our own: no result of the work, though `final=(Exception,)`
+    would cover it, unless it is named."""
+    if isinstance(error, Interrupted):
+        return True
+    return isinstance(error, Refused) and not (declared and issubclass(declared, UnspoolError))
 
 
 def _as_answer(status: int, packed: bytes) -> Response:

@@ -76,7 +76,7 @@ class Portal:
         self._thread: threading.Thread | None = None
         self._making = threading.Lock()
         self._busy: set[Visit[Any]] = set()
-        self._watched = False
+        self._watched = self._forking = False
 
     def call(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Await it there. Interrupted here, it is cancelled there."""
@@ -229,22 +229,28 @@ class Portal:
         finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(timeout=CLOSES_S)
+            for visit in visits:
+                visit.give_up()
 
     # --- forks and exits: see `_watch` --------------------------------------------------------
 
     def before_fork(self) -> None:
         self._making.acquire()
+        self._forking = True
         within = threading.current_thread() is self._thread
         if self._pid == os.getpid() and not self._busy and not within:
             with contextlib.suppress(Exception):  # whoever forks has nothing to do with it
                 self._close()
 
     def after_fork(self) -> None:
-        self._making.release()
+        if self._forking:  # else it has come to be while another thread forked
+            self._forking = False
+            self._making.release()
 
     def in_child(self) -> None:
         self._making = threading.Lock()  # another thread's, before the fork
         self._busy = set()
+        self._forking = False
 
     def at_exit(self) -> None:
         with contextlib.suppress(Exception):

@@ -65,17 +65,24 @@ class Visit(Generic[T]):
         self.task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[T]) -> None:
+        if self.ended.done():
+            return
         if task.cancelled():
+            self.give_up()
+        elif (error := task.exception()) is not None:
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(task.result())
+
+    def give_up(self) -> None:
+        """Nobody will say any more what came of it."""
+        if not self.ended.done():
             self.ended.set_exception(
                 Unavailable(
                     "The portal was closed before the work had ended. It may have had its effect;"
                     " repeat it under its key"
                 )
             )
-        elif (error := task.exception()) is not None:
-            self.ended.set_exception(error)
-        else:
-            self.ended.set_result(task.result())
 
     def cancel(self) -> None:
         """Have it cancelled there. Does not wait."""
