@@ -317,7 +317,7 @@ class Saved:
 class Told:
     """Whom a committer tells: what follows of a result, or of an error, is the answer."""
 
-    __slots__ = ("_done", "_otherwise", "_then")
+    __slots__ = ("_done", "_heard", "_otherwise", "_then")
 
     def __init__(
         self,
@@ -329,11 +329,14 @@ class Told:
         self._then = then
         self._otherwise = otherwise
         self._done = done
+        self._heard = False
 
     def done(self) -> bool:
-        return False
+        """A request has one answer: told twice, its connection would be off by one for ever."""
+        return self._heard
 
     def set_result(self, result: Any) -> None:
+        self._heard = True
         try:
             response = self._then(result)
         except Exception as error:
@@ -342,6 +345,7 @@ class Told:
             self._done(response)
 
     def set_exception(self, error: Exception) -> None:
+        self._heard = True
         self._done(self._otherwise(error))
 
     def cancel(self) -> None:

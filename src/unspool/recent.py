@@ -19,7 +19,9 @@ from .spools.protocol import Entry
 
 BYTES_MAX: Final = 4 * 1024 * 1024
 OVERHEAD_BYTES: Final = 2048
-"""Of an entry, besides its answer's body: fields, trail, and what Python needs to hold them."""
+"""Of an entry, besides its answer: trail, and what Python needs to hold them."""
+FIELD_BYTES: Final = 160
+"""Two strings and a pair, beside what is in them."""
 BODY_MAX_BYTES: Final = 64 * 1024
 
 
@@ -54,4 +56,8 @@ class Recent:
 
 
 def _size(entry: Entry) -> int:
-    return OVERHEAD_BYTES + (0 if entry.answer is None else len(entry.answer.body))
+    answer = entry.answer
+    if answer is None:
+        return OVERHEAD_BYTES
+    fields = sum(len(name) + len(value) + FIELD_BYTES for name, value in answer.fields)
+    return OVERHEAD_BYTES + fields + len(answer.body)

@@ -235,3 +235,38 @@ async def test_many_callers_make_few_batches() -> None:
     results = await asyncio.gather(*(many.submit(number) for number in range(5_000)))
     assert results == list(range(5_000))
     assert calls < 20
+
+
+class Ear:
+    """Somebody who hears, and has no way of refusing to hear twice."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: object) -> None:
+        self.heard.append(result)
+
+    def set_exception(self, error: Exception) -> None:
+        self.heard.append(type(error).__name__)
+
+    def cancel(self) -> None: ...
+
+
+async def test_after_a_spoilt_batch_each_is_told_once() -> None:
+    """The good ones are told their results, and not the batch's failure on top: a request that is
+    answered twice gives its connection's next one the wrong answer (I10)."""
+
+    async def commit(items: Sequence[str]) -> Sequence[str]:
+        if "bad" in items:
+            raise Corrupt("spoilt")
+        return items
+
+    committer: Committer[str, str] = Committer(commit, batch_max=9, waiting_max=9, patient=True)
+    good, bad = Ear(), Ear()
+    committer.submit_for(good, "good")
+    committer.submit_for(bad, "bad")
+    await committer.drain()
+    assert (good.heard, bad.heard) == (["good"], ["Corrupt"])

@@ -632,3 +632,19 @@ def test_the_last_trouble_is_told() -> None:
     assert lane.view().last_trouble == "502 Bad Gateway"
     saw(lane, BUG, "k", T0)
     assert lane.view().last_trouble == judge(BUG).why
+
+
+def test_pauses_grow_with_time_and_not_with_ways_of_failing() -> None:
+    """A service that flaps for a few seconds, in whatever way, is not left alone for minutes."""
+    lane = Lane()
+    now = 1_000_000
+    bad = judge(Failure(Cause.CONNECTION_REFUSED, "refused", Sent.NEVER))
+    alive = judge(Response(408, b"", ()))
+    for step in range(61):
+        lane.saw(
+            alive if step % 4 == 3 else bad, key=Key(f"{step}"), now=Instant(now + 100 * step),
+            chance=1.0, hint_ms=None, detail="",
+        )  # fmt: skip
+    end = Instant(now + 100 * 61)
+    assert not lane.is_open(end)
+    assert lane.opens_at(end) - end <= 20_000

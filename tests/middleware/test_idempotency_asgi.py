@@ -548,6 +548,7 @@ async def test_a_spool_that_is_down_runs_nothing_and_comes_back() -> None:
     spool.down = True
     told = await call(key="a")
     assert (told.status, told["retry-after"]) == (503, "1")
+    assert told["idempotency-retention"]
     assert b"memory-down" in told.body
     assert shop.count == 0
     assert (await call(key=None)).status == 201

@@ -585,3 +585,39 @@ def test_frameworks_see_a_function(once: Once, url: str) -> None:
     assert (handle.__name__, handle.__doc__) == ("handle", "What it does.")
     assert str(inspect.signature(handle)) == "(m: 'str', amount: 'int' = 5) -> 'int'"
     assert "ctx" not in handle.__annotations__
+
+
+def test_an_exception_that_cannot_be_written_down_still_ends_its_key(once: Once, url: str) -> None:
+    """File names may hold what no UTF-8 has, and `str` may raise: the key is not held for ever."""
+
+    class Odd:
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    runs = []
+
+    @once(url, key=str, scope="odd", final=(ValueError,),
+          survives="process")  # fmt: skip
+    def work(key: str) -> None:
+        runs.append(key)
+        raise ValueError("bad file name", "caf\udce9.txt", Odd())
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="bad file name"):
+            work("a")
+    assert runs == ["a"]
+
+
+def test_functions_of_one_name_in_two_modules_are_two_functions(once: Once, url: str) -> None:
+    """Under one scope the second would be given the first one's results."""
+
+    def made(module: str) -> None:
+        def handle(key: str) -> str:
+            return module
+
+        handle.__module__ = module
+        once(url, key=str, scope="work", survives="process")(handle)
+
+    made("shop.orders")
+    with pytest.raises(Misconfigured, match="One function, one scope"):
+        made("shop.billing")

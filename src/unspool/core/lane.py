@@ -111,6 +111,8 @@ class Lane(msgspec.Struct):
     _probing: Pause = NO_PAUSE
     """A probe is out."""
     _probe_ms: int = PROBE_FIRST_MS
+    _same: Pause = NO_PAUSE
+    """Until it is over, more trouble is the same trouble: the pauses do not grow."""
     _clean: int = 0
 
     def __post_init__(self) -> None:
@@ -333,7 +335,11 @@ class Lane(msgspec.Struct):
         """The next probe, later than the last. Equal jitter: half fixed, half by chance."""
         wait_ms = self._probe_ms // 2 + round(self._probe_ms / 2 * chance)
         self._quiet = Pause(now, Instant(now + wait_ms))
-        self._probe_ms = min(self._probe_ms * 2, PROBE_MAX_MS)
+        if self._same.over(now):
+            # Pauses grow with the time that it has been down, not with the number of ways in which
+            # it was seen to be: a service that flaps for ten seconds is not left alone for minutes.
+            self._same = self._quiet
+            self._probe_ms = min(self._probe_ms * 2, PROBE_MAX_MS)
         self._probing = NO_PAUSE
 
     def _reopen(self) -> None:

@@ -262,6 +262,7 @@ class Commit:
             try:
                 yield self._session.keep()
             except BaseException as trouble_:
+                yield from self._abandon(trouble_)
                 raise_as_ours(trouble_)
                 raise
 
@@ -295,6 +296,12 @@ class Commit:
             f"Attempt {self.attempt} under the key {self._name!r} of {self._scope!r} came too late:"
             f" {why}. What it wrote is undone. Run it again to be given what the other kept."
         )
+
+    def _abandon(self, error: BaseException) -> Steps[None]:
+        try:
+            yield self._session.abandon()
+        except Exception as another:
+            error.add_note(f"and the transaction could not be undone: {another}")
 
     def _undo(self, error: BaseException) -> Steps[None]:
         """Take back; if that fails, too, it is because the connection is gone, and all with it."""

@@ -11,8 +11,10 @@ binds is not understood: give its Connection.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
+from ..errors import Misconfigured
 from .commit_drivers import Ran, Values
 
 
@@ -26,6 +28,7 @@ class Alchemy:
         self.joined = False
         self._outer: Any = None
         self._inner: Any = None
+        self._driver: Any = None
 
     @property
     def _connection(self) -> Any:
@@ -41,6 +44,7 @@ class Alchemy:
     def begin(self) -> None:
         session = self._session
         self.joined, self._outer, self._inner = False, None, None
+        self._refuse_autocommit()
         if not session.in_transaction():
             self._outer = session.begin()
             self._begin_sqlite()
@@ -85,7 +89,34 @@ class Alchemy:
     def ended(self) -> bool:
         return any(one is not None and not one.is_active for one in (self._outer, self._inner))
 
+    def _refuse_autocommit(self) -> None:
+        """There each statement is a transaction: nothing could be undone."""
+        driver = self._connection.connection.dbapi_connection
+        if self.dialect == "postgresql" and (
+            getattr(driver, "autocommit", None) is True
+            or getattr(driver, "isolation_level", None) == "autocommit"
+        ):
+            raise Misconfigured(
+                "This engine commits each statement by itself (isolation_level AUTOCOMMIT), so a"
+                " record and rows could not be one transaction. Nothing was run. Use another:"
+                ' engine.execution_options(isolation_level="READ COMMITTED")'
+            )
+
+    def abandon(self) -> None:
+        """The commit failed. SQLAlchemy may take that for the end, and give the driver's
+        transaction back to its pool, still open."""
+        if self.joined:
+            return
+        driver = self._driver
+        with suppress(Exception):
+            self._outer.rollback()
+        if driver is not None:
+            with suppress(Exception):
+                driver.rollback()
+
     def keep(self) -> None:
+        # Of an async driver the greenlet's stand-in, which blocks; else the driver's own.
+        self._driver = self._connection.connection.dbapi_connection
         if self._inner is not None:
             self._inner.commit()
         if self._outer is not None:
@@ -141,3 +172,6 @@ class InGreenlet:
 
     def undo(self, error: BaseException | None) -> Awaitable[Any]:
         return self._there(self._inner.undo, error)
+
+    def abandon(self) -> Awaitable[Any]:
+        return self._there(self._inner.abandon)

@@ -14,6 +14,7 @@ alone: row factories, isolation levels, who commits.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -78,6 +79,9 @@ class Django:
         error = error or Undone()
         self._atomic.__exit__(type(error), error, error.__traceback__)
 
+    def abandon(self) -> None:
+        """`atomic` has seen to it."""
+
 
 class Psycopg:
     """psycopg's Connection."""
@@ -119,6 +123,9 @@ class Psycopg:
         error = error or Undone()
         self._transaction.__exit__(type(error), error, error.__traceback__)
 
+    def abandon(self) -> None:
+        """psycopg has seen to it."""
+
 
 class AsyncPsycopg:
     """psycopg's AsyncConnection."""
@@ -159,6 +166,9 @@ class AsyncPsycopg:
     async def undo(self, error: BaseException | None) -> None:
         error = error or Undone()
         await self._transaction.__aexit__(type(error), error, error.__traceback__)
+
+    async def abandon(self) -> None:
+        """psycopg has seen to it."""
 
 
 def _opens(connection: Any) -> tuple[str, bool]:
@@ -206,7 +216,23 @@ class Sqlite:
         if self._saved:
             self._connection.execute(f"RELEASE {SAVEPOINT}")
         if not self.joined:
+            self._commit()
+
+    def abandon(self) -> None:
+        if not self.joined and self._connection.in_transaction:
+            self._roll_back()
+
+    def _commit(self) -> None:
+        if self._saved:
             self._connection.commit()
+        else:  # as it was begun: with `autocommit=True` (Python 3.12) `commit()` does nothing
+            self._connection.execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        if self._saved:
+            self._connection.rollback()
+        else:
+            self._connection.execute("ROLLBACK")
 
     def undo(self, error: BaseException | None) -> None:
         if not self._connection.in_transaction:
@@ -216,9 +242,9 @@ class Sqlite:
             self._connection.execute(f"RELEASE {SAVEPOINT}")
             if self.joined or error is not None:
                 return
-            self._connection.commit()
+            self._commit()
         else:
-            self._connection.rollback()
+            self._roll_back()
 
 
 class AioSqlite:
@@ -234,8 +260,17 @@ class AioSqlite:
 
     async def begin(self) -> None:
         statement, self.joined = _opens(self._connection)
-        await self.run(statement, {})
-        self._saved = statement != "BEGIN IMMEDIATE"
+        opens = statement == "BEGIN IMMEDIATE"
+        beginning = asyncio.ensure_future(self.run(statement, {}))
+        try:
+            await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            # Its thread goes on waiting for the lock: a transaction of nobody's must not be left.
+            await asyncio.wait([beginning])
+            if opens and not beginning.cancelled() and beginning.exception() is None:
+                await self._roll_back()
+            raise
+        self._saved = not opens
 
     async def run(self, text: str, values: Values) -> Ran:
         cursor = await self._connection.cursor()
@@ -258,7 +293,23 @@ class AioSqlite:
         if self._saved:
             await self.run(f"RELEASE {SAVEPOINT}", {})
         if not self.joined:
+            await self._commit()
+
+    async def abandon(self) -> None:
+        if not self.joined and self._connection.in_transaction:
+            await self._roll_back()
+
+    async def _commit(self) -> None:
+        if self._saved:
             await self._connection.commit()
+        else:
+            await self.run("COMMIT", {})
+
+    async def _roll_back(self) -> None:
+        if self._saved:
+            await self._connection.rollback()
+        else:
+            await self.run("ROLLBACK", {})
 
     async def undo(self, error: BaseException | None) -> None:
         if not self._connection.in_transaction:
@@ -268,6 +319,6 @@ class AioSqlite:
             await self.run(f"RELEASE {SAVEPOINT}", {})
             if self.joined or error is not None:
                 return
-            await self._connection.commit()
+            await self._commit()
         else:
-            await self._connection.rollback()
+            await self._roll_back()

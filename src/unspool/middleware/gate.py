@@ -124,10 +124,17 @@ class Gate:
         self, request: Request, *, name: str, principal: Principal, wait_ms: int, run: Run
     ) -> Response:
         """The answer. Raises only what `run` raises."""
+        wait_ms = min(wait_ms, self._rules.wait_max_ms)
+        response = await self._answer(request, name, principal, wait_ms, run)
+        return with_fields(response, self._retention)
+
+    async def _answer(
+        self, request: Request, name: str, principal: Principal, wait_ms: int, run: Run
+    ) -> Response:
         try:
             ledger, secret = await self._opening.ledger()
             ask = self._ask(request, name=name, principal=principal, secret=secret)
-            claim = await ledger.claim(ask, wait_ms=min(wait_ms, self._rules.wait_max_ms))
+            claim = await ledger.claim(ask, wait_ms=wait_ms)
             refusal = await self._too_old(claim, ledger) if isinstance(claim, Claim) else None
         except Corrupt as error:
             log.error("a record is spoilt: %s", error)
@@ -141,12 +148,10 @@ class Gate:
             log.exception("nothing runs under a key: the spool made a mistake")
             return problem("memory-down", retry_after_s=RETRY_S)
         if refusal is not None:
-            response = refusal
-        elif isinstance(claim, Taken):
-            response = told(claim)
-        else:
-            response = await self._run(claim, secret, run)
-        return with_fields(response, self._retention)
+            return refusal
+        if isinstance(claim, Taken):
+            return told(claim)
+        return await self._run(claim, secret, run)
 
     def _ask(self, request: Request, *, name: str, principal: Principal, secret: bytes) -> Ask:
         destination = Destination(self._rules.name)

@@ -70,7 +70,7 @@ def pack_error(error: Exception, declared: type[Exception], *, max_bytes: int) -
     kept = _Error(declared.__qualname__, _name(type(error)), args, state)
     packed = _ERROR + msgspec.msgpack.encode(kept)
     if len(packed) > max_bytes:
-        short = _Error(kept.declared, kept.name, [str(error)[:1000]], {})
+        short = _Error(kept.declared, kept.name, [_text(error)[:1000]], {})
         packed = _ERROR + msgspec.msgpack.encode(short)
     return packed
 
@@ -79,8 +79,17 @@ def _plain(value: Any) -> Any:
     try:
         msgspec.msgpack.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError):
-        return str(value)
+        return _text(value)
     return value
+
+
+def _text(value: Any) -> str:
+    """Whatever it is: an exception that cannot be kept must not take its key along."""
+    try:
+        found = str(value)
+    except Exception:
+        found = f"<{type(value).__qualname__}>"
+    return found.encode("utf-8", "backslashreplace").decode()
 
 
 def unpack(packed: bytes, type_: Any = Any, *, declared: Classes = ()) -> Any:

@@ -53,7 +53,7 @@ from .once_work import Again, Done, Function, Terms, Unknown, Work
 from .opening import Opening
 from .options import Grade, read
 from .portal import Portal
-from .principal import owner_of
+from .principal import module_of, owner_of
 
 __all__ = ["Again", "Commit", "Done", "Once", "Unknown", "once"]
 
@@ -202,7 +202,7 @@ class Once:
     def _take_scope(self, spool: str | Spool, terms: Terms, function: Function) -> None:
         """Two functions under one scope would be given each other's results."""
         which = (spool, terms.name, terms.scope)
-        ours = function.__qualname__
+        ours = f"{module_of(function)}.{function.__qualname__}"
         other = self._scopes.setdefault(which, ours)
         if other != ours:
             raise Misconfigured(

@@ -64,12 +64,17 @@ def owner_of(scope: Callable[..., Any]) -> str:
     """
     while isinstance(scope, partial):
         scope = scope.func
-    module: str = getattr(scope, "__module__", None) or type(scope).__module__
+    return module_of(scope).partition(".")[0]
+
+
+def module_of(function: Callable[..., Any]) -> str:
+    """Where it was defined, by the name that others import it by."""
+    module: str = getattr(function, "__module__", None) or type(function).__module__
     if module == "__main__":
         main = sys.modules[module]
         spec = getattr(main, "__spec__", None)
         module = spec.name if spec is not None else Path(getattr(main, "__file__", module)).stem
-    return module.partition(".")[0]
+    return module
 
 
 def check(principal: object) -> Principal:

@@ -24,10 +24,13 @@ what a process that died was trying comes due again when its lease ends.
 Promises: what `relay` promises. Exceptions of what could be saved are logged, with their traceback,
 and answered as 500 where they are not saved; others reach the server as they would without us.
 
-Bugs: receipts are at the root of the host: behind a proxy that cuts a prefix off, their addresses
-lack the prefix. Background tasks of what went through here are not waited for by the server, only
-by the end of the lifespan. A handler that is killed in a later attempt is run again when the lease
-ends, `attempt_ms` and half a minute later.
+Bugs: a handler that is a plain `def` runs in a thread, which goes on when its attempt is over: it
+may be run again beside itself, unless `Idempotency` is within. Two applications without a `name`
+and without a scope are not told apart. What `Idempotency` within calls unknown, a 409, counts as an
+answer, and its message as delivered. Receipts are at the root of the host: behind a proxy that cuts
+a prefix off, their addresses lack the prefix. Background tasks of what went through here are not
+waited for by the server, only by the end of the lifespan. A handler that is killed in a later
+attempt is run again when the lease ends, `attempt_ms` and half a minute later.
 """
 
 from __future__ import annotations
@@ -123,7 +126,7 @@ class Habits(Value, frozen=True):
     lifetime_ms: int = 5 * 24 * 3600 * 1000
     """How long a saved request is tried before it is given up."""
     attempt_ms: int = 60_000
-    """How long a handler may take until it answers. It is cancelled then."""
+    """How long a handler may take until it answers. An `async def` is cancelled then."""
     backoff_least_ms: int = 1_000
     """The pause before a saved request is tried again is as long as it has waited; at least
     this,"""

@@ -133,6 +133,7 @@ class Committer(Generic[T, R]):
             results, error = await _outcome(begun, len(items))
             if isinstance(error, Corrupt) and len(items) > 1:
                 await self._one_by_one(items, futures)
+                futures, results, error = (), (), None  # each has been told, once
             if 2 * len(self._items) >= len(items):
                 # The next batch is on its way before these callers wake: disk and loop overlap.
                 batch, begun = self._next()

@@ -12,6 +12,8 @@ from .seeing import begun, counted, good, marked, must, refused, replayed
 from .service import ITEM, NotOffered, Orders
 from .wire import Reply
 
+WORD_MIN_BYTES: Final = 8
+
 
 async def c1(it: Orders) -> None:
     order, key = await it.make(), fresh()
@@ -99,7 +101,7 @@ async def c7(it: Orders) -> None:
         body, words = json.dumps({f"n{secret}": f"v{secret}"}).encode(), [secret]
     first = await order.post(key, body=body)
     good(first)
-    if first.body:
+    if len(first.body) >= WORD_MIN_BYTES:  # a shorter one stands in a Date, or a length, by chance
         words.append(first.body.decode("latin-1"))
     other = await order.post(key, body=it.service.other_body)
     refused(other, 422, what="another body under the key")
