@@ -12,8 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
+from unspool.middleware.once import Once
+
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
+"""On a machine that does ten other things a worker takes a minute to start, die and start again."""
+pytestmark = pytest.mark.timeout(250)
 
 
 def environ(shop: Path) -> dict[str, str]:
@@ -69,16 +75,19 @@ def until(shop: Path, count: int) -> list[tuple[object, ...]]:
 def test_celery(tmp_path: Path) -> None:
     """The worker process is killed between the charge and the order: Celery delivers the task
     again, and its sender sends it once more. One charge, one order, by the second attempt."""
-    for name in ("queue", "control"):
-        (tmp_path / name).mkdir()
     (tmp_path / "trip").touch()
+    # While somebody else has the spool open, nobody can know that the claim's owner is dead: it is
+    # busy for as long as its lease, and Celery tries again.
+    other = Once()
+    other.run(f"sqlite:///{tmp_path}/idem.db", "1", lambda: 1, scope="somebody else's")
     send(tmp_path, "celery_orders", "1")
     arguments = ("-A", "examples.celery_orders", "worker", "-P", "prefork", "-c", "1", "-l", "INFO")
     with program(tmp_path, "celery", *arguments, "--without-gossip", "--without-mingle"):
         assert until(tmp_path, 1) == [("1", 2)]
-        send(tmp_path, "celery_orders", "1", "2", "1", "3")
-        assert until(tmp_path, 3) == [("1", 2), ("2", 1), ("3", 1)]
-    assert len(rows(tmp_path / "bank.db", "SELECT key FROM charges")) == 3
+        send(tmp_path, "celery_orders", "1", "2")  # one at a time, in this order
+        assert until(tmp_path, 2) == [("1", 2), ("2", 1)]
+    assert len(rows(tmp_path / "bank.db", "SELECT key FROM charges")) == 2
+    other.close()
     assert "WorkerLostError" in (tmp_path / "worker.log").read_text()
 
 
