@@ -232,7 +232,8 @@ def _without_boundary(content_type: bytes, body: bytes) -> tuple[bytes, bytes]:
     found = _boundary(content_type)
     if found is None:
         return content_type.lower(), body
-    pieces = body.split(found[2] or found[3], FORM_PARTS_MAX)
+    # With its dashes: a boundary of dashes stands in them, too.
+    pieces = body.split(b"--" + (found[2] or found[3]), FORM_PARTS_MAX)
     if len(pieces) > FORM_PARTS_MAX:
         return content_type.lower(), body
     return found[1].lower(), b"".join([b"%d:%b" % (len(piece), piece) for piece in pieces])
