@@ -13,6 +13,8 @@ latency   what the relay adds at 1000 requests a second
 memory    resident: idle, busy, with a backlog
 inside    the ASGI middleware in an application, against none and against other packages
 
+    python -m benchmarks --spools               instead: the engines, without a relay; see spools
+
 The thing measured has one core alone; load generator, service and this program share another.
 Everything listens on loopback, keeps its files in a temporary folder, and is gone afterwards. Runs
 alternate between what is compared, each number is a median, and every row checks its answers.
@@ -35,7 +37,7 @@ from pathlib import Path
 
 import click
 
-from . import custody, inside, machine, passing, restate, table
+from . import custody, inside, machine, passing, restate, spools, table
 from .bench import Bench, Row
 from .process import Failed
 
@@ -77,12 +79,27 @@ def _sync(bench: Bench) -> str:
     return f"p50 {p50:.0f} µs, p99 {p99:.0f} µs"
 
 
+def _spools(bench: Bench, engine: tuple[str, ...], filled: int, into: Path | None) -> None:
+    before = _sync(bench)
+    results = spools.all_engines(bench, filled=filled, only=engine)
+    facts = machine.facts(bench.folder)
+    for name in ("unspool", "python", "kernel", "processor", "file system"):
+        print(f"{name}: {facts[name]}")
+    print(f"load averages: {_load()}\nfdatasync of 4 KiB: {before} before; {_sync(bench)} after\n")
+    print(spools.render(results))
+    if into is not None:
+        into.write_text(json.dumps(results, indent=2) + "\n")
+
+
 @click.command(help=__doc__.split("\n")[0] if __doc__ else "")
 @click.option("--only", multiple=True, type=click.Choice(list(GROUPS)), help="These rows alone.")
 @click.option("--seconds", default=4.0, show_default=True, help="How long each run lasts.")
 @click.option("--runs", default=3, show_default=True, help="How often each is run.")
 @click.option("--backlog", default=50_000, show_default=True, help="Messages to deliver again.")
 @click.option("--no-restate", is_flag=True, help="Leave Restate out: it is not installed.")
+@click.option("--spools", "engines", is_flag=True, help="The spools side by side, and no relay.")
+@click.option("--engine", multiple=True, type=click.Choice(spools.ENGINES), help="This one alone.")
+@click.option("--filled", default=100_000, show_default=True, help="Messages in a full spool.")
 @click.option("--json", "into", type=click.Path(path_type=Path), help="Every run, as JSON.")
 @click.option("--folder", type=click.Path(path_type=Path), help="On the disk to measure with.")
 @click.option("--extra", multiple=True, help="One more argument for `unspool serve`; repeatable.")
@@ -92,6 +109,9 @@ def main(
     runs: int,
     backlog: int,
     no_restate: bool,
+    engines: bool,
+    engine: tuple[str, ...],
+    filled: int,
     into: Path | None,
     folder: Path | None,
     extra: tuple[str, ...],
@@ -111,6 +131,12 @@ def main(
         restate=not no_restate,
         extra=extra,
     )
+    if engines:
+        try:
+            _spools(bench, engine, filled, into)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return
     rows: list[Row] = []
     wrong = False
     try:

@@ -107,6 +107,12 @@ class CannotCreate(Broken):
     exit_code = os.EX_CANTCREAT
 
 
+class InUse(Broken):
+    """A spool of one process is another's just now."""
+
+    exit_code = os.EX_TEMPFAIL
+
+
 class OutcomeUnknown(Broken):
     """It may or may not have had its effect. It is not run again until somebody finds out."""
 

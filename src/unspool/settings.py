@@ -73,8 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ("127.0.0.1:8700",)  # fmt: skip
     spool: Annotated[
         tuple[str, ...],
-        Says(WHERE, "Where messages are kept; sqlite:///name is relative to the working folder, "
-             "sqlite:////name is absolute.", form="spool"),
+        Says(WHERE, "Where messages are kept: sqlite, leveldb, log or memory. sqlite:///name is "
+             "relative to the working folder, sqlite:////name is absolute.", form="spool"),
     ] = ("sqlite:///unspool.db",)  # fmt: skip
     workers: Annotated[
         int, Says(WHERE, "Processes that share the listeners and the spool.", least=1, most=256)

@@ -18,7 +18,7 @@ import pytest
 from unspool.errors import CannotCreate, Misconfigured, Newer, Unavailable
 from unspool.spools import sqlite_read
 from unspool.spools.open import open_spool
-from unspool.spools.protocol import New, Query, Survives
+from unspool.spools.protocol import New, Query, Spool, Survives
 from unspool.spools.sqlite import SqliteSpool
 from unspool.spools.sqlite_file import IN_MEMORY
 from unspool.spools.sqlite_schema import ADDITIONS, APPLICATION_ID, LEASABLE, SURVEY, SWEEPABLE
@@ -149,7 +149,7 @@ def test_one_spool_serves_one_loop_after_another(path: Path) -> None:
     asyncio.run(spool.aclose())
 
 
-async def _accept_and_wait(spool: SqliteSpool, name: str) -> None:
+async def _accept_and_wait(spool: Spool, name: str) -> None:
     await spool.accept([waiting(name)])
     await asyncio.wait_for(spool.wait_arrival(), 5)
 
@@ -287,7 +287,7 @@ async def test_open_by_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("sqllite:///x.db", "Did you mean sqlite:///x.db"),
         ("x.db", "sqlite:///x.db"),
         ("sqlite:x.db", "three slashes"),
-        ("gopher://x", "Known: memory:, sqlite:"),
+        ("gopher://x", "Known: leveldb:, log:, memory:, sqlite:"),
         ("memory:x", "no names"),
     ):
         with pytest.raises(Misconfigured) as caught:

@@ -14,7 +14,7 @@ import apsw
 import pytest
 
 from unspool.errors import Corrupt, Full, Unavailable
-from unspool.spools.protocol import Query
+from unspool.spools.protocol import Query, Spool
 from unspool.spools.sqlite import SqliteSpool
 from unspool.spools.sqlite_file import translate
 from unspool.spools.sqlite_store import SqliteStore
@@ -139,7 +139,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-async def _fill(spool: SqliteSpool) -> int:
+async def _fill(spool: Spool) -> int:
     """Accept until it is Full. How many batches were taken."""
     for batch in range(1_000):
         try:
@@ -149,7 +149,7 @@ async def _fill(spool: SqliteSpool) -> int:
     raise AssertionError("a disk of 4 MiB took 64,000 messages")
 
 
-async def _all_or_none(spool: SqliteSpool, batches: int) -> None:
+async def _all_or_none(spool: Spool, batches: int) -> None:
     """Every batch that was accepted is there whole, and of the one refused nothing is."""
     first = await spool.find([key(f"{batch:04}{63:04}") for batch in range(batches)])
     assert all(first)

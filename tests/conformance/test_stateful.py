@@ -1,4 +1,7 @@
-"""SQLite held against the memory model: any history, with restarts in it, ends alike."""
+"""Every spool held against the memory model: any history, with restarts in it, ends alike.
+
+One machine; each engine says how it is opened, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,20 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from msgspec.structs import replace
 
 from unspool.core.lifecycle import (
@@ -34,6 +44,8 @@ from unspool.core.message import (
     Request,
     Response,
 )
+from unspool.spools.leveldb import open_leveldb
+from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Entry, Lease, New, Query
 from unspool.spools.sqlite import SqliteSpool
@@ -70,7 +82,11 @@ verdicts = st.one_of(
 )
 
 
-class SqliteIsMemory(RuleBasedStateMachine):
+class IsMemory(RuleBasedStateMachine):
+    open_spool: Callable[[Path], Coroutine[Any, Any, Any]]
+    """Of an engine. What is proved here does not hang on the sync, and goes ten times as far
+    without it."""
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
@@ -79,17 +95,16 @@ class SqliteIsMemory(RuleBasedStateMachine):
         self.made = 0
         self.leases: list[Lease] = []
         self.model = MemorySpool()
-        self.sqlite = self._open()
+        self.spool = self._open()
 
-    def _open(self) -> SqliteSpool:
-        # What is proved here does not hang on the sync, and goes ten times as far without it.
-        return self.run(SqliteSpool.open(self.folder / "s.db", test_hook_no_sync=True))
+    def _open(self) -> Any:
+        return self.run(type(self).open_spool(self.folder / "spool"))
 
     def run(self, verb: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(verb)
 
     def teardown(self) -> None:
-        self.run(self.sqlite.aclose())
+        self.run(self.spool.aclose())
         self.loop.close()
         shutil.rmtree(self.folder)
 
@@ -129,7 +144,7 @@ class SqliteIsMemory(RuleBasedStateMachine):
     def accept(self, batch: list[dict[str, Any]]) -> None:
         made = [self._entry(**fields) for fields in batch]
         expected = self.run(self.model.accept(made))
-        assert list(self.run(self.sqlite.accept(made))) == list(expected)
+        assert list(self.run(self.spool.accept(made))) == list(expected)
         for answer in expected:
             if isinstance(answer, New) and answer.entry.state is State.CLAIMED:
                 self.leases.append(Lease(answer.entry, answer.entry.leased_until))
@@ -138,7 +153,7 @@ class SqliteIsMemory(RuleBasedStateMachine):
     def lease(self, wants: dict[Destination, int], term: int) -> None:
         now, until = Instant(self.now), Instant(self.now + term)
         expected = self.run(self.model.lease(wants, now=now, until=until))
-        assert list(self.run(self.sqlite.lease(wants, now=now, until=until))) == list(expected)
+        assert list(self.run(self.spool.lease(wants, now=now, until=until))) == list(expected)
         self.leases += expected
 
     @precondition(lambda self: self.leases)
@@ -147,7 +162,7 @@ class SqliteIsMemory(RuleBasedStateMachine):
         """Early, late, twice, in one batch or after everything else."""
         pairs = [(data.draw(st.sampled_from(self.leases)), self._verdict(*end)) for end in ends]
         expected = self.run(self.model.settle(pairs))
-        assert list(self.run(self.sqlite.settle(pairs))) == list(expected)
+        assert list(self.run(self.spool.settle(pairs))) == list(expected)
 
     def _verdict(self, kind: str, ms: int) -> Verdict:
         self.made += 1
@@ -169,20 +184,20 @@ class SqliteIsMemory(RuleBasedStateMachine):
         leases = [data.draw(st.sampled_from(self.leases)) for _ in range(count)]
         until = Instant(self.now + term)
         expected = self.run(self.model.renew(leases, until=until))
-        assert list(self.run(self.sqlite.renew(leases, until=until))) == list(expected)
+        assert list(self.run(self.spool.renew(leases, until=until))) == list(expected)
 
     @rule(keys=st.lists(st.sampled_from(NAMES), min_size=1, max_size=4))
     def seize(self, keys: list[str]) -> None:
         names, now, until = [Key(key) for key in keys], Instant(self.now), Instant(self.now + 40)
         expected = self.run(self.model.seize(names, now=now, until=until))
-        assert list(self.run(self.sqlite.seize(names, now=now, until=until))) == list(expected)
+        assert list(self.run(self.spool.seize(names, now=now, until=until))) == list(expected)
         self.leases += [lease for lease in expected if lease is not None]
 
     @rule(limit=st.integers(1, 4))
     def expire(self, limit: int) -> None:
         now, until = Instant(self.now), Instant(self.now + 40)
         expected = self.run(self.model.expire(now=now, until=until, limit=limit))
-        assert list(self.run(self.sqlite.expire(now=now, until=until, limit=limit))) == list(
+        assert list(self.run(self.spool.expire(now=now, until=until, limit=limit))) == list(
             expected
         )
         self.leases += expected
@@ -196,47 +211,58 @@ class SqliteIsMemory(RuleBasedStateMachine):
         """To the end: which go first is nobody's business."""
         now = Instant(self.now)
         expected = self.run(self.model.sweep(now=now, limit=1_000))
-        assert self.run(self.sqlite.sweep(now=now, limit=1_000)) == expected
+        assert self.run(self.spool.sweep(now=now, limit=1_000)) == expected
 
     @rule()
     def restart(self) -> None:
         """Alone: what was leased was a dead process's, and is free; the next is told."""
-        self.run(self.sqlite.aclose())
-        self.sqlite = self._open()
-        assert self.sqlite.store.sole
+        self.run(self.spool.aclose())
+        self.spool = self._open()
         for key, entry in self.model.entries.items():
             if entry.state in (State.WAITING, State.CLAIMED) and entry.leased_until:
                 self.model.entries[key] = replace(entry, leased_until=Instant(1))
 
+    @precondition(lambda self: self.spool.promises.shared)
     @rule()
     def hand_over(self) -> None:
         """Another process takes over while this one still has it open: leases stay."""
         other = self._open()
-        assert not other.store.sole
-        self.run(self.sqlite.aclose())
-        self.sqlite = other
+        self.run(self.spool.aclose())
+        self.spool = other
 
     @invariant()
     def alike(self) -> None:
         keys = [Key(name) for name in NAMES]
-        assert list(self.run(self.sqlite.find(keys))) == list(self.run(self.model.find(keys)))
+        assert list(self.run(self.spool.find(keys))) == list(self.run(self.model.find(keys)))
         for query in (Query(), Query(held=True), Query(destination=LANES[0], held=False)):
             arguments: dict[str, Any] = {"after": None, "limit": 99, "requests": True}
-            assert list(self.run(self.sqlite.browse(query, **arguments))) == list(
+            assert list(self.run(self.spool.browse(query, **arguments))) == list(
                 self.run(self.model.browse(query, **arguments))
             )
         edges = [Instant(self.now - age) for age in (0, 50, 200)]
-        assert list(self.run(self.sqlite.tally(edges))) == list(self.run(self.model.tally(edges)))
+        assert list(self.run(self.spool.tally(edges))) == list(self.run(self.model.tally(edges)))
         for after in (None, LANES[0]):
-            assert list(self.run(self.sqlite.survey(after=after, limit=9))) == list(
+            assert list(self.run(self.spool.survey(after=after, limit=9))) == list(
                 self.run(self.model.survey(after=after, limit=9))
             )
 
 
-TestSqliteIsMemory = SqliteIsMemory.TestCase
-TestSqliteIsMemory.settings = settings(
+ENGINES = {
+    "sqlite": ("apsw", lambda path: SqliteSpool.open(path, test_hook_no_sync=True)),
+    "leveldb": ("plyvel", lambda path: open_leveldb(path, test_hook_no_sync=True)),
+    "log": ("unspool", lambda path: open_log(path, test_hook_no_sync=True)),
+}
+SETTINGS = settings(
     max_examples=EXAMPLES,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_it_is_the_memory_spool(engine: str) -> None:
+    needs, open_spool = ENGINES[engine]
+    pytest.importorskip(needs)
+    machine = type(f"{engine} is memory", (IsMemory,), {"open_spool": staticmethod(open_spool)})
+    run_state_machine_as_test(machine, settings=SETTINGS)

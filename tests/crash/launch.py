@@ -2,7 +2,7 @@
 
 As a program (this is run, not imported, by `Quick` and by the order witness):
 
-    python launch.py once '{"to": …, "port": …, "spool": …, "synced": false}'
+    python launch.py once '{"to": …, "port": …, "spool": …, "engine": "leveldb", "synced": false}'
     python launch.py zygote          one such JSON object a line on stdin, one answer a line
 
 The zygote has everything imported and forks for each line: the child opens the spool, listens,
@@ -36,12 +36,13 @@ ZYGOTE = (sys.executable, str(Path(__file__)), "zygote")
 
 async def serve(plan: dict[str, Any]) -> None:
     """In the child: a relay, until somebody ends it."""
+    from engines import open_spool  # beside this file: it is run, not imported
+
     from unspool.admin.plan import plan_of
     from unspool.ingress.http import Door
     from unspool.ingress.listen import listener
     from unspool.node import Node
     from unspool.settings import Settings
-    from unspool.spools.sqlite import SqliteSpool
     from unspool.transports.http import HttpTransport
 
     synced = plan.get("synced", True)
@@ -51,7 +52,7 @@ async def serve(plan: dict[str, Any]) -> None:
         disk_free_min_bytes=0,
         **plan.get("settings", {}),
     )
-    spool = await SqliteSpool.open(plan["spool"], test_hook_no_sync=not synced)
+    spool = await open_spool(plan.get("engine", "sqlite"), plan["spool"], synced=synced)
     node = await Node.open(
         plan=plan_of(settings), spool=spool, transport=HttpTransport(settings.to[0])
     )

@@ -52,18 +52,20 @@ class Relay:
         *,
         to: str,
         spool: Path | None = None,
+        engine: str = "sqlite",
         arguments: Sequence[str] = (),
         under: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.port = free_port()
         self.spool = spool or folder / "spool.db"
+        self.engine = engine
         self.log = folder / "relay.log"
         self.under = tuple(under)
         """A command to run it under, such as strace."""
         self.command = [
             sys.executable, "-m", "unspool", "serve", "--to", to,
-            "--listen", f"127.0.0.1:{self.port}", "--spool", f"sqlite:///{self.spool}",
+            "--listen", f"127.0.0.1:{self.port}", "--spool", f"{engine}:///{self.spool}",
             "--log-format", "text", *arguments,
         ]  # fmt: skip
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("UNSPOOL_")}

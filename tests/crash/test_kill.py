@@ -23,9 +23,9 @@ from pathlib import Path
 import pytest
 
 from unspool.core.message import Instant
-from unspool.spools.sqlite_store import SqliteStore
 
 from .checker import check
+from .engines import ENGINES, SHARE, need, open_store
 from .history import Call, History, now_ns
 from .launch import Forked, Quick
 from .load import ASYNC, KEYED, PLAIN, Load, note, receipt_of, settle
@@ -59,20 +59,23 @@ class Flapping:
 
 
 @pytest.mark.timeout(60 + 4 * KILLS)
-async def test_killed_at_random(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_killed_at_random(tmp_path: Path, engine: str) -> None:
+    need(engine)
+    kills = int(KILLS * SHARE[engine])
     history = History()
     moments = random.Random(0)
     recovery: list[float] = []
     with Service() as service:
         service.weather = Flapping(1)
-        relay = Relay(tmp_path, to=service.url, arguments=QUICKER)
+        relay = Relay(tmp_path, to=service.url, engine=engine, arguments=QUICKER)
         try:
             await relay.start()
             load = Load(
                 relay.port, history, name="k", senders=SENDERS, jobs=(KEYED, ASYNC, PLAIN)
             )  # fmt: skip
             running = asyncio.create_task(load.run())
-            for number in range(KILLS):
+            for number in range(kills):
                 await asyncio.sleep(moments.uniform(0.05, 0.4))
                 if number % 5 == 4:
                     service.down()
@@ -101,18 +104,18 @@ async def test_killed_at_random(tmp_path: Path) -> None:
     history.handled = list(service.handled)
     recovery.sort()
     print(
-        f"\nkill -9: {KILLS} kills; {history.summary()};"
+        f"\nkill -9: {engine}, {kills} kills; {history.summary()};"
         f" start to first answer p50 {recovery[len(recovery) // 2]:.2f} s, max {recovery[-1]:.2f} s"
     )
     assert check(history) == []
-    assert waiting_in(relay.spool) == 0
-    assert len(history.accepted()) > 10 * KILLS, "too little was at stake"
+    assert waiting_in(engine, relay.spool) == 0
+    assert len(history.accepted()) > 10 * kills, "too little was at stake"
     assert any(not call.told_at for call in history.calls), "no kill hit anybody"
 
 
-def waiting_in(path: Path) -> int:
+def waiting_in(engine: str, path: Path) -> int:
     """Messages that the spool still has to deliver."""
-    store = SqliteStore.open(path, create=False)
+    store = open_store(engine, path)
     try:
         return sum(sum(row.counts) + row.held for row in store.tally([Instant(0)]))
     finally:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +27,10 @@ from unspool.core.lifecycle import State
 from unspool.core.message import Key
 from unspool.receipts import read_token
 from unspool.spools.protocol import Query
-from unspool.spools.sqlite_store import SqliteStore
 
 from .checker import known_to
 from .disks import Disk, need_disk
+from .engines import ENGINES, SHARE, need, open_store
 from .history import Call, History, now_ns
 from .launch import Quick
 from .load import ASYNC, KEYED, PLAIN, Load
@@ -79,7 +80,8 @@ async def quick() -> AsyncIterator[Quick]:
 class Spool:
     """One spool, and what was promised over it."""
 
-    def __init__(self, path: Path, number: int) -> None:
+    def __init__(self, engine: str, path: Path, number: int) -> None:
+        self.engine = engine
         self.path = path
         self.number = number
         self.history = History()
@@ -87,7 +89,7 @@ class Spool:
 
     def lost(self) -> list[str]:
         """Open the file itself and look for everything that was told before a cut."""
-        store = SqliteStore.open(self.path, create=False)
+        store = open_store(self.engine, self.path)
         try:
             assert store.corrupt == 0
             bodies: dict[Key, bytes] = {}
@@ -145,7 +147,8 @@ async def cycle(
     """One cut, and what it cost."""
     port = free_port()
     score.cuts += 1
-    relay = await quick.start(to=service.url, port=port, spool=str(spool.path), synced=synced)
+    plan = {"to": service.url, "port": port, "spool": str(spool.path), "engine": spool.engine}
+    relay = await quick.start(**plan, synced=synced)
     load = Load(
         port,
         spool.history,
@@ -164,7 +167,7 @@ async def cycle(
     await running
     disk.remount()
     if synced and score.cuts % 3 == 0:
-        again = await quick.fork(to=service.url, port=port, spool=str(spool.path))
+        again = await quick.fork(**plan)
         await asyncio.sleep(random.uniform(0, 0.03))
         disk.cut()
         again.kill()
@@ -183,17 +186,20 @@ async def cycle(
     score.cuts_with_loss += bool(lost)
 
 
-async def cuts(disk: Disk, quick: Quick, count: int, *, synced: bool) -> Score:
+async def cuts(engine: str, disk: Disk, quick: Quick, count: int, *, synced: bool) -> Score:
     score = Score()
-    spool = Spool(disk.mount / "spool-0.db", 0)
+    spool = Spool(engine, disk.mount / "spool-0.db", 0)
     with Service() as service:
         service.weather = weather
         for number in range(count):
             # A spool that has lost something is not asked about it twice.
             if number % CUTS_A_SPOOL == 0 or not synced:
                 for old in disk.mount.glob("spool-*"):
-                    old.unlink()
-                spool = Spool(disk.mount / f"spool-{number}.db", number)
+                    if old.is_dir():
+                        shutil.rmtree(old)
+                    else:
+                        old.unlink()
+                spool = Spool(engine, disk.mount / f"spool-{number}.db", number)
                 service.handled.clear()
             # In every other cut nobody is behind the relay: it saves, and delivers nothing.
             if number % 2:
@@ -205,15 +211,24 @@ async def cuts(disk: Disk, quick: Quick, count: int, *, synced: bool) -> Score:
 
 
 @pytest.mark.timeout(60 + 4 * CUTS)
-async def test_what_was_told_before_a_cut_is_there_after_it(disk: Disk, quick: Quick) -> None:
-    score = await cuts(disk, quick, CUTS, synced=True)
-    print(f"\npower cuts: {score}")
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_what_was_told_before_a_cut_is_there_after_it(
+    disk: Disk, quick: Quick, engine: str
+) -> None:
+    need(engine)
+    count = int(CUTS * SHARE[engine])
+    score = await cuts(engine, disk, quick, count, synced=True)
+    print(f"\npower cuts, {engine}: {score}")
     assert score.lost[:20] == []
-    assert score.evidence_202 > 10 * CUTS, "too little was at stake"
-    assert score.evidence_answers > CUTS, "too little was at stake"  # a slow disk answers fewer
+    assert score.evidence_202 > 10 * count, "too little was at stake"
+    assert score.evidence_answers > count, "too little was at stake"  # a slow disk answers fewer
 
 
-async def test_without_syncs_the_cuts_cost_what_was_told(disk: Disk, quick: Quick) -> None:
-    score = await cuts(disk, quick, CONTROL_CUTS, synced=False)
-    print(f"\nwithout syncs: {score}")
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_without_syncs_the_cuts_cost_what_was_told(
+    disk: Disk, quick: Quick, engine: str
+) -> None:
+    need(engine)
+    score = await cuts(engine, disk, quick, CONTROL_CUTS, synced=False)
+    print(f"\nwithout syncs, {engine}: {score}")
     assert score.cuts_with_loss > CONTROL_CUTS // 2

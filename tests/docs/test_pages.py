@@ -28,6 +28,7 @@ RELAY = (
 SESSIONS = {
     "docs/howto/check-your-server.md": "",
     "docs/tutorial/break-a-service.md": "",
+    "docs/howto/choose-a-spool.md": "",
     "docs/howto/co-commit.md": "",
     "docs/howto/asgi.md": "",
     "docs/howto/django.md": "",

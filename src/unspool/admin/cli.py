@@ -39,7 +39,7 @@ EXIT_CODES: Final = {
     os.EX_SOFTWARE: "A mistake of ours.",
     os.EX_CANTCREAT: "A file, folder or socket cannot be made.",
     os.EX_IOERR: "The disk is full, or failed.",
-    os.EX_TEMPFAIL: "Not now: a message is being tried, or the spool did not answer. Try again.",
+    os.EX_TEMPFAIL: "Not now: a message is being tried, the spool is in use or did not answer.",
     os.EX_PROTOCOL: "A row of the conformance table that must hold does not.",
     os.EX_CONFIG: "A setting is wrong, or a promise cannot be kept as the spool is set up.",
     INTERRUPTED: "Interrupted.",

@@ -40,7 +40,7 @@ from ..ingress.listen import Opened, listener, open_listener
 from ..node import Node
 from ..problems import PREFIX
 from ..settings import Settings
-from ..spools.open import open_spool, path_of
+from ..spools.open import of_one_process, open_spool, path_of
 from ..spools.protocol import Spool, Survives
 from ..transports.http import HttpTransport
 from ..transports.limits import Limits as OutLimits
@@ -72,6 +72,7 @@ def serve(settings: Settings) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     settings = fitted(settings)
     tls = _door_tls(settings)
+    _may_share(settings)
     sole = _serve_alone(settings.spool[0])
     listening = [one for text in settings.listen for one in open_listener(listener(text, tls=tls))]
     try:
@@ -124,6 +125,16 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
     return 0
 
 
+def _may_share(settings: Settings) -> None:
+    url = settings.spool[0]
+    if settings.workers > 1 and of_one_process(url):
+        raise Misconfigured(
+            f"workers = {settings.workers}, and the spool {url} can be open in one process only. "
+            "Nothing was started. Share an SQLite file, or serve with one: "
+            f"unspool serve --workers 1 --spool {url}"
+        )
+
+
 async def _cut(transport: Transport, *, drain_ms: int) -> None:
     """A service that has not answered by then will not in time. Whoever waits for it gets a 202
     where the request may be sent again, and else a 503 that says so, while there still is time."""
@@ -155,7 +166,7 @@ def _serve_alone(url: str) -> IO[bytes] | None:
     raise CannotCreate(
         f"Another relay serves from the spool {path}. Nothing was started, and that one goes on. "
         "Stop it first, or keep this one's messages elsewhere: "
-        "unspool serve --spool sqlite:///other.db"
+        f"unspool serve --spool {url.partition(':')[0]}:///other"
     )
 
 
@@ -246,13 +257,13 @@ def _disk_free(url: str) -> Callable[[], int | None] | None:
             found = os.statvfs(path.parent)
         except OSError:
             return None
-        return found.f_bavail * found.f_frsize + _reusable(path)
+        return found.f_bavail * found.f_frsize + (_reusable(path) if path.is_file() else 0)
 
     return free
 
 
 def _reusable(path: Path) -> int:
-    """What the spool's own file has room for: it keeps the pages of what has gone."""
+    """What an SQLite file has room for itself: it keeps the pages of what has gone."""
     try:
         looking = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         try:

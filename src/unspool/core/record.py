@@ -4,6 +4,7 @@
     pack_status(status)   / unpack_status(bytes)      the part that changes with each verdict
     pack_answer(response) / unpack_answer(bytes)
     pack_message(message) / unpack_message(bytes)     the envelope, without the request
+    pack_standing(standing) / unpack_standing(bytes)  status and numbers, where there are no columns
 
 A record is `version (1 byte) · crc32 of the rest (4 bytes, big-endian) · MessagePack`. It holds the
 parsed form, never raw bytes of the wire: what is parsed again hours later, by another program, is
@@ -40,6 +41,27 @@ class Status(Value, frozen=True, array_like=True):
     settled_at: Instant = Instant(0)
 
 
+class Standing(Value, frozen=True, array_like=True):
+    """Of an entry: all that changes, for a spool that keeps records where others have columns."""
+
+    state: int
+    due_at: int
+    attempt: int
+    leased_until: int
+    era: int
+    """Of whom the lease was: a number that rises whenever the spool is opened."""
+    keep_until: int
+    answer_until: int
+    answered: bool = False
+    """Its answer is kept beside it."""
+    seized: bool = False
+    """The lease is an operator's, and no attempt was begun under it."""
+    trail: tuple[Attempt, ...] = ()
+    reason: str = ""
+    stored: bool = True
+    settled_at: int = 0
+
+
 class _Request(Value, frozen=True, array_like=True):
     method: bytes
     target: bytes
@@ -71,6 +93,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _request = msgspec.msgpack.Decoder(_Request).decode
 _answer = msgspec.msgpack.Decoder(_Answer).decode
 _status = msgspec.msgpack.Decoder(Status).decode
+_standing = msgspec.msgpack.Decoder(Standing).decode
 _envelope = msgspec.msgpack.Decoder(_Envelope).decode
 
 T = TypeVar("T")
@@ -121,6 +144,15 @@ def pack_status(status: Status) -> bytes:
 
 def unpack_status(record: bytes) -> Status:
     found: Status = _opened(record, _status)
+    return found
+
+
+def pack_standing(standing: Standing) -> bytes:
+    return _sealed(standing)
+
+
+def unpack_standing(record: bytes) -> Standing:
+    found: Standing = _opened(record, _standing)
     return found
 
 

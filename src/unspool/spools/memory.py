@@ -220,7 +220,7 @@ class MemorySpool:
         if after is not None:
             keys = list(self.entries)
             entries = entries[keys.index(after) + 1 :] if after in self.entries else []
-        found = [entry for entry in entries if _asked_for(entry, query)][:limit]
+        found = [entry for entry in entries if asked_for(entry, query)][:limit]
         return [replace(entry if requests else bare(entry), answer=None) for entry in found]
 
     async def tally(self, edges: Sequence[Instant], /) -> Sequence[Tally]:
@@ -288,7 +288,7 @@ def _bare_lease(lease: Lease) -> Lease:
     return replace(lease, entry=bare(lease.entry))
 
 
-def _asked_for(entry: Entry, query: Query) -> bool:
+def asked_for(entry: Entry, query: Query) -> bool:
     message = entry.message
     held = entry.state is State.WAITING and entry.due_at == NEVER
     return (

@@ -2,7 +2,10 @@
 
     spool = await open_spool("sqlite:///unspool.db")      relative, as in SQLAlchemy
     spool = await open_spool("sqlite:////var/lib/x.db")   absolute
+    spool = await open_spool("leveldb:///unspool.leveldb")   a folder of one process
+    spool = await open_spool("log:///unspool.log")            another
     spool = await open_spool("memory:")                   survives nothing; for trying things out
+    path_of(url) · of_one_process(url)                    what can be told before it is opened
 
 Other packages add schemes by an entry point in the group `unspool.spools`: its name is the scheme,
 its object an async function from the URL to a Spool.
@@ -38,23 +41,53 @@ async def _open_memory(url: str) -> Spool:
 async def _open_sqlite(url: str) -> Spool:
     from .sqlite import SqliteSpool
 
-    prefix = "sqlite:///"
-    path = url.removeprefix(prefix)
-    if path == url or not path:
+    return await SqliteSpool.open(_named_path(url, example="unspool.db"))
+
+
+async def _open_leveldb(url: str) -> Spool:
+    from .leveldb import open_leveldb
+
+    return await open_leveldb(_named_path(url, example="unspool.leveldb"))
+
+
+async def _open_log(url: str) -> Spool:
+    from .logfile import open_log
+
+    return await open_log(_named_path(url, example="unspool.log"))
+
+
+def _named_path(url: str, *, example: str) -> Path:
+    scheme = url.partition(":")[0]
+    path = path_of(url)
+    if path is None:
+        kind = "file" if scheme == "sqlite" else "folder"
         raise Misconfigured(
-            f"{url!r} names no file. Nothing was opened. Write three slashes and a path, four for"
-            " an absolute one: --spool sqlite:///unspool.db"
+            f"{url!r} names no {kind}. Nothing was opened. Write three slashes and a path, four for"
+            f" an absolute one: --spool {scheme}:///{example}"
         )
-    return await SqliteSpool.open(path)
+    return path
 
 
-OURS: Final[Mapping[str, Opener]] = {"memory": _open_memory, "sqlite": _open_sqlite}
+OURS: Final[Mapping[str, Opener]] = {
+    "leveldb": _open_leveldb,
+    "log": _open_log,
+    "memory": _open_memory,
+    "sqlite": _open_sqlite,
+}
+ON_DISK: Final = frozenset({"leveldb", "log", "sqlite"})
+"""Schemes of which the rest is a path on this machine."""
+OF_ONE_PROCESS: Final = frozenset({"leveldb", "log"})
 
 
 def path_of(url: str) -> Path | None:
     """Where on this machine's disks a spool is; None where that is not ours to know."""
-    prefix = "sqlite:///"
-    return Path(url.removeprefix(prefix)) if url.startswith(prefix) else None
+    scheme, slashes, path = url.partition(":///")
+    return Path(path) if scheme in ON_DISK and slashes and path else None
+
+
+def of_one_process(url: str) -> bool:
+    """Can only one process have it open?"""
+    return url.partition(":")[0] in OF_ONE_PROCESS
 
 
 async def open_spool(url: str) -> Spool:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from ..errors import (
     Unavailable,
     UnspoolError,
 )
+from .folder import IN_MEMORY, file_system
 from .protocol import Promises, Survives
 from .sqlite_schema import ADDITIONS, APPLICATION_ID, FREE_ORPHANS, SCHEMA, USER_VERSION
 
@@ -50,7 +50,6 @@ BUSY_MS: Final = 5_000
 CHECKPOINT_PAGES: Final = 4_000
 WAL_KEPT_BYTES: Final = 64 * 1024 * 1024
 STATEMENTS: Final = 256
-IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +241,7 @@ def _measure(connection: apsw.Connection, path: Path, *, synced: bool) -> Promis
             " wal, 2 (FULL): it would not survive a power cut. Nothing was accepted. Use a local"
             f" disk: df -T {shlex.quote(str(path.parent))}"
         )
-    kind = _file_system(path)
+    kind = file_system(path)
     version = apsw.sqlite_lib_version()
     detail = f"SQLite {version}, WAL, synchronous={'FULL' if synced else 'OFF'}, {kind}"
     durable = synced and kind not in IN_MEMORY
@@ -253,21 +252,6 @@ def _measure(connection: apsw.Connection, path: Path, *, synced: bool) -> Promis
         fences=True,
         detail=detail,
     )
-
-
-def _file_system(path: Path) -> str:
-    """The kind of file system the file is on, as Linux tells it; "unknown" elsewhere."""
-    device = path.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    for mount in mounts:
-        found = re.match(r"\d+ \d+ (\S+) .* - (\S+) ", mount)
-        if found and found[1] == wanted:
-            return found[2]
-    return "unknown"
 
 
 def _at_open(error: apsw.Error, path: Path) -> UnspoolError:
