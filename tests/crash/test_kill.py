@@ -252,13 +252,16 @@ async def test_killed_between_the_answer_and_its_record(tmp_path: Path, moment: 
 
 async def test_killed_between_the_record_and_the_answer(tmp_path: Path, quick: Quick) -> None:
     """The answer is durable and the sender's socket is next: the repeat finds the record. On a
-    busy machine the chosen call may be another one: no record yet then, and one effect still."""
+    busy machine the chosen call may be another one, before the record: such a round, in which there
+    was one effect still, does not count, and five must."""
     if shutil.which("strace") is None:
         pytest.skip("there is no strace")
     port = free_port()
     replayed = 0
     with Service() as service:
-        for number in range(5):
+        for number in range(20):
+            if replayed == 5:
+                break
             key = f"order-{number}"
             fields = {"Idempotency-Key": key}
             plan = {"to": service.url, "port": port, "spool": str(tmp_path / "spool.db")}
@@ -279,7 +282,7 @@ async def test_killed_between_the_record_and_the_answer(tmp_path: Path, quick: Q
             if told.fields.get("idempotent-replayed") == "true":
                 replayed += 1
                 assert len(service.of(key)) == 1, "nothing went to the service again"
-    assert replayed
+    assert replayed == 5
 
 
 async def test_without_a_key_it_ends_as_unknown_and_never_silently_twice(tmp_path: Path) -> None:

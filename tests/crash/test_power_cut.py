@@ -221,7 +221,7 @@ async def test_what_was_told_before_a_cut_is_there_after_it(
     print(f"\npower cuts, {engine}: {score}")
     assert score.lost[:20] == []
     assert score.evidence_202 > 10 * count, "too little was at stake"
-    assert score.evidence_answers > count, "too little was at stake"  # a slow disk answers fewer
+    assert score.evidence_answers > 2 * count, "too little was at stake"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
