@@ -42,6 +42,7 @@ from unspool.core.message import (
     Sent,
 )
 from unspool.core.outcome import Outcome, judge
+from unspool.problems import problem
 
 NOW = Instant(1_750_000_000_000)
 DAY = 86_400_000
@@ -201,6 +202,19 @@ def test_a_repeat_that_meets_the_first_is_tried_again() -> None:
     assert isinstance(try_(busy, replace(keyed, expires_at=NOW)), Bounced)
     assert isinstance(try_(busy, message()), Delivered)
     assert isinstance(try_(Response(status=409, reason=b"", fields=()), keyed), Delivered)
+
+
+def test_a_destination_that_says_unknown_has_not_delivered() -> None:
+    """Our middleware refuses to run it again, and nobody knows what the first run did: an operator
+    must find it among the bounced, and not among the delivered."""
+    ours = problem("outcome-unknown", "nobody knows")
+    saved = replace(message(), name="k1")
+    verdict = try_(ours, saved)
+    assert isinstance(verdict, Bounced)
+    assert verdict.reason is Reason.UNKNOWN
+    others = replace(ours, fields=[(b"Content-Type", b"application/problem+json")])
+    assert isinstance(try_(others, saved), Delivered), "a service's own 409 is its answer"
+    assert isinstance(try_(problem("key-reused"), saved), Delivered)
 
 
 def test_retry_after_is_heard() -> None:

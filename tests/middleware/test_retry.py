@@ -428,3 +428,33 @@ async def test_a_handler_in_a_thread_that_outlasts_its_attempt_is_not_run_beside
         assert (answer.status_code, answer.content) == (201, b"made")
     await retry._place.aclose()
     assert (most, runs) == (1, 1)
+
+
+async def test_what_idempotency_within_calls_unknown_ends_as_unknown() -> None:
+    """It had its effect and failed. Nobody knows, and the receipt says so, not that it is done."""
+    runs = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal runs
+        runs += 1
+        scope["unspool"].effect()
+        raise RuntimeError("after the card was charged")
+
+    within = Idempotency(app, spool="memory:", survives="nothing", scope=lambda scope: "ann")
+    retry = Retry(
+        within, spool="memory:", survives="nothing", scope=lambda scope: "ann",
+        backoff_least_ms=50, backoff_most_ms=100,
+    )  # fmt: skip
+    transport = httpx.ASGITransport(app=retry)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        first = await client.post("/o", headers={"Idempotency-Key": "k"})
+        assert first.status_code == 202
+        for _ in range(100):
+            receipt = (await client.get(first.headers["location"])).json()
+            if receipt["state"] != "waiting":
+                break
+            await asyncio.sleep(0.05)
+        assert (receipt["state"], receipt["reason"]) == ("bounced", "unknown")
+    await retry._place.aclose()
+    await within._opening.aclose()
+    assert runs == 1

@@ -17,7 +17,7 @@ from typing import Final
 
 from .fields import kept
 from .message import Answer, Attempt, Failure, Instant, Message, Response, Sent, Value
-from .outcome import Outcome, cause_of, is_busy, judge, repeatable, retry_after
+from .outcome import Outcome, cause_of, is_busy, is_unknown, judge, repeatable, retry_after
 from .schedule import Pace, next_due
 
 TRAIL_MAX: Final = 24
@@ -183,6 +183,8 @@ def decide(
     """What becomes of a saved message after an attempt. Pure; total over answers."""
     trail = extended(trail, attempted(attempt, answer, at=began_at))
     judgement = judge(answer)
+    if message.name and is_unknown(answer):
+        return bounced(Reason.UNKNOWN, now=now, keeping=policy.keeping, trail=trail)
     busy = bool(message.name) and is_busy(answer)  # what it waits for will be its answer
     if judgement.outcome is not Outcome.ERROR and not busy:
         assert isinstance(answer, Response), "I6: delivered means the destination answered"

@@ -140,6 +140,26 @@ def is_busy(answer: Answer) -> bool:
     return isinstance(answer, Response) and answer.status == 409 and retry_after(answer) is not None
 
 
+OUTCOME_UNKNOWN: Final = b"/_unspool/problems/outcome-unknown"
+
+
+def is_unknown(answer: Answer) -> bool:
+    """Our own middleware, at the destination, says that nobody knows what an earlier attempt did.
+
+    A 409 with our Proxy-Status and our problem's name. As an answer it would look like delivery.
+    """
+    if (
+        not isinstance(answer, Response)
+        or answer.status != 409
+        or OUTCOME_UNKNOWN not in answer.body
+    ):
+        return False
+    return any(
+        name.lower() == b"proxy-status" and value.startswith(b"unspool")
+        for name, value in answer.fields
+    )
+
+
 RETRY_AFTER_MAX_MS: Final = 6 * 3600 * 1000
 """A longer wish is cut: nobody shall park us for ever (urllib3's limit)."""
 DATES: Final = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")

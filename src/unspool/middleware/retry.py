@@ -26,11 +26,10 @@ and answered as 500 where they are not saved; others reach the server as they wo
 
 Bugs: a handler that outlasts its attempt is waited for by the next one in its process; another
 process may run it beside the first, unless `Idempotency` is within. Two applications without a
-`name` and without a scope are not told apart. What `Idempotency` within calls unknown, a 409,
-counts as an answer, and its message as delivered. Receipts are at the root of the host: behind a
-proxy that cuts a prefix off, their addresses lack the prefix. Background tasks of what went through
-here are not waited for by the server, only by the end of the lifespan. A handler that is killed in
-a later attempt is run again when the lease ends, `attempt_ms` and half a minute later.
+`name` and without a scope are not told apart. Receipts are at the root of the host: behind a proxy
+that cuts a prefix off, their addresses lack the prefix. Background tasks of what went through here
+are not waited for by the server, only by the end of the lifespan. A handler that is killed in a
+later attempt is run again when the lease ends, `attempt_ms` and half a minute later.
 """
 
 from __future__ import annotations
