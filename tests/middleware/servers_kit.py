@@ -76,7 +76,9 @@ def post(
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         given = iter([body]) if chunked else body
-        connection.request(method, path, given, dict(fields or {}), encode_chunked=chunked)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # A server may answer, and close, before it has read the whole body.
+            connection.request(method, path, given, dict(fields or {}), encode_chunked=chunked)
         answer = connection.getresponse()
         told = {name.lower(): value for name, value in answer.getheaders()}
         return Got(answer.status, told, answer.read())
