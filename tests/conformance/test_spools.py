@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
 
+from servers.redis import Redis, redis
 from unspool.core.message import Key
 from unspool.spools.keyed_rows import data_row, key_row, number_of
 from unspool.spools.leveldb import open_leveldb
 from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Spool
+from unspool.spools.redis import RedisSpool
 from unspool.spools.sqlite import SqliteSpool
 from unspool.testing.conformance import SpoolConformance
 
@@ -61,6 +64,25 @@ class TestLog(SpoolConformance):
 
     async def spoil(self, spool: Any, key: Key) -> bool:
         return _spoil_on_shelf(spool, key)
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[Redis]:
+    with redis(memory=True) as server:
+        yield server
+
+
+class TestRedis(SpoolConformance):
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_server: Redis, request: pytest.FixtureRequest) -> None:
+        self.server, self.name = redis_server, request.node.name[:64]
+
+    async def open(self) -> Spool:
+        return await RedisSpool.open(self.server.spool(self.name))
+
+    async def spoil(self, spool: Spool, key: Key) -> bool:
+        self.server.redis().hset(f"{{{self.name}}}:e:{key}", "m", "nonsense")
+        return True
 
 
 def _spoil_on_shelf(spool: Any, key: Key) -> bool:

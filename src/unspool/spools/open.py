@@ -4,6 +4,7 @@
     spool = await open_spool("sqlite:////var/lib/x.db")   absolute
     spool = await open_spool("leveldb:///unspool.leveldb")   a folder of one process
     spool = await open_spool("log:///unspool.log")            another
+    spool = await open_spool("redis://127.0.0.1:6379/0")      a server: rediss:, valkey:, valkeys:
     spool = await open_spool("memory:")                   survives nothing; for trying things out
     path_of(url) · of_one_process(url)                    what can be told before it is opened
     shown(url)                                            for people: without its password
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from ..core.urls import concealed
-from ..errors import Misconfigured
+from ..errors import Misconfigured, Missing
 from .protocol import Spool
 
 GROUP: Final = "unspool.spools"
@@ -58,6 +59,17 @@ async def _open_log(url: str) -> Spool:
     return await open_log(_named_path(url, example="unspool.log"))
 
 
+async def _open_redis(url: str) -> Spool:
+    try:
+        from .redis import RedisSpool
+    except ImportError as error:
+        raise Missing(
+            "A spool in Redis or Valkey needs the package redis, which is not installed. Nothing"
+            " was opened. Install it: pip install 'unspool[redis]'"
+        ) from error
+    return await RedisSpool.open(url)
+
+
 def _named_path(url: str, *, example: str) -> Path:
     scheme = url.partition(":")[0]
     path = path_of(url)
@@ -74,7 +86,11 @@ OURS: Final[Mapping[str, Opener]] = {
     "leveldb": _open_leveldb,
     "log": _open_log,
     "memory": _open_memory,
+    "redis": _open_redis,
+    "rediss": _open_redis,
     "sqlite": _open_sqlite,
+    "valkey": _open_redis,
+    "valkeys": _open_redis,
 }
 ON_DISK: Final = frozenset({"leveldb", "log", "sqlite"})
 """Schemes of which the rest is a path on this machine."""
