@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from servers.nats import Nats, nats
 from unspool.spools.leveldb import open_leveldb
 from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
+from unspool.spools.nats import open_nats
 from unspool.spools.protocol import Spool
 from unspool.spools.sqlite import SqliteSpool
 from unspool.testing.conformance import SpoolConformance
+
+BUCKETS = itertools.count()
 
 
 class TestMemory(SpoolConformance):
@@ -45,3 +51,18 @@ class TestLog(SpoolConformance):
 
     async def open(self) -> Spool:
         return await open_log(self.path)
+
+
+@pytest.fixture(scope="module")
+def nats_server() -> Iterator[Nats]:
+    with nats() as server:
+        yield server
+
+
+class TestNats(SpoolConformance):
+    @pytest.fixture(autouse=True)
+    def _bucket(self, nats_server: Nats) -> None:
+        self.url = nats_server.url(f"bucket{next(BUCKETS)}")
+
+    async def open(self) -> Spool:
+        return await open_nats(self.url)

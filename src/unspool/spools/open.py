@@ -56,6 +56,12 @@ async def _open_log(url: str) -> Spool:
     return await open_log(_named_path(url, example="unspool.log"))
 
 
+async def _open_nats(url: str) -> Spool:
+    from .nats import open_nats
+
+    return await open_nats(url)
+
+
 def _named_path(url: str, *, example: str) -> Path:
     scheme = url.partition(":")[0]
     path = path_of(url)
@@ -72,6 +78,7 @@ OURS: Final[Mapping[str, Opener]] = {
     "leveldb": _open_leveldb,
     "log": _open_log,
     "memory": _open_memory,
+    "nats": _open_nats,
     "sqlite": _open_sqlite,
 }
 ON_DISK: Final = frozenset({"leveldb", "log", "sqlite"})
