@@ -24,12 +24,11 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator
-from heapq import heapify, heappop, heappush
-from typing import Final
+from collections.abc import Iterator
 
 from ..core.lifecycle import State
 from ..core.message import NEVER, Destination, Instant, Key
+from .nats_queue import SLACK, Line, Queue
 from .nats_records import (
     Facts,
     held,
@@ -42,68 +41,7 @@ from .nats_records import (
 )
 from .protocol import LaneDue
 
-SLACK: Final = 64
-"""Numbers in a heap that are not worth throwing out."""
-_PLACE: Final = (1 << 64) - 1
-
 Row = tuple[int, Facts]
-
-
-class Queue:
-    """Places by time. What is no longer so is dropped when it is met."""
-
-    def __init__(self) -> None:
-        self._heap: list[int] = []
-        self.live = 0
-        """How many belong in it, counted by its owner."""
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def push(self, at: Instant, place: int, is_so: Callable[[int, int], bool]) -> None:
-        heappush(self._heap, at << 64 | place)
-        if len(self._heap) > 2 * self.live + SLACK:
-            self._heap = [*{item for item in self._heap if is_so(item >> 64, item & _PLACE)}]
-            heapify(self._heap)
-
-    def first(self, is_so: Callable[[int, int], bool]) -> int | None:
-        """When the first is due."""
-        heap = self._heap
-        while heap:
-            if is_so(heap[0] >> 64, heap[0] & _PLACE):
-                return heap[0] >> 64
-            heappop(heap)
-        return None
-
-    def take(
-        self, now: Instant, limit: int, is_so: Callable[[int, int], bool],
-        also: Callable[[int], bool] = lambda place: True,
-    ) -> list[int]:  # fmt: skip
-        """The places of the first `limit` by now, of which `also` is true. They stay."""
-        heap = self._heap
-        kept: list[int] = []
-        found: list[int] = []
-        last = -1
-        while heap and len(found) < limit and heap[0] >> 64 <= now:
-            item = heappop(heap)
-            if item == last or not is_so(item >> 64, item & _PLACE):
-                continue
-            last = item
-            kept.append(item)
-            if also(item & _PLACE):
-                found.append(item & _PLACE)
-        for item in kept:
-            heappush(heap, item)
-        return found
-
-
-class Line:
-    """Who waits under one order key, the first accepted first."""
-
-    def __init__(self) -> None:
-        self.places: list[int] = []
-        self.seen = 0
-        self.newest = 0
 
 
 class Index:
@@ -184,6 +122,8 @@ class Index:
     def spoil(self, revision: int, key: Key) -> bool:
         """Its record is damaged: out of everybody's way (12)."""
         known = self.get(key)
+        if self.spoilt.get(key, 0) >= revision:
+            return False
         if (known is not None and known[0] > revision) or self._gone.get(key, 0) > revision:
             return False
         place = self._places.get(key)

@@ -30,7 +30,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from ..core.message import Value
-from ..errors import Broken, Full, Misconfigured, Missing, Unavailable
+from ..errors import Broken, Full, Missing, Unavailable
+from .nats_address import Address, not_connected
 from .nats_records import EXPECTED, Mail, Names
 
 if TYPE_CHECKING:
@@ -67,21 +68,6 @@ class Refusal(Exception):
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
-
-
-class Address(Value, frozen=True):
-    """Where, and as whom."""
-
-    servers: tuple[str, ...]
-    """host:port"""
-    shown: str
-    """For people: without a password."""
-    tls: bool = False
-    user: str | None = None
-    password: str | None = None
-    token: str | None = None
-    credentials: str | None = None
-    """A file."""
 
 
 class Raw(Value, frozen=True):
@@ -143,7 +129,7 @@ class Link:
             await link._connect(Client())
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
             await link.aclose()
-            raise _not_connected(address, error, link.complaint) from error
+            raise not_connected(address, error, link.complaint) from error
         except BaseException:
             await link.aclose()
             raise
@@ -370,8 +356,8 @@ class Link:
     def gone(self, why: str) -> Unavailable:
         return Unavailable(
             f"The spool {self.address.shown} did not do this ({why}); it may or may not have"
-            " happened. What was accepted before is kept there. It is asked again by itself; see how it"
-            f" is: nats stream info {self.names.stream}"
+            " happened. What was accepted before is kept there. It is asked again by itself; see"
+            f" how it is: nats stream info {self.names.stream}"
         )
 
     def full(self, why: str) -> Full:
@@ -395,26 +381,6 @@ async def _give_up(client: Client) -> None:
             await client.close()
     except Exception as error:  # it is being let go of
         log.debug("closing a NATS connection: %s", error)
-
-
-def _not_connected(address: Address, error: BaseException, complaint: str) -> Exception:
-    text = complaint or str(error) or type(error).__name__
-    lower = text.lower()
-    if "authorization" in lower or "authentication" in lower or "nkey" in lower:
-        return Misconfigured(
-            f"The NATS server of {address.shown} does not let us in ({text}). Nothing was opened."
-            " Mend the name, password, token or ?creds= file in --spool, and try them:"
-            f" nats --server {address.servers[0]} account info"
-        )
-    if isinstance(error, ssl.SSLError):
-        return Misconfigured(
-            f"TLS with the NATS server of {address.shown} failed ({text}). Nothing was opened. See"
-            f" what it shows: openssl s_client -connect {address.servers[0]}"
-        )
-    return Unavailable(
-        f"No NATS server answers for {address.shown} ({text}). Nothing was opened, and nothing is"
-        f" lost. See whether it runs: nats --server {address.servers[0]} server check connection"
-    )
 
 
 def _decoded(data: bytes) -> dict[str, Any]:

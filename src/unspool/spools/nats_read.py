@@ -12,6 +12,7 @@ it, it may change. `browse` of a sender's key reads every entry that the rest of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -21,9 +22,23 @@ from ..core.record import Spoilt
 from ..errors import Corrupt
 from .memory import asked_for
 from .nats_link import Conflict, Link, Raw
-from .nats_records import FACTS, OPERATION, Facts, Known, checked_facts, entry_of, held, waits
+from .nats_records import (
+    ASIDE,
+    FACTS,
+    OPERATION,
+    Change,
+    Facts,
+    Known,
+    checked_facts,
+    entry_of,
+    held,
+    line_of,
+    mails,
+    token_of,
+    waits,
+)
 from .nats_watch import Watch
-from .protocol import Entry, Query, Tally
+from .protocol import Damaged, Entry, Query, Tally
 
 PAGE: Final = 256
 STEP: Final = 1_000
@@ -70,6 +85,8 @@ class Reader:
             self._watch.removed(key, raw.sequence)
             return None
         try:
+            if ASIDE in raw.headers:
+                raise Spoilt("it was set aside before")
             facts = checked_facts(raw.headers.get(FACTS, ""), key)
         except Spoilt:
             self._watch.spoilt(key, raw.sequence)
@@ -126,7 +143,7 @@ class Reader:
             if not doubtful:
                 break
         for key in doubtful:
-            self._watch.spoilt(key, known[key].revision)
+            await self.aside(known[key])
         if count := sum(key in self._watch.index.spoilt for key in keys):
             raise self.corrupt(count)
         return [entries.get(key) for key in keys]
@@ -137,6 +154,55 @@ class Reader:
             " They are set aside with all their bytes; nothing is run under their keys, and the"
             " rest goes on. See what is left: unspool queue --all"
         )
+
+    # -- what is damaged -------------------------------------------------------------------------
+
+    async def aside(self, known: Known) -> None:
+        """Marked, with all its bytes, for everybody and for good (12)."""
+        facts = known.facts
+        line = line_of(facts.destination, facts.order_key) if waits(facts) else ""
+        change = Change(
+            facts.key, known.revision, facts, known.body, aside=True, line=line
+        )  # its parts stay where they are
+        try:
+            sequences = await self._link.commit(mails(self._link.names, [change]))
+        except Conflict:
+            return  # somebody else has written it since: whoever comes next looks again
+        self._watch.spoilt(facts.key, sequences[0])
+
+    async def damaged(self, *, after: str | None, limit: int) -> list[Damaged]:
+        await self._watch.current()
+        names = self._link.names
+        marks = {token_of(key): key for key in self._watch.index.spoilt}
+        shown = sorted(mark for mark in marks if after is None or mark > after)[:limit]
+        raws = await self._link.last([names.message(marks[mark]) for mark in shown])
+        found: list[Damaged] = []
+        for mark in shown:
+            subject = names.message(marks[mark])
+            raw = raws.get(subject)
+            if raw is not None:
+                size = len(raw.payload) + sum(len(k) + len(v) for k, v in raw.headers.items())
+                found.append(_damaged(mark, marks[mark], f"{names.stream} {subject}", raw, size))
+        return found
+
+    async def discarded(self, marks: Sequence[str]) -> dict[str, Change]:
+        """Of those marks that name one: what forgets it, with its parts."""
+        names, spoilt = self._link.names, self._watch.index.spoilt
+        known = {token_of(key): key for key in spoilt}
+        keys = {mark: known[mark] for mark in marks if mark in known}
+        raws = await self._link.last([names.message(key) for key in keys.values()])
+        changes: dict[str, Change] = {}
+        for mark, key in keys.items():
+            raw = raws.get(names.message(key))
+            if raw is None or raw.headers.get(OPERATION):
+                continue
+            parts = 0
+            with contextlib.suppress(Spoilt):
+                parts = checked_facts(raw.headers.get(FACTS, ""), key).parts
+                if ASIDE not in raw.headers:
+                    continue  # somebody else has discarded it, and the key was given anew
+            changes[mark] = Change(key, raw.sequence, None, parts_before=parts)
+        return changes
 
     # -- lines -----------------------------------------------------------------------------------
 
@@ -194,7 +260,7 @@ class Reader:
             try:
                 entry = await self.entry(one, request=requests)
             except Spoilt:
-                self._watch.spoilt(one.facts.key, one.revision)
+                await self.aside(one)
                 continue
             except Conflict:
                 continue
@@ -225,6 +291,18 @@ class Reader:
             Tally(name, tuple(counts[name]), kept.get(name, 0), oldest[name])
             for name in sorted(counts)
         ]
+
+
+def _damaged(mark: str, key: Key, where: str, raw: Raw, size: int) -> Damaged:
+    """As far as it can be read."""
+    try:
+        facts = checked_facts(raw.headers.get(FACTS, ""), key)
+    except Spoilt:
+        return Damaged(mark, where, size, key)
+    name = ""
+    with contextlib.suppress(Spoilt):
+        name = entry_of(Known(raw.sequence, facts, raw.payload)).message.name
+    return Damaged(mark, where, size, key, facts.destination, name, facts.accepted_at)
 
 
 def _fits(facts: Facts, query: Query) -> bool:

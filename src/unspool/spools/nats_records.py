@@ -9,8 +9,9 @@ Each is one subject, of which the server keeps the last message. `Unspool-Facts`
 payload is MessagePack of three of `core.record`'s records: envelope, status, and the request of
 what waits or the answer of what was delivered. Each record carries its crc.
 
-A tombstone has `KV-Operation: DEL` and goes by itself after TOMBSTONE_S. Keys go into subjects as
-they are, but for what is not a letter, a digit, - or _: that is =XX for each of its bytes.
+What is damaged is marked `Unspool-Aside`, and stays. A tombstone has `KV-Operation: DEL` and goes
+by itself after TOMBSTONE_S. Keys go into subjects as they are, but for what is not a letter, a
+digit, - or _: that is =XX for each of its bytes.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ TOMBSTONE_S: Final = 3_600
 LINE_S: Final = 24 * 3_600
 FACTS: Final = "Unspool-Facts"
 OPERATION: Final = "KV-Operation"
+ASIDE: Final = "Unspool-Aside"
 EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 TTL: Final = "Nats-TTL"
 VERSION: Final = 1
@@ -104,6 +106,8 @@ class Change(Value, frozen=True):
     parts: Sequence[bytes] = ()
     """New ones."""
     parts_before: int = 0
+    aside: bool = False
+    """It is damaged: all its bytes are kept, and nothing is done with them."""
     line: str = ""
     """Its line's register is written with it."""
     line_expected: int | None = None
@@ -275,7 +279,7 @@ def written(
     inline, parts = cut(large_of(entry), part_bytes)
     return Change(
         entry.message.key, expected, facts_of(entry, place=place, seized=seized, parts=len(parts)),
-        pack_body(entry.message, status_of(entry), inline), parts, parts_before, line,
+        pack_body(entry.message, status_of(entry), inline), parts, parts_before, False, line,
         line_expected,
     )  # fmt: skip
 
@@ -340,7 +344,8 @@ def mails(names: Names, changes: Sequence[Change]) -> list[Mail]:
         if change.facts is None:
             headers = {**gone, **expected}
         else:
-            headers = {FACTS: facts_header(change.facts), **expected}
+            aside = {ASIDE: "1"} if change.aside else {}
+            headers = {FACTS: facts_header(change.facts), **aside, **expected}
         mains.append(Mail(names.message(change.key), change.body, headers))
     ends = [
         Mail(

@@ -19,12 +19,20 @@ from msgspec.structs import replace
 
 from ..core.lifecycle import LIFE, Deferred, State, Verdict
 from ..core.message import Destination, Instant, Key
-from ..core.record import Spoilt, Status
-from ..errors import Corrupt, Unavailable
+from ..core.record import Spoilt
+from ..errors import Unavailable
 from .arrivals import Arrivals
-from .keyed_rows import changed
-from .memory import after_verdict
-from .nats_index import Index, Row
+from .nats_change import (
+    Row,
+    answer_to,
+    leased,
+    restating,
+    settled,
+    still,
+    under,
+    without_answer,
+)
+from .nats_index import Index
 from .nats_link import Conflict, Link
 from .nats_read import Reader
 from .nats_records import (
@@ -34,18 +42,16 @@ from .nats_records import (
     line_of,
     lines_in,
     mails,
-    restated,
     waits,
     written,
 )
 from .nats_watch import Watch
 from .protocol import (
     Acceptance,
-    Duplicate,
+    Damaged,
     Entry,
     LaneDue,
     Lease,
-    Mismatch,
     New,
     Promises,
     Query,
@@ -157,7 +163,7 @@ class NatsSpool:
             old = staged.get(key)
             if old is None and before is not None:
                 old = await self._shown(before)
-            answer = _answer(old, entry)
+            answer = answer_to(old, entry)
             answers.append(answer)
             if not isinstance(answer, New):
                 continue
@@ -187,17 +193,14 @@ class NatsSpool:
         try:
             return await self._reader.entry(known, answer=True)
         except Spoilt as error:
-            self._watch.spoilt(known.facts.key, known.revision)
-            raise self._corrupt(1) from error
+            await self._reader.aside(known)
+            raise self._reader.corrupt(1) from error
 
     def _refuse_spoilt(self, keys: Iterable[Key]) -> None:
         """Fail closed: it may have been applied (12)."""
         spoilt = self._index.spoilt
         if spoilt and (count := sum(key in spoilt for key in keys)):
-            raise self._corrupt(count)
-
-    def _corrupt(self, count: int) -> Corrupt:
-        return self._reader.corrupt(count)
+            raise self._reader.corrupt(count)
 
     # -- lease -----------------------------------------------------------------------------------
 
@@ -239,28 +242,16 @@ class NatsSpool:
             try:
                 entry = await self._reader.entry(found, request=request)
             except Spoilt as error:
-                self._watch.spoilt(facts.key, revision)
+                await self._reader.aside(found)
                 raise Conflict(facts.key) from error
-            harmless = facts.leased_until == 0 or facts.seized
-            leased = replace(
-                facts, place=facts.place or revision, attempt=facts.attempt + 1,
-                leased_until=until, seized=seize and harmless,
-            )  # fmt: skip
-            changes.append(self._restated(leased, found, ordered=ordered))
-            entry = changed(entry, attempt=leased.attempt, leased_until=until)
-            leases.append(Lease(entry, until, not harmless))
+            line = self._index.line(facts) if ordered else None
+            lease, change = leased(
+                entry, found, until=until, seize=seize, line_seen=None if line is None else line.seen
+            )
+            leases.append(lease)
+            changes.append(change)
         await self._commit(changes)
         return leases
-
-    def _restated(
-        self, facts: Facts, known: Known, *, body: bytes | None = None, ordered: bool = False
-    ) -> Change:
-        """Other facts, and the same payload, unless another is given."""
-        line = self._index.line(facts) if ordered and facts.order_key else None
-        return Change(
-            facts.key, known.revision, facts, known.body if body is None else body, (), 0,
-            _line_with(known.facts, facts), None if line is None else line.seen,
-        )  # fmt: skip
 
     async def seize(
         self, keys: Sequence[Key], /, *, now: Instant, until: Instant
@@ -301,8 +292,7 @@ class NatsSpool:
             [
                 lease.entry.message.key
                 for lease, verdict in settlements
-                if isinstance(verdict, Deferred)
-                and _still(rows.get(lease.entry.message.key), lease)
+                if isinstance(verdict, Deferred) and still(rows.get(lease.entry.message.key), lease)
             ],
             apart=False,
         )
@@ -315,52 +305,22 @@ class NatsSpool:
             good = (
                 row is not None
                 and facts is not None
-                and _under(facts, lease)
+                and under(facts, lease)
                 and type(verdict) in LIFE[State(facts.state)]
                 and not (key in staged and staged[key][1].facts is None)
             )
             kept.append(good)
             if row is not None and facts is not None and good:
-                change = self._settled(row, facts, lease, verdict, known.get(key))
+                try:
+                    change = settled(row, facts, lease, verdict, known.get(key), self._part_bytes)
+                except Spoilt as error:
+                    await self._reader.aside(known[key])
+                    raise Conflict(key) from error
+                if change is None:
+                    raise Conflict(key)
                 staged[key] = change.facts or facts, change
         await self._commit([change for _, change in staged.values()])
         return kept
-
-    def _settled(
-        self, row: Row, facts: Facts, lease: Lease, verdict: Verdict, known: Known | None
-    ) -> Change:
-        """What the verdict makes of it. `facts`: after the verdicts before, of this batch."""
-        revision, before = row
-        place = before.place or revision
-        # The envelope is what it was; what can have changed since is in the facts.
-        entry = replace(
-            lease.entry, state=State(facts.state), due_at=facts.due_at, attempt=facts.attempt,
-            leased_until=facts.leased_until, keep_until=facts.keep_until,
-            answer_until=facts.answer_until, answer=None,
-        )  # fmt: skip
-        after = after_verdict(entry, verdict)
-        if after is None:
-            return Change(
-                before.key, revision, None, parts_before=before.parts, line=_line_with(before, None)
-            )
-        if after.state is State.WAITING:
-            if known is None or known.revision != revision:
-                raise Conflict(before.key)
-            status = Status(after.trail, after.reason, after.stored, after.settled_at)
-            waiting = replace(
-                before, place=place, state=int(State.WAITING), due_at=after.due_at,
-                leased_until=Instant(0), keep_until=Instant(0), seized=False,
-            )  # fmt: skip
-            try:
-                body = restated(known, status)
-            except Spoilt as error:
-                self._watch.spoilt(before.key, revision)
-                raise Conflict(before.key) from error
-            return self._restated(waiting, known, body=body)
-        return written(
-            after, place=place, expected=revision, part_bytes=self._part_bytes,
-            parts_before=before.parts, line=_line_with(before, None),
-        )  # fmt: skip
 
     async def _rows(self, leases: Sequence[Lease]) -> dict[Key, Row]:
         """What is known of these entries. Where it is not what was leased, it is asked for: it may
@@ -369,7 +329,7 @@ class NatsSpool:
         self._refuse_spoilt(keys)
         doubtful = [
             key for key, lease in zip(keys, leases, strict=True)
-            if not _still(self._index.get(key), lease)
+            if not still(self._index.get(key), lease)
         ]  # fmt: skip
         if doubtful:
             await self._known(doubtful, apart=False)
@@ -386,7 +346,7 @@ class NatsSpool:
                 found = known.get(key)
                 good = (
                     found is not None
-                    and _under(found.facts, lease)
+                    and under(found.facts, lease)
                     and found.facts.leased_until != 0
                 )
                 kept.append(good)
@@ -395,7 +355,7 @@ class NatsSpool:
                     renewed = replace(
                         facts, place=facts.place or found.revision, leased_until=until
                     )
-                    changes[key] = self._restated(renewed, found)
+                    changes[key] = restating(renewed, found)
             await self._commit([*changes.values()])
             return kept
 
@@ -416,15 +376,11 @@ class NatsSpool:
                 found = known.get(facts.key)
                 if found is None or found.revision != revision:
                     raise Conflict(facts.key)
-                bare = replace(facts, place=facts.place or revision, answered=False, parts=0)
                 try:
-                    body = restated(found, None, large=b"")
+                    changes.append(without_answer(found))
                 except Spoilt as error:
-                    self._watch.spoilt(facts.key, revision)
+                    await self._reader.aside(found)
                     raise Conflict(facts.key) from error
-                changes.append(
-                    Change(facts.key, revision, bare, body, (), parts_before=facts.parts)
-                )
             await self._commit(changes)
             return len(changes)
 
@@ -447,6 +403,17 @@ class NatsSpool:
     async def tally(self, edges: Sequence[Instant], /) -> Sequence[Tally]:
         return await self._reader.tally(edges)
 
+    async def damaged(self, *, after: str | None, limit: int) -> Sequence[Damaged]:
+        return await self._reader.damaged(after=after, limit=limit)
+
+    async def discard(self, marks: Sequence[str], /) -> Sequence[bool]:
+        async def attempt() -> list[bool]:
+            changes = await self._reader.discarded(marks)
+            await self._commit([*changes.values()])
+            return [changes.pop(mark, None) is not None for mark in marks]
+
+        return await self._again(attempt)
+
     async def aclose(self) -> None:
         """Finish what was begun, and let go."""
         if self._closed:
@@ -459,36 +426,3 @@ class NatsSpool:
         await asyncio.gather(*self._writes, return_exceptions=True)
         await self._watch.aclose()
         await self._link.aclose()
-
-
-def _answer(old: Entry | None, entry: Entry) -> Acceptance:
-    """What becomes of an entry whose key has this one by now (2, 3)."""
-    if old is None:
-        return New(entry)
-    if old.message.fingerprint != entry.message.fingerprint:
-        return Mismatch(_bare(old))
-    if old.state is not State.CLAIMED or old.leased_until > entry.message.accepted_at:
-        return Duplicate(_bare(old))
-    return New(replace(entry, attempt=old.attempt + 1))
-
-
-def _bare(entry: Entry) -> Entry:
-    if entry.message.request is None:
-        return entry
-    return replace(entry, message=replace(entry.message, request=None))
-
-
-def _under(facts: Facts, lease: Lease) -> bool:
-    """Is this still the entry that was leased, and the lease its latest? (6)"""
-    return facts.attempt == lease.entry.attempt and facts.nonce == lease.entry.message.nonce
-
-
-def _still(row: Row | None, lease: Lease) -> bool:
-    return row is not None and _under(row[1], lease)
-
-
-def _line_with(before: Facts, after: Facts | None) -> str:
-    """The line whose register is written: of what waits in it, before or afterwards."""
-    if waits(before) or (after is not None and waits(after)):
-        return line_of(before.destination, before.order_key)
-    return ""

@@ -30,7 +30,7 @@ from ..core.record import Spoilt
 from ..errors import UnspoolError
 from .nats_index import Index
 from .nats_link import ANSWER_S, Link, Refusal
-from .nats_records import FACTS, OPERATION, TOMBSTONE_S, Change, Known, checked_facts, key_of
+from .nats_records import ASIDE, FACTS, OPERATION, TOMBSTONE_S, Change, Known, checked_facts, key_of
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -106,6 +106,8 @@ class Watch:
                 continue
             if change.facts is None:
                 index.remove(revision, change.key)
+            elif change.aside:
+                index.spoil(revision, change.key)
             else:
                 index.apply(revision, change.facts)
 
@@ -214,7 +216,7 @@ class Watch:
                 async with asyncio.timeout(LOAD_S):
                     await self._loaded
             except TimeoutError as error:
-                if self._loading is not None and (self._heard_at, len(self._loading)) == before:
+                if (self._heard_at, len(self._loading or ())) == before:
                     raise self._link.gone("it gives no news") from error
 
     async def _mind(self) -> None:
@@ -298,11 +300,10 @@ class Watch:
         except ValueError:
             return  # nobody's: no key of ours is written so
         facts_header = headers.get(FACTS)
-        if facts_header is None:
-            if headers.get(OPERATION):
-                news = index.remove(revision, key)
-            else:
-                news = index.spoil(revision, key)
+        if headers.get(OPERATION):
+            news = index.remove(revision, key)
+        elif facts_header is None or ASIDE in headers:
+            news = index.spoil(revision, key)
         else:
             try:
                 news = index.apply(revision, checked_facts(facts_header, key))
