@@ -70,6 +70,12 @@ async def _open_redis(url: str) -> Spool:
     return await RedisSpool.open(url)
 
 
+async def _open_nats(url: str) -> Spool:
+    from .nats import open_nats
+
+    return await open_nats(url)
+
+
 def _named_path(url: str, *, example: str) -> Path:
     scheme = url.partition(":")[0]
     path = path_of(url)
@@ -86,6 +92,7 @@ OURS: Final[Mapping[str, Opener]] = {
     "leveldb": _open_leveldb,
     "log": _open_log,
     "memory": _open_memory,
+    "nats": _open_nats,
     "redis": _open_redis,
     "rediss": _open_redis,
     "sqlite": _open_sqlite,
