@@ -64,11 +64,11 @@ _is_function: Final = re.compile(r"[A-Za-z0-9._:-]{1,100}").fullmatch
 class _Handle:
     """A job that we hold: gearmand's name for it, and the line on which it was given."""
 
-    __slots__ = ("job_name", "line")
+    __slots__ = ("name", "line")
 
     def __init__(self, line: Line, name: bytes) -> None:
         self.line = line
-        self.job_name = name
+        self.name = name
 
 
 class _Post:
@@ -352,7 +352,7 @@ def _by_line(taken: Sequence[Taken]) -> list[tuple[Line, list[bytes]]]:
     lines: dict[Line, list[bytes]] = {}
     for one in taken:
         handle = _handle(one)
-        lines.setdefault(handle.line, []).append(handle.job_name)
+        lines.setdefault(handle.line, []).append(handle.name)
     return list(lines.items())
 
 
