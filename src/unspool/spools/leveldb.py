@@ -16,11 +16,11 @@ the folder has been opened anew, which reads the log up to the damage and syncs 
 is tried at the next write, once a second. Before that happens, a disk with less than ROOM_BYTES
 left is refused by us: then nothing was begun, and that is what `Full` says.
 
-Cannot: be opened by two processes, so operators' commands must wait until the relay has stopped,
-and `--workers` must be 1. A record that rots is set aside alone, by its own crc; of keys, LevelDB
-gives up a block of 4 KiB: those in it are neither found nor accepted any more (fail closed). A
-message whose row in the order rots is not leased again, and bounces when it expires. Rot in the
-bones of a block stops whoever walks there with `Corrupt` (plyvel.repair_db).
+Cannot: be opened by two processes, so `--workers` must be 1; operators' commands go through the
+relay that has it open (`desk`). A record that rots is set aside alone, by its own crc; of keys,
+LevelDB gives up a block of 4 KiB: those in it are neither found nor accepted any more (fail
+closed). A message whose row in the order rots is not leased again, and bounces when it expires. Rot
+in the bones of a block stops whoever walks there with `Corrupt` (plyvel.repair_db).
 
 Bugs: LevelDB does not sync the folder when it begins a new log; ext4, xfs and btrfs make the name
 of a synced file durable all the same.
@@ -33,7 +33,7 @@ import shlex
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -44,7 +44,7 @@ from .blocking import BlockingSpool
 from .folder import IN_MEMORY, Folder, file_system, take
 from .keyed_rows import end_of, prefix_of
 from .keyed_store import KeyedStore
-from .protocol import Survives
+from .protocol import Damaged, Survives
 from .shelf import Changes, View
 
 FORM: Final = 1
@@ -154,6 +154,9 @@ class LevelShelf:
     @property
     def spoilt(self) -> int:
         return 0  # LevelDB does not tell
+
+    def parts(self) -> Sequence[Damaged]:
+        return ()
 
     @contextmanager
     def view(self, *, writer: bool = False) -> Iterator[View]:
