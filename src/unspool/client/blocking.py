@@ -22,17 +22,18 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Any, Final, Self, TypeVar, Unpack
 
 import msgspec
 
+from ..clock import SystemClock
+from ..core.idempotency import uuid7
 from ..errors import Misconfigured, Undelivered
 from ..middleware.portal import Portal
 from .client import Asked, AsyncClient, defaults_of
 from .endings import fell_back, fell_through, undelivered
+from .forks import Again
 from .options import ClientOptions, Options, checked
 from .receipt import BlockingReceipt, Receipt
 from .request import Request, compose
@@ -51,9 +52,8 @@ class Client:
         self._defaults = defaults_of(self.options)
         self._inner: AsyncClient | None = None
         self._closed = False
-        self._used = False
         self._portal: Final = Portal("unspool client", on_close=self._let_go)
-        _start_again(self)
+        self._again: Final = Again(self._resume)
 
     # --- one request -------------------------------------------------------------------------
 
@@ -136,6 +136,7 @@ class Client:
     def close(self) -> None:
         """Let go. What waits in the outbox stays there. Twice does nothing."""
         self._closed = True
+        self._again.stop()
         self._portal.close()
 
     def _call(
@@ -156,9 +157,10 @@ class Client:
                 self._inner = AsyncClient(self._servers, **self._given)
             return await work(self._inner)
 
-        self._used = True
         try:
-            return self._portal.call(there)
+            result = self._portal.call(there)
+            self._again.watch()
+            return result
         except RuntimeError as error:
             if "interpreter shutdown" in str(error) or "can't start new thread" in str(error):
                 raise _too_late(request, f"{error}") from error
@@ -178,29 +180,15 @@ class Client:
             return msgspec.structs.replace(result, receipt=receipt)
         return result
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
         """After a fork, in the parent: what it had let go of for that."""
-        if self._used and not self._closed and self._inner is None and self.options.outbox:
-            with suppress(Exception):
-                threading.Thread(
-                    target=self.start, name="unspool client again", daemon=True
-                ).start()
-
-
-def _start_again(client: Client) -> None:
-    there = weakref.ref(client)
-
-    def again() -> None:
-        if (one := there()) is not None:
-            one._resume()
-
-    os.register_at_fork(after_in_parent=again)
+        if self._closed or self._inner is not None or self.options.outbox is None:
+            return False
+        self.start()
+        return True
 
 
 def _mint() -> str:
-    from ..clock import SystemClock
-    from ..core.idempotency import uuid7
-
     return uuid7(now=SystemClock().now(), chance=os.urandom(10))
 
 
