@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
 
+from servers.postgres import Postgres, postgres
 from unspool.core.message import Key
 from unspool.spools.keyed_rows import data_row, key_row, number_of
 from unspool.spools.leveldb import open_leveldb
 from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
+from unspool.spools.open import open_spool
 from unspool.spools.protocol import Spool
 from unspool.spools.sqlite import SqliteSpool
 from unspool.testing.conformance import SpoolConformance
+
+NUMBERS = count(1)
 
 
 class TestMemory(SpoolConformance):
@@ -49,6 +55,28 @@ class TestLevelDB(SpoolConformance):
 
     async def spoil(self, spool: Any, key: Key) -> bool:
         return _spoil_on_shelf(spool, key)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres() as server:
+        yield server
+
+
+class TestPostgres(SpoolConformance):
+    @pytest.fixture(autouse=True)
+    def _schema(self, server: Postgres) -> None:
+        self.schema = f"spool_{next(NUMBERS)}"
+        self.server = server
+
+    async def open(self) -> Spool:
+        return await open_spool(self.server.spool(self.schema))
+
+    async def spoil(self, spool: Spool, key: Key) -> bool:
+        self.server.execute(
+            f"UPDATE {self.schema}.message SET status = '\\x00' WHERE key = %s", key.encode()
+        )
+        return True
 
 
 class TestLog(SpoolConformance):

@@ -4,8 +4,9 @@
     spool = await open_spool("sqlite:////var/lib/x.db")   absolute
     spool = await open_spool("leveldb:///unspool.leveldb")   a folder of one process
     spool = await open_spool("log:///unspool.log")            another
+    spool = await open_spool("postgres://me:pw@host/db")      a database that relays share
     spool = await open_spool("memory:")                   survives nothing; for trying things out
-    path_of(url) · of_one_process(url)                    what can be told before it is opened
+    path_of(url) · of_one_process(url) · of_one_machine(url)    what can be told before it is opened
     shown(url)                                            for people: without its password
 
 Other packages add schemes by an entry point in the group `unspool.spools`: its name is the scheme,
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from ..core.urls import concealed
-from ..errors import Misconfigured
+from ..errors import Misconfigured, Missing
 from .protocol import Spool
 
 GROUP: Final = "unspool.spools"
@@ -52,6 +53,17 @@ async def _open_leveldb(url: str) -> Spool:
     return await open_leveldb(_named_path(url, example="unspool.leveldb"))
 
 
+async def _open_postgres(url: str) -> Spool:
+    try:
+        from .postgres import open_postgres
+    except ImportError as error:
+        raise Missing(
+            "The PostgreSQL spool needs psycopg, which is not installed. Nothing was opened."
+            " Install it: pip install 'unspool[postgres]'"
+        ) from error
+    return await open_postgres(url)
+
+
 async def _open_log(url: str) -> Spool:
     from .logfile import open_log
 
@@ -74,6 +86,8 @@ OURS: Final[Mapping[str, Opener]] = {
     "leveldb": _open_leveldb,
     "log": _open_log,
     "memory": _open_memory,
+    "postgres": _open_postgres,
+    "postgresql": _open_postgres,
     "sqlite": _open_sqlite,
 }
 ON_DISK: Final = frozenset({"leveldb", "log", "sqlite"})
@@ -85,6 +99,11 @@ def path_of(url: str) -> Path | None:
     """Where on this machine's disks a spool is; None where that is not ours to know."""
     scheme, slashes, path = url.partition(":///")
     return Path(path) if scheme in ON_DISK and slashes and path else None
+
+
+def of_one_machine(url: str) -> bool:
+    """Can nobody beyond this machine have it open? Then one `serve` knows all that is tried."""
+    return url.partition(":")[0] in ON_DISK | {"memory"}
 
 
 def of_one_process(url: str) -> bool:
