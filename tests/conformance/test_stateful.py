@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from hypothesis.stateful import (
 )
 from msgspec.structs import replace
 
+from servers.nats import nats
 from unspool.core.lifecycle import (
     Bounced,
     Deferred,
@@ -47,6 +49,7 @@ from unspool.core.message import (
 from unspool.spools.leveldb import open_leveldb
 from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
+from unspool.spools.open import open_spool
 from unspool.spools.protocol import Entry, Lease, New, Query
 from unspool.spools.sqlite import SqliteSpool
 
@@ -86,6 +89,7 @@ class IsMemory(RuleBasedStateMachine):
     open_spool: Callable[[Path], Coroutine[Any, Any, Any]]
     """Of an engine. What is proved here does not hang on the sync, and goes ten times as far
     without it."""
+    on_server = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,9 +219,12 @@ class IsMemory(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """Alone: what was leased was a dead process's, and is free; the next is told."""
+        """Alone: what was leased was a dead process's, and is free; the next is told. On a server
+        nobody knows that, and every lease runs to its end."""
         self.run(self.spool.aclose())
         self.spool = self._open()
+        if self.on_server:
+            return
         for key, entry in self.model.entries.items():
             if entry.state in (State.WAITING, State.CLAIMED) and entry.leased_until:
                 self.model.entries[key] = replace(entry, leased_until=Instant(1))
@@ -252,12 +259,18 @@ ENGINES = {
     "leveldb": ("plyvel", lambda path: open_leveldb(path, test_hook_no_sync=True)),
     "log": ("unspool", lambda path: open_log(path, test_hook_no_sync=True)),
 }
+SERVERS = {
+    "nats": (nats, lambda server, path: open_spool(server.url(path.parent.name))),
+}
+"""A server for all histories, and how a spool of one history is opened on it."""
 SETTINGS = settings(
     max_examples=EXAMPLES,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+OVER_THE_WIRE = settings(SETTINGS, max_examples=max(1, EXAMPLES // 10))
+"""A step is a dozen round trips."""
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -266,3 +279,15 @@ def test_it_is_the_memory_spool(engine: str) -> None:
     pytest.importorskip(needs)
     machine = type(f"{engine} is memory", (IsMemory,), {"open_spool": staticmethod(open_spool)})
     run_state_machine_as_test(machine, settings=SETTINGS)
+
+
+@pytest.mark.parametrize("engine", SERVERS)
+def test_it_is_the_memory_spool_on_a_server(engine: str) -> None:
+    start, open_spool_on = SERVERS[engine]
+    with start() as server:
+        machine = type(
+            f"{engine} is memory",
+            (IsMemory,),
+            {"open_spool": staticmethod(partial(open_spool_on, server)), "on_server": True},
+        )
+        run_state_machine_as_test(machine, settings=OVER_THE_WIRE)

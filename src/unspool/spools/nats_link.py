@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..core.message import Value
 from ..errors import Broken, Full, Missing, Unavailable
 from .nats_address import Address, not_connected
-from .nats_records import EXPECTED, Mail, Names
+from .nats_records import EXPECTED, Mail, Names, pieces
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -43,9 +43,6 @@ log: Final = logging.getLogger("unspool.spool")
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 5.0
 RECONNECT_S: Final[Any] = 0.25
-BATCH_MAX: Final = 1_000
-"""Messages in one atomic batch: the server's limit, unless it was told another."""
-BATCH_BYTES: Final = 32 * 1024 * 1024
 AT_ONCE: Final = 8
 """Commits of one connection on their ways: the server takes fifty of a stream."""
 ASK_MAX: Final = 256
@@ -242,7 +239,7 @@ class Link:
         """The sequences they got. Raises `Conflict`, `Full`, `Unavailable`."""
         sequences: list[int] = []
         async with self._at_once:
-            for piece in _pieces(mails):
+            for piece in pieces(mails):
                 last = await self._commit(piece)
                 sequences += range(last - len(piece) + 1, last + 1)
         return sequences
@@ -400,15 +397,3 @@ def _header_lines(data: bytes) -> dict[str, str]:
         if colon:
             headers[name.decode()] = value.strip().decode()
     return headers
-
-
-def _pieces(mails: Sequence[Mail]) -> list[Sequence[Mail]]:
-    pieces: list[Sequence[Mail]] = []
-    start = held = 0
-    for at, mail in enumerate(mails):
-        held += len(mail.payload)
-        if at > start and (at - start == BATCH_MAX or held > BATCH_BYTES):
-            pieces.append(mails[start:at])
-            start, held = at, len(mail.payload)
-    pieces.append(mails[start:])
-    return pieces
