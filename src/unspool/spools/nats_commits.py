@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
-from ..errors import Unavailable
+from ..errors import Full, Unavailable
 from .nats_link import Conflict, Link
 from .nats_read import Reader
 from .nats_records import Change, lines_in, mails
@@ -34,8 +34,9 @@ class Commits:
         self._writes: Final[set[asyncio.Task[Any]]] = set()
         self._closed = False
 
-    async def commit(self, changes: Sequence[Change]) -> None:
-        """Raises `Conflict`, having read again what it was about."""
+    async def commit(self, changes: Sequence[Change], *, grows: bool = False) -> None:
+        """Raises `Conflict`, having read again what it was about. `grows`: all of it or none, also
+        where there is no room."""
         if not changes:
             return
         published = mails(self._link.names, changes)
@@ -44,6 +45,14 @@ class Commits:
         except Conflict:
             await self._reread(changes)
             raise
+        except Full:
+            if grows or len(changes) == 1:
+                raise
+            # What ends things may not fail for want of room: a few go where many do not.
+            half = len(changes) // 2
+            await self.commit(changes[:half])
+            await self.commit(changes[half:])
+            return
         lines = lines_in(changes)
         mains = sequences[len(sequences) - len(lines) - len(changes) :]
         for change, revision in zip(changes, mains, strict=False):
@@ -61,7 +70,7 @@ class Commits:
         """Until nobody has come between. Goes on when its caller is cancelled."""
         if self._closed:
             raise Unavailable(
-                f"The spool {self._link.address.shown} is closed. Nothing of this was done; what"
+                f"The spool {self._link.shown} is closed. Nothing of this was done; what"
                 " was accepted is kept there. Start again: unspool serve"
             )
         task = asyncio.get_running_loop().create_task(self._rounds(attempt))
@@ -75,7 +84,7 @@ class Commits:
                 return await attempt()
             except Conflict:
                 await asyncio.sleep(number * PAUSE_S)
-        raise self._link.gone("others write the same messages all the time")
+        raise self._link.wire.gone("others write the same messages all the time")
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._writes.discard(task)

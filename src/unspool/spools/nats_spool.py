@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from ..core.lifecycle import LIFE, Deferred, State, Verdict
 from ..core.message import Destination, Instant, Key
 from ..core.record import Spoilt
+from ..errors import Full
 from .arrivals import Arrivals
 from .nats_change import (
     Row,
@@ -116,7 +117,7 @@ class NatsSpool:
         if changes:
             size = sum(len(c.body) + sum(map(len, c.parts)) for c in changes.values())
             await self._room(size, len(changes))
-            await self._commits.commit([*changes.values()])
+            await self._commits.commit([*changes.values()], grows=True)
         return answers
 
     async def _known(self, keys: Sequence[Key], *, apart: bool = True) -> dict[Key, Known]:
@@ -191,7 +192,13 @@ class NatsSpool:
             )
             leases.append(lease)
             changes.append(change)
-        await self._commits.commit(changes)
+        try:
+            await self._commits.commit(changes, grows=True)
+        except Full:
+            if len(rows) == 1:
+                raise
+            few = rows[: len(rows) // 2]
+            return await self._lease(few, until, seize=seize, request=request, ordered=ordered)
         return leases
 
     async def seize(
@@ -359,4 +366,4 @@ class NatsSpool:
         """Finish what was begun, and let go."""
         await self._commits.aclose()
         await self._watch.aclose()
-        await self._link.aclose()
+        await self._link.wire.aclose()
