@@ -121,6 +121,7 @@ async def test_a_line_whose_register_went_with_age(url: str) -> None:
     next lease makes it anew."""
     async with opened(url, url) as (one, other):
         await one.accept([waiting("a", order_key="x"), waiting("b", order_key="x")])
+        await other._watch.current()
         [subject] = [one._link.names.line(line) for line in one._watch.index.lines]
         await one._link.api(f"STREAM.PURGE.{one._link.names.stream}", {"filter": subject})
         assert names_of(await lease_all(other)) == ["a"]

