@@ -20,6 +20,7 @@ from .. import __version__
 from ..errors import UnspoolError
 from .commands.check_idempotency import check_idempotency
 from .commands.config import config
+from .commands.house import export_, import_, move
 from .commands.queue import queue
 from .commands.serve import serve
 from .commands.show import show
@@ -84,7 +85,9 @@ def version() -> int:
     return 0
 
 
-for _command in (serve, config, queue, show, *COMMANDS, check_idempotency, version):
+_HOUSE: Final = (export_, import_, move)
+
+for _command in (serve, config, queue, show, *COMMANDS, *_HOUSE, check_idempotency, version):
     cli.add_command(_command)
 
 
