@@ -19,6 +19,7 @@ import click
 from .. import __version__
 from ..errors import UnspoolError
 from .commands.check_idempotency import check_idempotency
+from .commands.collect import collect
 from .commands.config import config
 from .commands.queue import queue
 from .commands.serve import serve
@@ -84,7 +85,7 @@ def version() -> int:
     return 0
 
 
-for _command in (serve, config, queue, show, *COMMANDS, check_idempotency, version):
+for _command in (serve, collect, config, queue, show, *COMMANDS, check_idempotency, version):
     cli.add_command(_command)
 
 

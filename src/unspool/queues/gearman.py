@@ -64,7 +64,7 @@ _is_function: Final = re.compile(r"[A-Za-z0-9._:-]{1,100}").fullmatch
 class _Handle:
     """A job that we hold: gearmand's name for it, and the line on which it was given."""
 
-    __slots__ = ("name", "line")
+    __slots__ = ("line", "name")
 
     def __init__(self, line: Line, name: bytes) -> None:
         self.line = line
