@@ -40,6 +40,7 @@ from ..ingress.listen import Opened, listener, open_listener
 from ..node import Node
 from ..problems import PREFIX
 from ..settings import Settings
+from ..spools.desk import Desk, open_desk
 from ..spools.open import of_one_process, open_spool, path_of, shown
 from ..spools.protocol import Spool, Survives
 from ..transports.http import HttpTransport
@@ -92,6 +93,7 @@ def serve(settings: Settings) -> int:
 async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) -> int:
     told = ears()
     spool = await open_spool(settings.spool[0])
+    desk: Desk | None = None
     transport = _transport(settings)
     try:
         node = await Node.open(
@@ -103,6 +105,7 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         door = Door(node.relay, limits=_door_limits(settings))
         await door.listen(listening)
         node.start()
+        desk = await _desk(settings.spool[0], spool)
         if first:
             await _announce(settings, listening, node, spool)
         gc.collect()
@@ -122,9 +125,17 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         cutting.cancel()
         log.info("drained: %d messages wait in the spool", max(0, node.custody.backlog))
     finally:
+        if desk is not None:
+            await desk.close()
         await transport.aclose()
         await spool.aclose()
     return 0
+
+
+async def _desk(url: str, spool: Spool) -> Desk | None:
+    """Operators look at a spool of one process through us."""
+    path = path_of(url)
+    return await open_desk(spool, path.absolute()) if path and of_one_process(url) else None
 
 
 def _may_share(settings: Settings) -> None:

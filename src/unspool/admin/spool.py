@@ -7,7 +7,8 @@
 
 The spool's secret is an entry too, and nobody's business: it is left out everywhere.
 
-Opening beside a running relay is safe: operators take leases like everybody else.
+Opening beside a running relay is safe: operators take leases like everybody else. A spool that one
+process has to itself is reached through that process (`spools/desk`).
 """
 
 from __future__ import annotations
@@ -118,9 +119,9 @@ def using(work: Callable[[Desk], Awaitable[T]], *, spool: str | None, config: st
 
     async def run() -> T:
         from ..custody import SECRET_KEY
-        from ..spools.open import open_spool
+        from ..spools.open import reach_spool
 
-        opened = await open_spool(url)
+        opened = await reach_spool(url)
         try:
             return await work(Desk(spool=opened, settings=settings, secret=SECRET_KEY))
         finally:
