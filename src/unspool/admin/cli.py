@@ -19,6 +19,7 @@ import click
 from .. import __version__
 from ..errors import UnspoolError
 from .commands.check_idempotency import check_idempotency
+from .commands.collect import collect
 from .commands.config import config
 from .commands.house import export_, import_, move
 from .commands.queue import queue
@@ -85,9 +86,10 @@ def version() -> int:
     return 0
 
 
+_RUN: Final = (serve, collect, config)
 _HOUSE: Final = (export_, import_, move)
 
-for _command in (serve, config, queue, show, *COMMANDS, *_HOUSE, check_idempotency, version):
+for _command in (*_RUN, queue, show, *COMMANDS, *_HOUSE, check_idempotency, version):
     cli.add_command(_command)
 
 
