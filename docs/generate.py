@@ -94,7 +94,7 @@ def commands() -> Iterator[str]:
         yield from (line.strip() for line in (command.help or "").splitlines())
         yield from ("", "```", command.get_usage(context), "```", "")
         plain = [option for option in command.params if isinstance(option, click.Option)]
-        if name in ("serve", "config"):
+        if name in ("serve", "collect", "config"):
             plain = [option for option in plain if option.name not in SETTINGS]
             yield from ("Every [setting](settings.md) is a flag of it.", "")
         if plain:

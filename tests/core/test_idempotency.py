@@ -193,6 +193,8 @@ def test_recall_is_total_over_what_can_be_known(
             assert (what.do, what.problem) == (Do.REFUSE, "expired")
     elif reason == Reason.UNKNOWN:
         assert (what.do, what.problem) == (Do.REFUSE, "outcome-unknown")
+    elif reason == Reason.MOVED:
+        assert (what.do, what.problem) == (Do.REFUSE, "moved")
     else:
         assert (what.do, what.problem) == (Do.REFUSE, "bounced")
     assert (what.do is Do.REFUSE) == bool(what.problem)

@@ -19,7 +19,9 @@ import click
 from .. import __version__
 from ..errors import UnspoolError
 from .commands.check_idempotency import check_idempotency
+from .commands.collect import collect
 from .commands.config import config
+from .commands.house import export_, import_, move
 from .commands.outbox import outbox
 from .commands.queue import queue
 from .commands.send import send
@@ -90,7 +92,12 @@ def version() -> int:
     return 0
 
 
-for _command in (serve, config, queue, show, *COMMANDS, send, outbox, check_idempotency, version):
+_RUN: Final = (serve, collect, config)
+_HOUSE: Final = (export_, import_, move)
+_SENDER: Final = (send, outbox)
+_OTHER: Final = (check_idempotency, version)
+
+for _command in (*_RUN, queue, show, *COMMANDS, *_HOUSE, *_SENDER, *_OTHER):
     cli.add_command(_command)
 
 

@@ -104,6 +104,7 @@ ATTACH: Final = Recall(Do.ATTACH)
 WAIT: Final = Recall(Do.WAIT)
 REUSED: Final = Recall(Do.REFUSE, "key-reused")
 TOO_OLD: Final = Recall(Do.REFUSE, "expired")
+MOVED: Final = Recall(Do.REFUSE, "moved", "the first request under this key was moved")
 UNKNOWN: Final = Recall(
     Do.REFUSE, "outcome-unknown", "the first may have had its effect; no whole answer came of it"
 )
@@ -148,6 +149,8 @@ def recall(known: Known | None, *, fingerprint: bytes, now: Instant) -> Recall:
         return REPLAY if known.answer is not None and now < known.answer_until else TOO_OLD
     if known.reason == Reason.UNKNOWN:
         return UNKNOWN
+    if known.reason == Reason.MOVED:
+        return MOVED
     return Recall(Do.REFUSE, "bounced", f"the request under this key ended as {known.reason}")
 
 
