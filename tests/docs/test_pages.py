@@ -79,7 +79,8 @@ def test_every_page_with_commands_is_run_somewhere() -> None:
         if blocks(page)
     }
     generated = {
-        f"docs/reference/{name}.md" for name in ("settings", "commands", "problems", "idempotency", "client")
+        f"docs/reference/{name}.md"
+        for name in ("settings", "commands", "problems", "idempotency", "client")
     }
     assert pages - generated == set(SESSIONS) | SHOWN
 

@@ -29,6 +29,7 @@ from typing import Any, Final, Self, TypedDict, Unpack
 
 import msgspec
 
+from .. import __version__
 from ..chance import Chance
 from ..core.idempotency import uuid7
 from ..errors import Undelivered
@@ -287,8 +288,9 @@ class AsyncClient:
 
 
 def defaults_of(options: Options) -> Defaults:
+    ours = Defaults(fields=((b"User-Agent", f"unspool/{__version__}".encode()),))
     fields = compose(
-        "GET", "/", defaults=Defaults(), mint=lambda: "", headers=options.headers, auth=options.auth
+        "GET", "/", defaults=ours, mint=str, headers=options.headers, auth=options.auth
     ).fields
     return Defaults(
         fields=fields,
