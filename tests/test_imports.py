@@ -29,6 +29,7 @@ LAYERS = {
     "ingress": ("ingress",),
     "house": ("house",),
     "middleware": ("middleware",),
+    "portal": ("middleware.portal", "middleware.visit"),
     "client": ("client",),
     "admin": ("admin", "__main__"),
     "testing": ("testing",),
@@ -53,11 +54,12 @@ MAY = {
     "relay": _MIDDLE - {"relay"},
     "ingress": _MIDDLE,
     "house": _MIDDLE,
-    "middleware": _MIDDLE | {"ingress"},
-    "client": _MIDDLE,
+    "middleware": _MIDDLE | {"ingress", "portal"},
+    "portal": {"errors"},
+    "client": _MIDDLE | {"portal"},
     "admin": {*LAYERS} - {"admin"},
     "testing": _MIDDLE | {"ingress"},
-    "public": _GROUND,
+    "public": _GROUND | {"client"},
 }
 """Layer: those that it may import besides itself."""
 

@@ -9,7 +9,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,12 @@ from hypothesis.stateful import (
 )
 from msgspec.structs import replace
 
+from servers.nats import Nats
+from servers.nats import nats as nats_server
+from servers.postgres import Postgres
+from servers.postgres import postgres as postgres_server
+from servers.redis import Redis
+from servers.redis import redis as redis_server
 from unspool.core.lifecycle import (
     Bounced,
     Deferred,
@@ -47,7 +53,10 @@ from unspool.core.message import (
 from unspool.spools.leveldb import open_leveldb
 from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
+from unspool.spools.nats import open_nats
+from unspool.spools.open import open_spool
 from unspool.spools.protocol import Entry, Lease, New, Query
+from unspool.spools.redis import RedisSpool
 from unspool.spools.sqlite import SqliteSpool
 
 T = TypeVar("T")
@@ -86,6 +95,9 @@ class IsMemory(RuleBasedStateMachine):
     open_spool: Callable[[Path], Coroutine[Any, Any, Any]]
     """Of an engine. What is proved here does not hang on the sync, and goes ten times as far
     without it."""
+    frees = True
+    """Does whoever opens it alone find the leases of a dead process free? Where others may have it
+    open elsewhere, nobody can know that he is alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +230,7 @@ class IsMemory(RuleBasedStateMachine):
         """Alone: what was leased was a dead process's, and is free; the next is told."""
         self.run(self.spool.aclose())
         self.spool = self._open()
-        for key, entry in self.model.entries.items():
+        for key, entry in self.model.entries.items() if self.frees else ():
             if entry.state in (State.WAITING, State.CLAIMED) and entry.leased_until:
                 self.model.entries[key] = replace(entry, leased_until=Instant(1))
 
@@ -266,3 +278,38 @@ def test_it_is_the_memory_spool(engine: str) -> None:
     pytest.importorskip(needs)
     machine = type(f"{engine} is memory", (IsMemory,), {"open_spool": staticmethod(open_spool)})
     run_state_machine_as_test(machine, settings=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    with redis_server(memory=True, settings={"appendfsync": "no"}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nats() -> Iterator[Nats]:
+    with nats_server() as server:
+        yield server
+
+
+SHARED = {
+    "redis": (1.0, lambda server, path: RedisSpool.open(server.spool(path.parent.name))),
+    "postgres": (0.1, lambda server, path: open_spool(server.spool(f"at_{path.parent.name}"))),
+    "nats": (0.1, lambda server, path: open_nats(server.url(path.parent.name))),
+}
+"""A fixture of that name, how much of the time it gets, and how a new spool there is opened."""
+
+
+@pytest.mark.parametrize("engine", SHARED)
+def test_a_shared_one_is_the_memory_spool(engine: str, request: pytest.FixtureRequest) -> None:
+    server, (share, open_spool) = request.getfixturevalue(engine), SHARED[engine]
+    opens = {"open_spool": staticmethod(lambda path: open_spool(server, path)), "frees": False}
+    machine = type(f"{engine} is memory", (IsMemory,), opens)
+    examples = settings(SETTINGS, max_examples=max(1, int(EXAMPLES * share)))
+    run_state_machine_as_test(machine, settings=examples)

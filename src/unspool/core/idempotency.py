@@ -5,6 +5,7 @@
     minted(name, …) -> Recall | Unreadable | None    is a key that nobody knows too old, or too new?
     worth_remembering(status)                        is this answer the answer for ever?
     child_key(secret, …) -> str                      a key for a step of the work under a key
+    uuid7(now, chance) -> str                        a key for a sender who named none
 
 Quoted and bare keys are one key: the IETF draft says `"k"` (a structured-field string, RFC 9651),
 the world says `k`. A repeat is told by key and fingerprint together, inside one caller's scope;
@@ -200,3 +201,15 @@ PASSING: Final = frozenset({401, 403, 407, 511})
 def worth_remembering(answer: Response) -> bool:
     """Is this final answer the one that repeats shall get? (2xx, 3xx and the lasting 4xx.)"""
     return answer.status not in PASSING and not is_busy(answer)
+
+
+def uuid7(*, now: Instant, chance: bytes) -> str:
+    """A key that tells when it was made (RFC 9562 §5.7). `chance` is 10 random bytes.
+
+    So a server may refuse one that is older than it remembers, instead of running it again.
+    """
+    high = int.from_bytes(chance[:2], "big") & 0x0FFF
+    low = int.from_bytes(chance[2:10], "big") & 0x3FFF_FFFF_FFFF_FFFF
+    value = (now & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | high << 64 | 0x2 << 62 | low
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
