@@ -9,18 +9,23 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from desk_kit import DAY, HERE, now, run, waiting
 from msgspec.structs import replace
-from test_house import ENGINES, SECRET, everything, filled, made
+from test_house import ENGINES, SECRET, brought, everything, exported, filled, made
 
 from crash.processes import Relay, eventually
 from crash.service import Service
 from crash.wire import Severed, ask
+from servers.nats import nats
+from servers.postgres import postgres
+from servers.redis import redis
 from unspool.clock import SystemClock
 from unspool.core.lifecycle import Reason, State
 from unspool.core.message import NEVER, Instant, Key
@@ -354,3 +359,62 @@ async def _mover(source: str, target: str, *, wait_ms: int, kill_s: float) -> No
             process.kill()
     _, err = await process.communicate()
     assert process.returncode in ((0, -9) if kill_s else (0,)), err.decode()[-2000:]
+
+
+# -- servers ---------------------------------------------------------------------------------------
+
+
+SHARED = ["postgres", "redis", "nats"]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Callable[[str, str], str]]:
+    """The URL of a fresh place on a server that is started when it is first wanted."""
+    with ExitStack() as stack:
+        servers: dict[str, Any] = {}
+
+        def url(engine: str, name: str) -> str:
+            if engine not in servers:
+                start = {"postgres": postgres, "redis": partial(redis, memory=True), "nats": nats}
+                servers[engine] = stack.enter_context(start[engine]())
+            server = servers[engine]
+            found: str = server.url(name) if engine == "nats" else server.spool(name)
+            return found
+
+        yield url
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("log", "postgres"), ("postgres", "redis"), ("redis", "nats"), ("nats", "sqlite")],
+)
+async def test_to_and_from_servers(
+    source: str, target: str, shared: Callable[[str, str], str], tmp_path: Path
+) -> None:
+    """The same between spools that are shared and spools that are not; by file, too."""
+
+    async def place(engine: str, name: str) -> Spool:
+        if engine in SHARED:
+            return await open_spool(shared(engine, f"{name}_{source}_{target}"))
+        return await made(engine, tmp_path / name)
+
+    old, new, by_file = await place(source, "a"), await place(target, "b"), await place(target, "c")
+    try:
+        await filled(old)
+        before = {entry.message.key: entry for entry in await everything(old)}
+        await brought(by_file, await exported(old))
+        copied = {entry.message.key: entry for entry in await everything(by_file)}
+        assert copied == before
+        sums = await moved(old, new)
+        assert (sums.moved, sums.copied, sums.later) == (3, 3, 0)
+        there = {entry.message.key: entry for entry in await everything(new)}
+        assert there.keys() == before.keys()
+        for key, was in before.items():
+            fresh = replace(there[key], attempt=was.attempt)
+            assert fresh == was, key
+        for stayed in await everything(old):
+            assert stayed.state is not State.WAITING
+        assert (await moved(old, new)).known == 3
+    finally:
+        for spool in (old, new, by_file):
+            await spool.aclose()
