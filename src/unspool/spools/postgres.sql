@@ -11,6 +11,9 @@
 -- :begin  Every transaction begins so: nothing is left over in the session, as PgBouncer wants it.
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE
 
+-- :begin_looking  The same where it is not known yet whether the server may write.
+BEGIN ISOLATION LEVEL READ COMMITTED
+
 -- :settings  For this transaction alone: what a commit waits for, and how long all else may take.
 SELECT set_config('synchronous_commit', %(commit)s, true),
        set_config('statement_timeout', %(statement_ms)s, true),

@@ -62,7 +62,7 @@ async def prepare(link: Link, *, create: bool = True) -> tuple[Promises, str]:
     """What it promises, and the synchronous_commit by which it does. Raises a `Broken` that says
     what to do, or `Unavailable`."""
     target = link.target
-    found = await link.run(_measured, within_s=WITHIN_S)
+    found = await link.run(_measured, within_s=WITHIN_S, begin="begin_looking")
     refuse(found, target)
     if not _is_there(found):
         if not create:

@@ -104,19 +104,25 @@ class Link:
         self._closed = False
 
     async def run(
-        self, work: Callable[[Transaction], Awaitable[T]], *, within_s: float | None = None
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        within_s: float | None = None,
+        begin: str = "begin",
     ) -> T:
         """Raises what `translate` makes of trouble; what `work` raises undoes the transaction."""
         until = asyncio.get_running_loop().time() + (within_s or self.target.deadline_s)
         for left in reversed(range(TRIES)):
             try:
-                return await self._once(work, until)
+                return await self._once(work, until, begin)
             except _CROSSED as error:
                 if not left:
                     raise translate(error, self.target, committing=False) from error
         raise AssertionError("the last try gives or raises")
 
-    async def _once(self, work: Callable[[Transaction], Awaitable[T]], until: float) -> T:
+    async def _once(
+        self, work: Callable[[Transaction], Awaitable[T]], until: float, begin: str
+    ) -> T:
         loop = asyncio.get_running_loop()
         async with in_turn(self._slots, self.target, until=until):
             connection = await self._borrowed(until)
@@ -125,7 +131,7 @@ class Link:
             connection.add_notice_handler(transaction.noticed)
             try:
                 left_ms = max(1, int((until - loop.time()) * (1 - SPARE) * 1000))
-                result = await self._piped(transaction, work, left_ms)
+                result = await self._piped(transaction, work, left_ms, begin)
                 if transaction.unconfirmed:
                     raise unconfirmed(self.target)
             except BaseException as error:
@@ -142,14 +148,18 @@ class Link:
             return result
 
     async def _piped(
-        self, transaction: Transaction, work: Callable[[Transaction], Awaitable[T]], left_ms: int
+        self,
+        transaction: Transaction,
+        work: Callable[[Transaction], Awaitable[T]],
+        left_ms: int,
+        begin: str,
     ) -> T:
         connection = transaction.connection
         trouble: Exception | None = None
         try:
             async with connection.pipeline():
                 try:
-                    await transaction.ask("begin")
+                    await transaction.ask(begin)
                     await transaction.ask(
                         "settings", commit=self.commit, statement_ms=str(left_ms),
                         idle_ms=str(IDLE_MS),
