@@ -155,7 +155,7 @@ async def test_with_a_standby_it_survives_the_host(schema: str) -> None:
         with pytest.raises(PromiseBroken, match="is a standby"):
             await open_spool(standby.spool(schema))
         standby.stop()
-        with pytest.raises(Unavailable, match="in time. It may or may not"):
+        with pytest.raises(Unavailable, match=r"in time\. It may or may not"):
             await spool.accept([waiting("b")])
         accepting = asyncio.create_task(spool.accept([waiting("c")]))
         cancelled = (
