@@ -44,7 +44,15 @@ async def _open_gearman(url: str) -> Queue:
     return open_gearman(url)
 
 
+async def _open_rabbitmq(url: str) -> Queue:
+    from .rabbitmq import open_rabbitmq
+
+    return open_rabbitmq(url)
+
+
 OURS: Final[Mapping[str, Opener]] = {
+    "amqp": _open_rabbitmq,
+    "amqps": _open_rabbitmq,
     "gearman": _open_gearman,
     "memory": _open_memory,
 }
