@@ -2,6 +2,7 @@
 
     with moto() as server:                  skips, or fails where CI is set, without moto
         server.bucket("orders")             make a bucket
+        server.drop("orders", "parked/a.json", b"…")     as `aws s3 cp` would; None deletes
         server.url("orders/parked")         s3://orders/parked?endpoint=http://127.0.0.1:PORT
         server.environment                  credentials that it takes: any
         server.pause() · server.go_on()
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -68,6 +70,23 @@ class Moto:
 
     def bucket(self, name: str) -> None:
         self.ask("PUT", name)
+
+    def drop(self, bucket: str, path: str, body: bytes | None) -> None:
+        import obstore
+        from obstore.store import S3Store
+
+        store = S3Store(
+            bucket, endpoint=self.endpoint, client_options={"allow_http": True},
+            access_key_id="testing", secret_access_key="testing", region="us-east-1",
+        )  # fmt: skip
+        if body is None:
+            obstore.delete(store, path)
+        else:
+            obstore.put(store, path, body)
+
+    def names(self, bucket: str, prefix: str) -> list[str]:
+        listed = self.ask("GET", f"{bucket}?prefix={prefix}").decode()
+        return re.findall(r"<Key>([^<]*)</Key>", listed)
 
     def pause(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
