@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collecting import Collecting, written
+from collecting import Collecting, check_page, written
 from somebody import somebody
 
 from servers.rabbitmq import RabbitMQ, free_port, rabbitmq
@@ -195,6 +195,15 @@ async def test_nobody() -> None:
         await queue_at(free_port()).put([b"one"])
 
 
+def test_a_collector_that_is_not_let_in(server: RabbitMQ, name: str, tmp_path: Path) -> None:
+    """`unspool collect` ends with 78 at once, and shows no password."""
+    url = server.url(name, user="nobody:s3cret")
+    collector = Collecting(tmp_path, url, to="http://127.0.0.1:9")
+    assert collector.once() == 78
+    assert "does not know the user nobody" in collector.text()
+    assert "s3cret" not in collector.text()
+
+
 def test_collected(server: RabbitMQ, name: str, tmp_path: Path) -> None:
     """`unspool collect amqp://…`: the same collector, and what nobody can read is set aside."""
 
@@ -218,6 +227,11 @@ def test_collected(server: RabbitMQ, name: str, tmp_path: Path) -> None:
             await queue.aclose()
 
     assert asyncio.run(aside()) == {b"no JSON"}
+
+
+def test_the_page(server: RabbitMQ, tmp_path: Path) -> None:
+    """docs/howto/rabbitmq.md: its commands do what it says."""
+    check_page("rabbitmq.md", tmp_path, {"5672": str(server.port)})
 
 
 @pytest.mark.parametrize(

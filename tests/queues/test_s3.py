@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from collecting import Collecting, written
+from collecting import Collecting, check_page, written
 from somebody import somebody
 
 from servers.moto import Moto, free_port, moto
@@ -183,6 +183,12 @@ def test_collected(server: Moto, prefix: str, tmp_path: Path) -> None:
         return [one.payload for one in await queue.take(limit=9, wait_ms=2_000)]
 
     assert asyncio.run(aside()) == [b"no JSON"]
+
+
+def test_the_page(server: Moto, tmp_path: Path) -> None:
+    """docs/howto/s3.md: its commands do what it says."""
+    names = [f"export {name}={value}" for name, value in Moto.environment.items()]
+    check_page("s3.md", tmp_path, {"9000": str(server.port)}, before="\n".join(names))
 
 
 @pytest.mark.parametrize(
