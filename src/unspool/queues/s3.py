@@ -326,22 +326,22 @@ def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
         raise _misconfigured(url, "a bucket's name has small letters, digits, dots and dashes only")
     if not _is_prefix(prefix) or len(prefix) > 500:
         raise _misconfigured(url, "a prefix has letters, digits and . _ - / only")
-    endpoint = options.pop("endpoint", "")
+    origin = options.pop("endpoint", "")
     region = options.pop("region", "")
-    survives = options.pop("survives", "nothing" if endpoint else "machine").upper()
+    survives = options.pop("survives", "nothing" if origin else "machine").upper()
     if options or found.fragment or survives not in Survives.__members__:
         raise _misconfigured(
             url, "behind ? there is only endpoint=URL, region=NAME and survives=process, power or "
             "machine"
         )  # fmt: skip
     limits = limits or Limits()
-    config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    config: dict[str, Any] = {"endpoint": origin} if origin else {}
     if region:
         config["region"] = region
     store = S3Store(
         bucket,
         client_options={
-            "allow_http": endpoint.startswith("http://"),
+            "allow_http": origin.startswith("http://"),
             "connect_timeout": timedelta(milliseconds=limits.connect_ms),
             "timeout": timedelta(milliseconds=limits.answer_ms),
         },
