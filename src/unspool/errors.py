@@ -39,6 +39,10 @@ class Full(Refused):
     exit_code = os.EX_IOERR
 
 
+class Homeless(Refused):
+    """The spool that could take it is away, and no other may. Others are taken all the same."""
+
+
 class Busy(Refused):
     """Somebody else runs under this key just now. Nothing was run; ask again in a moment."""
 

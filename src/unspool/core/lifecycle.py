@@ -46,6 +46,8 @@ class Reason(enum.StrEnum):
     """By its sender."""
     DROPPED = "dropped"
     """By an operator."""
+    MOVED = "moved"
+    """Nothing bounced: another spool has it since."""
 
 
 class Delivered(Value, frozen=True):
