@@ -565,6 +565,13 @@ def test_config_says_where_each_value_came_from(unspool: Run, tmp_path: Path) ->
     assert by_name["head_ms"]["origin"] == "unspool.toml"
 
 
+def test_config_shows_no_password(unspool: Run) -> None:
+    words = ("config", "--spool", "redis://me:hunter2@a/0")
+    for out in (unspool(*words).stdout, unspool(*words, "--json").stdout):
+        assert b"hunter2" not in out
+        assert b"redis://me:...@a/0" in out
+
+
 def test_what_config_prints_is_a_file_that_gives_the_same(unspool: Run, tmp_path: Path) -> None:
     first = unspool("config", "--head-ms", "15s").stdout
     (tmp_path / "unspool.toml").write_bytes(first)

@@ -272,6 +272,7 @@ def test_a_password_in_a_url_is_not_repeated() -> None:
     assert "leave out user and password" in text
     spool = load({"spool": ("redis://:hunter2@a/0",)}, {}).settings.spool
     assert "hunter2" not in shown(SETTINGS["spool"], spool)
+    assert '"redis://:...@a/0"' in shown(SETTINGS["spool"], spool)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ MAY = {
     "clock": {"core"},
     "door": {"core"},
     "spools": _GROUND,
-    "queues": _GROUND,
+    "queues": _GROUND | {"spools"},  # a grade is one word for both
     "transports": _GROUND | {"clock"},
     "relay": _MIDDLE - {"relay"},
     "ingress": _MIDDLE,

@@ -15,7 +15,9 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+from unspool.core.handover import Unfit, pack, unpack
 from unspool.core.message import (
+    NEVER,
     Answer,
     Cause,
     Destination,
@@ -200,12 +202,120 @@ def fingerprint_cases() -> list[Case]:
     ]  # fmt: skip
 
 
+# --- handover.json ----------------------------------------------------------------------------
+
+
+def handover_case(why: str, text: str) -> Case:
+    case: Case = {"why": why, "text": text}
+    try:
+        found = unpack(text.encode("utf-8", "surrogatepass"))
+    except Unfit:
+        return case | {"expect": None}
+    request = found.request
+    case["expect"] = {
+        "method": request.method.decode(),
+        "target": request.target.decode(),
+        "fields": [[name.decode(), value.decode("latin-1")] for name, value in request.fields],
+        "body": b64encode(request.body).decode(),
+        "key": found.key,
+        "order": found.order_key,
+        "expires_at": None if found.expires_at == NEVER else found.expires_at,
+    }
+    case["packed"] = pack(found).decode()
+    return case
+
+
+def handed(**members: Any) -> str:
+    """The least there can be, and these members; None takes one away."""
+    whole = {"unspool": 1, "method": "POST", "target": "/orders", "key": "order-7"} | members
+    return json.dumps({name: value for name, value in whole.items() if value is not None})
+
+
+def handover_cases() -> list[Case]:
+    make = handover_case
+    url = "https://shop.example:8443"
+    return [
+        make("the least", handed()),
+        make("a body of text", handed(body='{"item": "té"}')),
+        make("a body of bytes", handed(body_base64="AP8K")),
+        make("bytes that are text", handed(body_base64="dGVh")),
+        make("an empty body", handed(body="")),
+        make("fields keep order, case and duplicates", handed(fields=[
+            ["Content-Type", "a/b"], ["X-Twice", "1"], ["x-twice", "2"], ["X-No", ""]])),
+        make("a value in Latin-1", handed(fields=[["X-Name", "caf\xe9"]])),
+        make("an address instead of a target", handed(target=None, url=url + "/orders?a=1")),
+        make("an address without a path", handed(target=None, url=url)),
+        make("an address with a query alone", handed(target=None, url=url + "?a=1")),
+        make("an IPv6 address", handed(target=None, url="http://[::1]:80/x")),
+        make("the address is the host", handed(target=None, url=url + "/", fields=[
+            ["Host", "elsewhere.example"], ["X-A", "1"]])),
+        make("everything", handed(order="customer-9", expires_at=1750000060000, method="PUT")),
+        make("a key with a quote", handed(key='a"b\\c')),
+        make("the key as a field, too", handed(fields=[["idempotency-key", "order-7"]])),
+        make("the key as a quoted field, too", handed(fields=[["Idempotency-Key", '"order-7"']])),
+        make("OPTIONS of a whole server", handed(method="OPTIONS", target="*")),
+        make("white space and another order", '\n{ "key":"k",\t"method":"GET" , "target":"/", '
+             '"unspool":1 }\r\n'),
+        make("not JSON", "POST /orders"),
+        make("nothing", ""),
+        make("JSON that goes on", handed() + handed()),
+        make("not an object", "[]"),
+        make("no version", handed(unspool=None)),
+        make("another version", handed(unspool=2)),
+        make("a version that is no number", handed(unspool="1")),
+        make("a member that there is not", handed(ordr="customer-9")),
+        make("no method", handed(method=None)),
+        make("a method in small letters", handed(method="post")),
+        make("a method with a space", handed(method="POST /x")),
+        make("CONNECT", handed(method="CONNECT")),
+        make("no target", handed(target=None)),
+        make("a target and an address", handed(url=url + "/orders")),
+        make("a target without its slash", handed(target="orders")),
+        make("a target with a space", handed(target="/a b")),
+        make("a target with an end of line", handed(target="/a\r\nX-A: 1")),
+        make("a target with a fragment", handed(target="/a#b")),
+        make("a target outside ASCII", handed(target="/é")),
+        make("an asterisk of another method", handed(target="*")),
+        make("an address of another kind", handed(target=None, url="ftp://shop.example/")),
+        make("an address with a user", handed(target=None, url="https://a:b@shop.example/")),
+        make("an address with a fragment", handed(target=None, url=url + "/#a")),
+        make("no key", handed(key=None)),
+        make("an empty key", handed(key="")),
+        make("a blank key", handed(key=" ")),
+        make("a key outside ASCII", handed(key="é")),
+        make("a key of 256 characters", handed(key="k" * 256)),
+        make("a key that is a number", handed(key=7)),
+        make("another key as a field", handed(fields=[["Idempotency-Key", "order-8"]])),
+        make("fields as an object", handed(fields={"X-A": "1"})),
+        make("a field with a space in its name", handed(fields=[["X A", "1"]])),
+        make("a field without a name", handed(fields=[["", "1"]])),
+        make("a field with an end of line", handed(fields=[["X-A", "1\r\nX-B: 2"]])),
+        make("a field with NUL", handed(fields=[["X-A", "\0"]])),
+        make("a field with a space at its end", handed(fields=[["X-A", "1 "]])),
+        make("a field outside Latin-1", handed(fields=[["X-A", "€"]])),
+        make("two hosts", handed(fields=[["Host", "a"], ["host", "a"]])),
+        make("the order as a field", handed(fields=[["Unspool-Order", "customer-9"]])),
+        make("the deadline as a field", handed(fields=[["Unspool-Lifetime", "60"]])),
+        make("two bodies", handed(body="", body_base64="")),
+        make("base64 with a line break", handed(body_base64="AP8K\n")),
+        make("base64 without its padding", handed(body_base64="AA")),
+        make("base64 for URLs", handed(body_base64="__8=")),
+        make("an order outside ASCII", handed(order="é")),
+        make("a deadline in seconds", handed(expires_at=1750000060)),
+        make("a deadline as text", handed(expires_at="1750000060000")),
+        make("a deadline beyond all", handed(expires_at=2**53)),
+        make("half of a character", '{"unspool":1,"method":"POST","target":"/","key":"k",'
+             '"body":"\\ud800"}'),
+    ]  # fmt: skip
+
+
 # --- the files --------------------------------------------------------------------------------
 
 FILES = {
     "outcome.json": outcome_cases,
     "schedule.json": schedule_cases,
     "fingerprint.json": fingerprint_cases,
+    "handover.json": handover_cases,
 }
 
 

@@ -30,8 +30,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from .core.message import SKEW_MS
+from .core.urls import concealed
 from .errors import Misconfigured
-from .settings import EXAMPLES, PREFIX, SECOND, SETTINGS, UNITS, Setting, Settings, concealed, shown
+from .settings import EXAMPLES, PREFIX, SECOND, SETTINGS, UNITS, Setting, Settings, shown
 
 __all__ = ["Effective", "candidates", "load", "read"]
 

@@ -77,6 +77,10 @@ class Unkeepable(Unacceptable):
     """The result, where the work was done all the same."""
 
 
+class TooLarge(Unacceptable):
+    """It is larger than the place it was meant for takes. Nothing was kept of it."""
+
+
 class NotKept(Unacceptable):
     """It was done before, and its result was not kept. Nothing was run; do not repeat it."""
 

@@ -16,10 +16,11 @@ A name that ends in `_ms` is a duration and takes `30s`, `5m`, `24h`, `5d`; one 
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
+
+from .core.urls import concealed
 
 SECOND: Final = 1_000
 MINUTE: Final = 60 * SECOND
@@ -291,11 +292,6 @@ UNITS: Final[dict[str, dict[str, int]]] = {
 }  # fmt: skip
 _WRITTEN: Final = {"ms": ("d", "h", "m", "s"), "bytes": ("GiB", "MiB", "KiB")}
 EXAMPLES: Final = {"ms": "30s, 5m or 5d", "bytes": "64KiB or 1MiB"}
-
-
-def concealed(text: str) -> str:
-    """A text with the user and password of any URL in it left out."""
-    return re.sub(r"//[^/@\s]*@", "//...@", text)
 
 
 def shown(setting: Setting, value: Any) -> str:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from unspool.core.handover import Unfit, pack, unpack
 from unspool.core.message import (
+    NEVER,
     Answer,
     Cause,
     Destination,
@@ -45,7 +47,9 @@ def made_by() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["outcome.json", "schedule.json", "fingerprint.json"])
+@pytest.mark.parametrize(
+    "name", ["outcome.json", "schedule.json", "fingerprint.json", "handover.json"]
+)
 def test_the_file_is_what_make_would_write(name: str) -> None:
     """Whoever changes a table writes the vectors again, so that other languages hear of it."""
     make = made_by()
@@ -122,3 +126,31 @@ def test_the_vectors_say_which_requests_are_the_same() -> None:
     forms = ("a form", "the form with another boundary", "the form with its boundary in quotes")
     assert len({by_why[why] for why in forms}) == 1
     assert len(set(by_why.values())) == len(by_why) - 5 - 2
+
+
+@pytest.mark.parametrize("case", cases("handover.json"), ids=lambda case: case["why"])
+def test_handovers(case: dict[str, Any]) -> None:
+    """A handed-over message is read as its vector says, or refused; and written again the same."""
+    payload, expect = case["text"].encode(), case["expect"]
+    if expect is None:
+        with pytest.raises(Unfit):
+            unpack(payload)
+        return
+    found = unpack(payload)
+    request = found.request
+    assert request == Request(
+        expect["method"].encode(),
+        expect["target"].encode(),
+        tuple((name.encode(), value.encode("latin-1")) for name, value in expect["fields"]),
+        b64decode(expect["body"]),
+    )
+    assert (found.key, found.order_key) == (expect["key"], expect["order"])
+    assert found.expires_at == (NEVER if expect["expires_at"] is None else expect["expires_at"])
+    assert pack(found).decode() == case["packed"]
+    assert unpack(case["packed"].encode()) == found
+
+
+def test_most_forms_are_refused() -> None:
+    """Read by a person: what is accepted is exactly this."""
+    good = [case["why"] for case in cases("handover.json") if case["expect"] is not None]
+    assert len(good) == 18, good

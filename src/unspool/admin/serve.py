@@ -40,7 +40,7 @@ from ..ingress.listen import Opened, listener, open_listener
 from ..node import Node
 from ..problems import PREFIX
 from ..settings import Settings
-from ..spools.open import of_one_process, open_spool, path_of
+from ..spools.open import of_one_process, open_spool, path_of, shown
 from ..spools.protocol import Spool, Survives
 from ..transports.http import HttpTransport
 from ..transports.limits import Limits as OutLimits
@@ -126,7 +126,7 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
 
 
 def _may_share(settings: Settings) -> None:
-    url = settings.spool[0]
+    url = shown(settings.spool[0])
     if settings.workers > 1 and of_one_process(url):
         raise Misconfigured(
             f"workers = {settings.workers}, and the spool {url} can be open in one process only. "
@@ -315,8 +315,8 @@ async def _announce(
     say = (
         f"unspool {__version__} listens at {where}\n"
         f"  delivers to  {' '.join(settings.to)}{_known_as(settings)}\n"
-        f"  spool        {settings.spool[0]}: {depth}; {survives} ({promises.detail})\n"
-        f"  look         unspool queue --spool {settings.spool[0]} · {listening[0].address}"
+        f"  spool        {shown(settings.spool[0])}: {depth}; {survives} ({promises.detail})\n"
+        f"  look         unspool queue --spool {shown(settings.spool[0])} · {listening[0].address}"
         f"{PREFIX}health\n"
     )
     if promises.survives < node.plan.required:

@@ -25,7 +25,7 @@ from typing import Any, Final, Generic, Protocol, Self, TypeVar
 from ..core.lifecycle import State, Verdict
 from ..core.message import Destination, Instant, Key
 from .arrivals import Arrivals
-from .protocol import Acceptance, Entry, LaneDue, Lease, New, Promises, Query, Tally
+from .protocol import Acceptance, Damaged, Entry, LaneDue, Lease, New, Promises, Query, Tally
 from .thread import OneThread, Outcome, Work
 
 LOOK_S: Final = 0.25
@@ -72,6 +72,10 @@ class Store(Protocol):
     def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]: ...
 
     def sweep(self, *, now: Instant, limit: int) -> int: ...
+
+    def damaged(self, *, after: str | None, limit: int) -> Sequence[Damaged]: ...
+
+    def discard(self, marks: Sequence[str], /) -> Sequence[bool]: ...
 
     def changed(self) -> bool:
         """Has another process changed it since this was last asked? Only asked if it is shared."""
@@ -189,6 +193,12 @@ class BlockingSpool(Generic[S]):
 
     def sweep(self, *, now: Instant, limit: int) -> _Soon[int]:
         return _result(self._writer.soon(lambda: self.store.sweep(now=now, limit=limit)))
+
+    def damaged(self, *, after: str | None, limit: int) -> _Soon[Sequence[Damaged]]:
+        return _result(self._browser.soon(lambda: self.store.damaged(after=after, limit=limit)))
+
+    def discard(self, marks: Sequence[str], /) -> _Soon[Sequence[bool]]:
+        return _result(self._writer.soon(self.store.discard, marks))
 
     async def aclose(self) -> None:
         """Finish what was begun, and let go."""

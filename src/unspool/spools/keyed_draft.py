@@ -234,6 +234,22 @@ class Draft:
                 self._left.setdefault(line, set()).add(place)
                 self._joined.setdefault(line, set()).discard(place)
 
+    def discard(self, place: int) -> bool:
+        """What was set aside goes for good, and its key with it (17). False: it was not."""
+        if place >= 1 << 64 or self.get(data_row(b"x", place)) is None:
+            return False
+        for family in (b"m", b"r", b"s", b"a", b"x"):
+            self.changes[data_row(family, place)] = None
+        try:
+            envelope = self.view.get(data_row(b"m", place)) or b""
+            led = key_row(record.unpack_message(envelope).key)
+        except Spoilt:
+            walked = self.view.walk(b"k")
+            led = next((row for row, kept in walked if number_of(kept) == place), b"")
+        if led and number_of(self.get(led) or b"") == place:
+            self.changes[led] = None
+        return True
+
     def _mark(self, place: int) -> None:
         try:
             standing = self.view.get(data_row(b"s", place)) or b""

@@ -1,6 +1,6 @@
 """Reading a spool on a shelf: for receipts and people. Changes nothing.
 
-    find · browse · tally · answer_of
+    find · browse · tally · damaged · answer_of
 
 `find` and `browse` also give the places of entries whose records are spoilt: whoever may write sets
 them aside.
@@ -13,6 +13,7 @@ nobody waits for them, and count what moved in between as they found it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from ..core import record
@@ -32,7 +33,7 @@ from .keyed_rows import (
     with_request,
 )
 from .memory import asked_for
-from .protocol import Entry, Query, Tally
+from .protocol import Damaged, Entry, Query, Tally
 from .shelf import Shelf, View
 
 STEP: Final = 500
@@ -152,3 +153,39 @@ def tally(shelf: Shelf, edges: Sequence[Instant]) -> Sequence[Tally]:
         )
         for name in sorted(counts)
     ]  # fmt: skip
+
+
+def damaged(shelf: Shelf, path: Path, *, after: str | None, limit: int) -> Sequence[Damaged]:
+    """Records in order of acceptance, then the parts in which no record can be told (17)."""
+    found: list[Damaged] = []
+    if after is None or after.isdecimal():
+        start = b"x" if after is None else data_row(b"x", int(after) + 1)
+        with shelf.view() as view:
+            for row, kept in view.walk(b"x", start=start):
+                if len(found) == limit:
+                    return found
+                found.append(_damaged(view, path, place_of(row), len(kept)))
+        after = ""
+    parts = [part for part in shelf.parts() if part.mark > after]
+    return [*found, *parts[: limit - len(found)]]
+
+
+def _damaged(view: View, path: Path, place: int, size: int) -> Damaged:
+    kept = [_bytes(view, data_row(family, place)) for family in (b"m", b"r", b"a")]
+    size += sum(map(len, kept))
+    where = f"{path}, place {place}"
+    try:
+        message = record.unpack_message(kept[0])
+    except Spoilt:
+        return Damaged(str(place), where, size)
+    return Damaged(
+        str(place), where, size, message.key, message.destination, message.name,
+        message.accepted_at,
+    )  # fmt: skip
+
+
+def _bytes(view: View, row: bytes) -> bytes:
+    try:
+        return view.get(row) or b""
+    except Spoilt:
+        return b""

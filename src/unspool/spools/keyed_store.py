@@ -37,6 +37,7 @@ from .lanes import Lanes
 from .memory import after_verdict, bare, under
 from .protocol import (
     Acceptance,
+    Damaged,
     Duplicate,
     Entry,
     LaneDue,
@@ -311,8 +312,22 @@ class KeyedStore:
         return Corrupt(
             f"{len(places)} record(s) in the spool {self.path} failed their checksum. They were set"
             " aside with all their bytes; nothing is run under their keys, and the rest goes on."
-            " See what is left: unspool queue --all"
+            " See them: unspool queue --corrupt"
         )
+
+    def damaged(self, *, after: str | None, limit: int) -> Sequence[Damaged]:
+        self._check_open()
+        return keyed_read.damaged(self.shelf, self.path, after=after, limit=limit)
+
+    def discard(self, marks: Sequence[str], /) -> list[bool]:
+        """Of those whose key cannot be read, all keys are looked through."""
+        gone: list[bool] = []
+        with self._draft() as draft:
+            for mark in marks:
+                place = int(mark) if mark.isdecimal() else -1
+                gone.append(place >= 0 and draft.discard(place))
+        self._set_aside -= sum(gone)
+        return gone
 
     def _damaged(self, error: Spoilt) -> Corrupt:
         return Corrupt(

@@ -33,7 +33,7 @@ import shlex
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -44,7 +44,7 @@ from .blocking import BlockingSpool
 from .folder import IN_MEMORY, Folder, file_system, take
 from .keyed_rows import end_of, prefix_of
 from .keyed_store import KeyedStore
-from .protocol import Survives
+from .protocol import Damaged, Survives
 from .shelf import Changes, View
 
 FORM: Final = 1
@@ -154,6 +154,9 @@ class LevelShelf:
     @property
     def spoilt(self) -> int:
         return 0  # LevelDB does not tell
+
+    def parts(self) -> Sequence[Damaged]:
+        return ()
 
     @contextmanager
     def view(self, *, writer: bool = False) -> Iterator[View]:

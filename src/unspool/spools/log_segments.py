@@ -28,6 +28,7 @@ from typing import Final
 from ..errors import Corrupt
 from .log_disk import Disk
 from .log_frames import Damage, Frame, Item, Read, heads, scan
+from .protocol import Damaged
 
 PREVIOUS: Final = b"\0"
 """The row of an opening frame: number of the segment before, and its end."""
@@ -185,6 +186,11 @@ def keep_aside(disk: Disk, segment: Segment, start: int, end: int) -> None:
 
 def kept_aside(disk: Disk) -> int:
     return sum(1 for name in disk.names() if name.endswith(BAD))
+
+
+def parts_aside(disk: Disk, where: str) -> list[Damaged]:
+    names = [name for name in disk.names() if name.endswith(BAD)]
+    return [Damaged(f"{where}/{name}", f"{where}/{name}", disk.size(name)) for name in names]
 
 
 def items_of(disk: Disk, segment: Segment) -> Iterator[Item]:

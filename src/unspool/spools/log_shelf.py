@@ -26,7 +26,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, Self
 
@@ -42,10 +42,11 @@ from .log_segments import (
     Segment,
     kept_aside,
     named,
+    parts_aside,
     previous,
     recover,
 )
-from .protocol import Survives
+from .protocol import Damaged, Survives
 from .shelf import Changes, View
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
@@ -118,6 +119,9 @@ class LogShelf:
             for name in found.void:
                 self._disk.unlink(name)
         self.spoilt = kept_aside(self._disk)
+
+    def parts(self) -> Sequence[Damaged]:
+        return parts_aside(self._disk, self._where)
 
     # -- reading ---------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from ..core.message import NEVER, Destination, Instant, Key
 from .arrivals import Arrivals
 from .protocol import (
     Acceptance,
+    Damaged,
     Duplicate,
     Entry,
     LaneDue,
@@ -279,6 +280,12 @@ class MemorySpool:
                 self.entries[key] = replace(entry, answer=None)
                 went += 1
         return went
+
+    async def damaged(self, *, after: str | None, limit: int) -> Sequence[Damaged]:
+        return []
+
+    async def discard(self, marks: Sequence[str], /) -> Sequence[bool]:
+        return [False for _ in marks]
 
     async def aclose(self) -> None:
         """Nothing is held that needs letting go."""

@@ -6,6 +6,7 @@
     spool = await open_spool("log:///unspool.log")            another
     spool = await open_spool("memory:")                   survives nothing; for trying things out
     path_of(url) · of_one_process(url)                    what can be told before it is opened
+    shown(url)                                            for people: without its password
 
 Other packages add schemes by an entry point in the group `unspool.spools`: its name is the scheme,
 its object an async function from the URL to a Spool.
@@ -19,6 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
+from ..core.urls import concealed
 from ..errors import Misconfigured
 from .protocol import Spool
 
@@ -32,8 +34,8 @@ async def _open_memory(url: str) -> Spool:
 
     if url not in ("memory:", "memory://"):
         raise Misconfigured(
-            f"{url!r} names something in memory, which has no names. Nothing was opened. Write:"
-            " --spool memory:"
+            f"{shown(url)!r} names something in memory, which has no names. Nothing was opened."
+            " Write: --spool memory:"
         )
     return MemorySpool()
 
@@ -62,8 +64,8 @@ def _named_path(url: str, *, example: str) -> Path:
     if path is None:
         kind = "file" if scheme == "sqlite" else "folder"
         raise Misconfigured(
-            f"{url!r} names no {kind}. Nothing was opened. Write three slashes and a path, four for"
-            f" an absolute one: --spool {scheme}:///{example}"
+            f"{shown(url)!r} names no {kind}. Nothing was opened. Write three slashes and a path,"
+            f" four for an absolute one: --spool {scheme}:///{example}"
         )
     return path
 
@@ -90,6 +92,11 @@ def of_one_process(url: str) -> bool:
     return url.partition(":")[0] in OF_ONE_PROCESS
 
 
+def shown(url: str) -> str:
+    """The URL as it may stand in logs, messages and on screens: without its password."""
+    return concealed(url)
+
+
 async def open_spool(url: str) -> Spool:
     """Raises `Misconfigured` for a URL that names no spool, and what the spool itself raises."""
     scheme, colon, _ = url.partition(":")
@@ -103,6 +110,7 @@ async def open_spool(url: str) -> Spool:
 
 
 def _unknown(url: str, *, scheme: str, schemes: list[str]) -> Misconfigured:
+    url = shown(url)
     known = ", ".join(f"{name}:" for name in schemes)
     near = get_close_matches(scheme, schemes, n=1)
     if near:

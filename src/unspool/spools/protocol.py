@@ -8,6 +8,7 @@
     wait_arrival    something may have come in from elsewhere
     expire          the right to bounce what is too old
     find · browse · tally · seize · sweep          for receipts, people, metrics and the broom
+    damaged · discard                              what was set aside, and an operator's end of it
 
 A spool has no clock, no policy and no opinion. Instants come in as integer milliseconds. Every verb
 takes and gives batches, and a batch is atomic: after a crash all of it is there or none.
@@ -57,6 +58,10 @@ The contract, clause by clause (the conformance suite proves each):
 16. Seizures. What `seize` and `expire` lease is not for an attempt: nobody sends anything under it.
     If such a lease runs out without a verdict, the next one is not `abandoned` by that; it is where
     the seizure itself took what an attempt had abandoned.
+17. Damage. `damaged` lists the records that were set aside (12), behind the one marked `after`, in
+    an order that stays; of each, what can still be read. `discard` forgets some of them for good:
+    their bytes go and their keys are new again. Neither touches what is whole. Where a spool sets
+    nothing aside, there is nothing to list, and discarding gives False.
 
 Instants agree between all who share a spool within SKEW_MS; a lease's term is at least ten times
 that, and longer than an attempt can take (asserted where leases are taken).
@@ -75,6 +80,7 @@ from ..core.scheduler import LaneDue
 __all__ = [
     "SKEW_MS",
     "Acceptance",
+    "Damaged",
     "Duplicate",
     "Entry",
     "LaneDue",
@@ -192,6 +198,22 @@ class Tally(Value, frozen=True):
     oldest_at: Instant
 
 
+class Damaged(Value, frozen=True):
+    """A record that was set aside, as far as it can be read (17)."""
+
+    mark: str
+    """What the spool calls it: for `after` and `discard`, and for nothing else."""
+    where: str
+    """Where its bytes are, for people."""
+    size_bytes: int
+    """How many there are."""
+    key: Key = Key("")
+    """Empty: it cannot be read; so are the others."""
+    destination: Destination = Destination("")
+    name: str = ""
+    accepted_at: Instant = Instant(0)
+
+
 class Spool(Protocol):
     """Durable custody of messages. The module's text is the contract; numbers below cite it."""
 
@@ -259,6 +281,14 @@ class Spool(Protocol):
 
     async def sweep(self, *, now: Instant, limit: int) -> int:
         """Forget what was kept long enough (11). How many entries and answers went."""
+        ...
+
+    async def damaged(self, *, after: str | None, limit: int) -> Sequence[Damaged]:
+        """Records that were set aside, behind the one with the mark `after` (17)."""
+        ...
+
+    async def discard(self, marks: Sequence[str], /) -> Sequence[bool]:
+        """Forget these for good. False: no such record is set aside (17)."""
         ...
 
     async def aclose(self) -> None:

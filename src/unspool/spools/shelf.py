@@ -14,11 +14,11 @@ One thread writes; any may view. A view must be left before its thread writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from .protocol import Survives
+from .protocol import Damaged, Survives
 
 Changes = Mapping[bytes, bytes | None]
 """Row: its new value, or None: it goes."""
@@ -51,6 +51,10 @@ class Shelf(Protocol):
     @property
     def spoilt(self) -> int:
         """Parts that could not even be told apart into rows, and were set aside."""
+        ...
+
+    def parts(self) -> Sequence[Damaged]:
+        """Those, by their marks: each a path. They are files now, and an operator's to remove."""
         ...
 
     def view(self, *, writer: bool = False) -> AbstractContextManager[View]:

@@ -227,6 +227,17 @@ LINE_OF: Final = (
     " WHERE id = ? AND order_key <> ''"
 )
 COUNT_SPOILT: Final = f"SELECT count(*) FROM message WHERE state >= {SPOILT}"
+# A text that is none would stop SQLite's reader here; typeof() keeps numbers that are none away.
+DAMAGED: Final = (
+    "SELECT m.id, CAST(m.key AS BLOB), CAST(m.destination AS BLOB), CAST(m.name AS BLOB),"
+    " iif(typeof(m.accepted_at) = 'integer', m.accepted_at, 0), coalesce(length(m.status), 0)"
+    " + coalesce(length(b.request), 0) + coalesce(length(b.answer), 0)"
+    " FROM message AS m LEFT JOIN body AS b ON b.id = m.id"
+    f" WHERE m.state >= {SPOILT} AND m.id > ? ORDER BY m.id LIMIT ?"
+)
+DISCARDABLE: Final = (
+    f"SELECT id FROM message WHERE id IN (SELECT value FROM json_each(?)) AND state >= {SPOILT}"
+)
 SET_ASIDE: Final = (
     f"UPDATE message SET state = state + {SPOILT}, ready_at = NULL, sweep_at = NULL"
     f" WHERE id = ? AND state < {SPOILT}"

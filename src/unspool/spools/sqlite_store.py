@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -30,9 +30,21 @@ from ..core.lifecycle import LIFE, State, Verdict
 from ..core.message import Destination, Instant, Key
 from ..core.record import Spoilt
 from ..errors import Corrupt, Unavailable
+from . import sqlite_aside as aside
 from . import sqlite_read
 from .memory import bare
-from .protocol import Acceptance, Duplicate, Entry, LaneDue, Lease, Mismatch, New, Query, Tally
+from .protocol import (
+    Acceptance,
+    Damaged,
+    Duplicate,
+    Entry,
+    LaneDue,
+    Lease,
+    Mismatch,
+    New,
+    Query,
+    Tally,
+)
 from .sqlite_fence import is_under, may_settle
 from .sqlite_file import Opened, close_file, open_file, translate
 from .sqlite_read import Apart, SpoiltRows, encode_json, entry_or_give_up, names
@@ -44,13 +56,10 @@ from .sqlite_schema import (
     FORGET_ANSWERS,
     LEASABLE,
     LEASE,
-    LINE_OF,
-    LINE_UP,
     RENEW,
     RENEWABLE,
     SEIZABLE,
     SEIZE,
-    SET_ASIDE,
     SWEEPABLE,
     TOKENS,
     abandoned,
@@ -315,22 +324,13 @@ class SqliteStore:
 
     def _set_aside(self, id_: int) -> None:
         """Out of everybody's way, with all its bytes (12). Its line goes on without it."""
-        self._db.execute(SET_ASIDE, (id_,))
-        self.corrupt += self._db.changes()
-        line: Any = self._db.execute(LINE_OF, (id_,)).fetchone()
-        if line is not None:
-            with suppress(UnicodeDecodeError):  # then nobody knows which line it was
-                self._db.execute(LINE_UP, (*(str(part, "utf-8") for part in line), 2))
+        self.corrupt += aside.set_aside(self._db, id_)
 
     def _fail_closed(self, ids: Sequence[int]) -> Corrupt:
         with self._transaction():
             for id_ in ids:
                 self._set_aside(id_)
-        return Corrupt(
-            f"{len(ids)} record(s) in the spool {self.path} failed their checksum. They were set"
-            " aside with all their bytes; nothing is run under their keys, and the rest goes on."
-            " See what is left: unspool queue --all"
-        )
+        return aside.corrupt(self.path, len(ids))
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -371,6 +371,16 @@ class SqliteStore:
     def tally(self, edges: Sequence[Instant], /) -> Sequence[Tally]:
         with self._reading(self._browsing):
             return sqlite_read.tally(self._opened.browser, edges)
+
+    def damaged(self, *, after: str | None, limit: int) -> Sequence[Damaged]:
+        with self._reading(self._browsing):
+            return aside.damaged(self._opened.browser, self.path, after=after, limit=limit)
+
+    def discard(self, marks: Sequence[str], /) -> list[bool]:
+        with self._transaction():
+            gone = aside.discard(self._db, marks)
+            self.corrupt = self._one(COUNT_SPOILT)
+            return gone
 
     def changed(self) -> bool:
         """Has another process changed the file since this was last asked?"""

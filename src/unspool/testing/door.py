@@ -25,6 +25,7 @@ from ..core.message import Destination, Instant, Key, Value
 from ..errors import Unavailable
 from ..spools.protocol import (
     Acceptance,
+    Damaged,
     Entry,
     LaneDue,
     Lease,
@@ -148,6 +149,12 @@ class Door:
 
     async def sweep(self, *, now: Instant, limit: int) -> int:
         return await self._through(lambda: self._spool.sweep(now=now, limit=limit))
+
+    async def damaged(self, *, after: str | None, limit: int) -> Sequence[Damaged]:
+        return await self._through(lambda: self._spool.damaged(after=after, limit=limit))
+
+    async def discard(self, marks: Sequence[str], /) -> Sequence[bool]:
+        return await self._through(lambda: self._spool.discard(marks))
 
     async def aclose(self) -> None:
         """The spool outlives its nodes."""

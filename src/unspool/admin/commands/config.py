@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ...config import Effective, load
+from ...core.urls import concealed
 from ...settings import SETTINGS, commented, shown
 from ..wording import encode
 from .serve import with_flags
@@ -46,13 +47,20 @@ def _lines(effective: Effective) -> list[str]:
         encode(
             {
                 "name": name,
-                "value": getattr(effective.settings, name),
+                "value": _plain(getattr(effective.settings, name)),
                 "origin": effective.origins[name],
                 "default": setting.default,
             }
         )
         for name, setting in SETTINGS.items()
     ]
+
+
+def _plain(value: Any) -> Any:
+    """A value for a program, which may write it to a log: without passwords all the same."""
+    if isinstance(value, str):
+        return concealed(value)
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 with_flags(config)

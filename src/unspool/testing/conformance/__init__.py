@@ -6,10 +6,11 @@
         async def open(self) -> Spool:
             return await MySpool.open(...)
 
-`open` opens one store again and again during a test, and a fresh one for the next test. Each test's
-docstring is the clause of `unspool.spools.protocol` that it proves. The suite asks `promises`, and
-holds a spool to what it does not promise too: where the table says no, the answer must be no, or
-the table is out of date.
+`open` opens one store again and again during a test, and a fresh one for the next test. `spoil` may
+be written too, where a record can be damaged; without it the suite only asks that nothing is set
+aside. Each test's docstring is the clause of `unspool.spools.protocol` that it proves. The suite
+asks `promises`, and holds a spool to what it does not promise too: where the table says no, the
+answer must be no, or the table is out of date.
 
 Needs pytest and pytest-asyncio. Instants are given by the tests; a store with a clock of its own
 must not use it.
@@ -21,6 +22,7 @@ speed.
 from __future__ import annotations
 
 from .accepting import Claims, Custody, Identity
+from .damage import Damage
 from .leasing import Fence, Leasing, Order, Renewal, Settle
 from .looking import Expiry, LookUp, Sweep
 from .together import Cancellation, Concurrency
@@ -42,5 +44,6 @@ class SpoolConformance(
     Expiry,
     Concurrency,
     Cancellation,
+    Damage,
 ):
     """Every group of the suite. Inherit from this and write `open`."""

@@ -180,6 +180,10 @@ class Suite:
     async def open(self) -> Spool:
         raise NotImplementedError("open your spool here: the same store during one test")
 
+    async def spoil(self, spool: Spool, key: Key) -> bool:
+        """Damage the kept record of this key, behind the spool's back. False: that cannot be."""
+        return False
+
     @pytest_asyncio.fixture
     async def spool(self) -> AsyncIterator[Spool]:
         spool = await self.open()

@@ -1,0 +1,1 @@
+"""Other people's queue servers: custody is handed over to them, and brought back."""

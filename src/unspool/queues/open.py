@@ -1,0 +1,76 @@
+"""A queue from its URL.
+
+    queue = await open_queue("gearman://10.0.0.5:4730/orders")      the function `orders`
+    queue = await open_queue("gearman://10.0.0.5,10.0.0.6")         two servers; `unspool`
+    queue = await open_queue("memory:")                             of this process alone
+
+Opening does not connect: a queue that is down now may be up when it is needed. It fails where the
+URL makes no sense, or a package that it needs is missing.
+
+Other packages add schemes by an entry point in the group `unspool.queues`: its name is the scheme,
+its object an async function from the URL to a Queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from typing import Final
+
+from ..errors import Misconfigured
+from ..spools.open import shown
+from .protocol import Queue
+
+GROUP: Final = "unspool.queues"
+
+Opener = Callable[[str], Awaitable[Queue]]
+
+
+async def _open_memory(url: str) -> Queue:
+    from .memory import MemoryQueue
+
+    if url not in ("memory:", "memory://"):
+        raise Misconfigured(
+            f"{url!r} names something in memory, which has no names. Nothing was opened. Write:"
+            " memory:"
+        )
+    return MemoryQueue()
+
+
+OURS: Final[Mapping[str, Opener]] = {
+    "memory": _open_memory,
+}
+
+
+def is_queue(url: str) -> bool:
+    """Is this the URL of a queue, as far as its scheme tells?"""
+    scheme, colon, _ = url.partition(":")
+    return bool(colon) and (scheme in OURS or scheme in _plugged())
+
+
+async def open_queue(url: str) -> Queue:
+    """Raises `Misconfigured` for a URL that names no queue, and what the queue itself raises."""
+    scheme, colon, _ = url.partition(":")
+    if opener := OURS.get(scheme) if colon else None:
+        return await opener(url)
+    plugged = _plugged()
+    if colon and scheme in plugged:
+        return await plugged[scheme]()(url)
+    raise _unknown(url, scheme=scheme if colon else "", schemes=sorted({*OURS, *plugged}))
+
+
+def _plugged() -> dict[str, Callable[[], Opener]]:
+    return {point.name: point.load for point in entry_points(group=GROUP)}
+
+
+def _unknown(url: str, *, scheme: str, schemes: list[str]) -> Misconfigured:
+    known = ", ".join(f"{name}:" for name in schemes)
+    near = get_close_matches(scheme, schemes, n=1)
+    advice = f"No installed queue answers to {scheme}:." if scheme else "It has no scheme."
+    if near:
+        advice = f"Did you mean {near[0]}:?"
+    return Misconfigured(
+        f"{shown(url)!r} names no queue that is known here. Nothing was opened. {advice} Known:"
+        f" {known}"
+    )
