@@ -56,10 +56,6 @@ class Saving:
         self._clock = clock
         self._chance = chance
 
-    @property
-    def _survives(self) -> str:
-        return self._custody.survives
-
     async def claim(self, passage: Passage, *, now: Instant) -> Entry | None:
         """Write down that we are trying it. None: the claim is ours."""
         until = Instant(now + self._options.lease_ms)
@@ -228,7 +224,7 @@ class Saving:
         return accepted(
             entry,
             now=self._clock.now(),
-            survives=self._survives,
+            survives=self._custody.grade(entry),
             applied=b"respond-async" if passage.wishes.respond_async else b"",
             cause="" if answer is None else f"saved: {cause_of(answer)[1]}",
         )

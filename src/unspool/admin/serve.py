@@ -18,10 +18,8 @@ import fcntl
 import gc
 import logging
 import os
-import shlex
 import signal
 import ssl
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,27 +28,26 @@ from typing import IO, Final
 import apsw
 import uvloop
 
-from .. import __version__
 from ..clock import SystemClock
-from ..core.message import Instant
 from ..errors import CannotCreate, Misconfigured
 from ..ingress.http import Door
 from ..ingress.limits import Limits as DoorLimits
 from ..ingress.listen import Opened, listener, open_listener
 from ..node import Node
-from ..problems import PREFIX
 from ..settings import Settings
-from ..spools.open import of_one_process, open_spool, path_of, shown
-from ..spools.protocol import Spool, Survives
+from ..spools.chain import ChainSpool
+from ..spools.chain_open import open_spools
+from ..spools.open import of_one_process, path_of, shown
+from ..spools.protocol import Survives
 from ..transports.http import HttpTransport
 from ..transports.limits import Limits as OutLimits
 from ..transports.protocol import Transport
 from ..transports.servers import Servers
 from . import logs
+from .announce import announce
 from .descriptors import fitted
 from .notify import notify
 from .plan import plan_of
-from .wording import span
 from .workers import STOPS, supervise
 
 log = logging.getLogger("unspool.serve")
@@ -73,7 +70,7 @@ def serve(settings: Settings) -> int:
     settings = fitted(settings)
     tls = _door_tls(settings)
     _may_share(settings)
-    sole = _serve_alone(settings.spool[0])
+    sole = [held for url in settings.spool if (held := _serve_alone(url)) is not None]
     listening = [one for text in settings.listen for one in open_listener(listener(text, tls=tls))]
     try:
         if settings.workers == 1:
@@ -84,26 +81,35 @@ def serve(settings: Settings) -> int:
             drain_ms=settings.drain_ms,
         )
     finally:
-        if sole is not None:
-            sole.close()
+        for held in sole:
+            held.close()
 
 
 async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) -> int:
     told = _ears()
-    spool = await open_spool(settings.spool[0])
+    spool = await open_spools(
+        settings.spool,
+        now=SystemClock().now,
+        required=Survives[settings.survives.upper()],
+        deadline_ms=settings.spool_ms,
+        room=lambda url: _room(url, settings.disk_free_min_bytes),
+        keep_ms=settings.key_keep_ms,
+    )
     transport = _transport(settings)
     try:
+        if isinstance(spool, ChainSpool):
+            spool.keep()
         node = await Node.open(
             plan=plan_of(settings),
             spool=spool,
             transport=transport,
-            disk_free=_disk_free(settings.spool[0]),
+            disk_free=_disk_free(settings.spool[0]) if len(settings.spool) == 1 else None,
         )
         door = Door(node.relay, limits=_door_limits(settings))
         await door.listen(listening)
         node.start()
         if first:
-            await _announce(settings, listening, node, spool)
+            await announce(settings, listening, node)
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 50)
@@ -126,13 +132,13 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
 
 
 def _may_share(settings: Settings) -> None:
-    url = shown(settings.spool[0])
-    if settings.workers > 1 and of_one_process(url):
-        raise Misconfigured(
-            f"workers = {settings.workers}, and the spool {url} can be open in one process only. "
-            "Nothing was started. Share an SQLite file, or serve with one: "
-            f"unspool serve --workers 1 --spool {url}"
-        )
+    for url in map(shown, settings.spool):
+        if settings.workers > 1 and of_one_process(url):
+            raise Misconfigured(
+                f"workers = {settings.workers}, and the spool {url} can be open in one process"
+                " only. Nothing was started. Share an SQLite file, or serve with one: "
+                f"unspool serve --workers 1 --spool {url}"
+            )
 
 
 async def _cut(transport: Transport, *, drain_ms: int) -> None:
@@ -262,6 +268,19 @@ def _disk_free(url: str) -> Callable[[], int | None] | None:
     return free
 
 
+def _room(url: str, least: int) -> Callable[[], bool] | None:
+    """Has the disk of one of several spools so much room?"""
+    free = _disk_free(url)
+    if free is None or not least:
+        return None
+
+    def room() -> bool:
+        found = free()
+        return found is None or found >= least
+
+    return room
+
+
 def _reusable(path: Path) -> int:
     """What an SQLite file has room for itself: it keeps the pages of what has gone."""
     try:
@@ -274,63 +293,3 @@ def _reusable(path: Path) -> int:
             looking.close()
     except apsw.Error:
         return 0
-
-
-def _known_as(settings: Settings) -> str:
-    return f", known as {' '.join(settings.destination)}" if settings.destination else ""
-
-
-def _exposed(url: str) -> str:
-    """Whom the spool's file is open to beyond its owner; empty where to nobody.
-
-    A word and no chmod: a group that may read it may be somebody's backup, on purpose.
-    """
-    path = path_of(url)
-    try:
-        mode = path.stat().st_mode if path is not None else 0
-    except OSError:
-        return ""
-    who = ["others"] * bool(mode & 0o007) + ["its group"] * bool(mode & 0o070)
-    return " and ".join(who)
-
-
-async def _announce(
-    settings: Settings, listening: Sequence[Opened], node: Node, spool: Spool
-) -> None:
-    """Four lines: where it listens, where to, what it keeps, where to look."""
-    rows = await spool.tally([Instant(0)])
-    waiting = sum(sum(row.counts) + row.held for row in rows)
-    oldest = min((row.oldest_at for row in rows), default=None)
-    depth = f"{waiting} waiting"
-    if waiting and oldest is not None:
-        depth += f", oldest {span(node.clock.now() - oldest)}"
-    promises = spool.promises
-    survives = {
-        Survives.NOTHING: "survives nothing",
-        Survives.PROCESS: "survives kill -9",
-        Survives.POWER: "survives a power cut",
-        Survives.MACHINE: "survives the host",
-    }[promises.survives]
-    where = " ".join(one.address for one in listening)
-    say = (
-        f"unspool {__version__} listens at {where}\n"
-        f"  delivers to  {' '.join(settings.to)}{_known_as(settings)}\n"
-        f"  spool        {shown(settings.spool[0])}: {depth}; {survives} ({promises.detail})\n"
-        f"  look         unspool queue --spool {shown(settings.spool[0])} · {listening[0].address}"
-        f"{PREFIX}health\n"
-    )
-    if promises.survives < node.plan.required:
-        say += (
-            f"  WARNING      this spool {survives}, and `survives` asks for "
-            f"{node.plan.required.name.lower()}: nothing will be saved.\n"
-            f"               Use another spool, or say --survives "
-            f"{promises.survives.name.lower()}\n"
-        )
-    if who := _exposed(settings.spool[0]):
-        path = shlex.quote(str(path_of(settings.spool[0])))
-        say += (
-            f"  WARNING      the spool's file is open to {who}: it holds requests whole, with"
-            f" bodies and credentials.\n               Close it: chmod 600 {path}*\n"
-        )
-    sys.stderr.write(say)
-    sys.stderr.flush()

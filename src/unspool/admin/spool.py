@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 import msgspec
@@ -26,6 +26,10 @@ from ..core.message import Instant, Key
 from ..errors import UnspoolError
 from ..settings import Settings
 from ..spools.protocol import Entry, Query, Spool
+from .wording import said
+
+if TYPE_CHECKING:
+    from ..spools.custodian import View  # with all that it needs; the command line does not
 
 PAGE: Final = 200
 SCAN: Final = 5_000
@@ -72,6 +76,18 @@ class Desk(msgspec.Struct, frozen=True):
                 return
             after = page[-1].message.key
 
+    def views(self) -> list[View]:
+        """Of several spools, how each does; empty where there is one."""
+        from ..spools.chain import ChainSpool
+
+        return self.spool.views() if isinstance(self.spool, ChainSpool) else []
+
+    def place(self, entry: Entry) -> str:
+        """Which of several spools it lies in; empty where there is one."""
+        from ..spools.chain import ChainSpool
+
+        return self.spool.place(entry) if isinstance(self.spool, ChainSpool) else ""
+
     async def named(self, word: str) -> list[Entry]:
         """The entry of this spool key or receipt, or those of this Idempotency-Key. No requests."""
         from ..receipts import read_token
@@ -103,24 +119,36 @@ def options(command: F) -> F:
     """The flags by which an operator's command finds the spool."""
     command = click.option("--config", metavar="FILE", help="The file with the settings.")(command)
     return click.option(
-        "--spool", metavar="URL", help="The spool, where it is not the one of the settings."
+        "--spool",
+        metavar="URL",
+        multiple=True,
+        help="The spool, where it is not the one of the settings; several in their order.",
     )(command)
 
 
-def using(work: Callable[[Desk], Awaitable[T]], *, spool: str | None, config: str | None) -> T:
-    """Open the spool, do `work`, close it."""
+def using(work: Callable[[Desk], Awaitable[T]], *, spool: tuple[str, ...], config: str | None) -> T:
+    """Open the spool, do `work`, close it. Of several, one that can be opened is enough; what
+    cannot be seen is said."""
     import asyncio  # with all that it needs, most of what `unspool version` would load
 
-    flags = {"spool": (spool,)} if spool else {}
-    settings = load(flags, os.environ, config=config or "").settings
-    url = settings.spool[0]
-    _must_exist(url)
+    settings = load({"spool": spool}, os.environ, config=config or "").settings
+    missing = [error for url in settings.spool if (error := _missing(url)) is not None]
+    if len(missing) == len(settings.spool):
+        raise missing[0]
 
     async def run() -> T:
         from ..custody import SECRET_KEY
-        from ..spools.open import open_spool
+        from ..spools.chain_open import open_spools
 
-        opened = await open_spool(url)
+        opened = await open_spools(
+            settings.spool,
+            now=SystemClock().now,
+            deadline_ms=settings.spool_ms,
+            opener=_open_what_is,
+        )
+        blind = getattr(opened, "blind", "")
+        if blind:
+            click.echo(f"unspool: cannot be looked at: {said(blind)}", err=True)
         try:
             return await work(Desk(spool=opened, settings=settings, secret=SECRET_KEY))
         finally:
@@ -129,15 +157,25 @@ def using(work: Callable[[Desk], Awaitable[T]], *, spool: str | None, config: st
     return asyncio.run(run())
 
 
-def _must_exist(url: str) -> None:
+async def _open_what_is(url: str) -> Spool:
+    from ..errors import Unavailable
+    from ..spools.open import open_spool
+
+    if (missing := _missing(url)) is not None:
+        raise Unavailable(str(missing))  # of several: the others are looked at
+    return await open_spool(url)
+
+
+def _missing(url: str) -> NoSuch | None:
     """Looking must not make an empty spool where somebody mistyped the name of a full one."""
     from ..spools.open import path_of
 
     path = path_of(url)
     if path is not None and not path.exists():
-        raise NoSuch(
+        return NoSuch(
             f"there is no spool at {path}: nothing was ever accepted there, or it is elsewhere. "
             "Name it with --spool, or run this where the relay runs."
         )
     if url.startswith("memory:"):
-        raise NoSuch("a spool in memory is its relay's own, and cannot be looked at from here")
+        return NoSuch("a spool in memory is its relay's own, and cannot be looked at from here")
+    return None

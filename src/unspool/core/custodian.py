@@ -58,7 +58,7 @@ class Pulse(msgspec.Struct):
 
     def answered(self) -> None:
         """A probe came back."""
-        self.up = True
+        self.up, self.cause = True, ""
 
     def wrote(self) -> None:
         """All is well, or else it could not have written."""

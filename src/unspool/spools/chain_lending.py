@@ -53,7 +53,7 @@ class Lending:
         left = dict(wants)
         leases: list[Lease] = []
         lenders = self._lenders()
-        answered = not lenders and bool(self._ranks.ups)
+        answered = not wants or (not lenders and bool(self._ranks.ups))
         for index in lenders:
             some = {name: count for name, count in left.items() if count > 0}
             if not some:
@@ -115,6 +115,19 @@ class Lending:
                         self._ranks.lies(lease.entry, index)
                         leases[number] = lease
         return leases
+
+    async def sweep(self, *, now: Instant, limit: int) -> int:
+        went = 0
+        for index in self._ranks.ups:
+            if (left := limit - went) <= 0:
+                break
+
+            def sweep(spool: Spool, left: int = left) -> Awaitable[int]:
+                return spool.sweep(now=now, limit=left)
+
+            with suppress(Refused):
+                went += await self._ranks.all[index].ask(sweep, patient=True)
+        return went
 
     def settle(
         self, settlements: Sequence[tuple[Lease, Verdict]]

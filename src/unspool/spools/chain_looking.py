@@ -15,12 +15,14 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from msgspec.structs import replace
+
 from ..core.custodian import stands
 from ..core.lifecycle import State
 from ..core.message import Destination, Instant, Key
 from ..errors import Refused
 from .chain_ranks import Ranks, at_home, moved
-from .protocol import Acceptance, Duplicate, Entry, Mismatch, Query, Spool, Tally
+from .protocol import Acceptance, Damaged, Duplicate, Entry, Mismatch, New, Query, Spool, Tally
 from .secret import SECRETS
 
 PAGES_MAX: Final = 64
@@ -51,7 +53,7 @@ class Looking:
                 asked = True
                 for number, entry in zip(numbers, seen, strict=True):
                     self._weigh(found, number, entry, index)
-        if not asked:
+        if keys and not asked:
             raise ranks.nobody()
         return found
 
@@ -112,6 +114,17 @@ class Looking:
             return Duplicate(old)  # somebody was trying it when we last could see
         self._ranks.lies(answer.entry, index)
         return answer
+
+    async def read(self, answer: Acceptance) -> Acceptance:
+        """The same; where it is only a note, what the note stands for."""
+        if isinstance(answer, New) or not moved(answer.entry):
+            return answer
+        entry = at_home(answer.entry)
+        with suppress(Refused):
+            key = entry.message.key
+            [home] = await self._ranks.home.ask(lambda spool: spool.find([key]))
+            entry = home or entry
+        return replace(answer, entry=entry)
 
     async def other(self, key: Key, nonce: bytes) -> Entry | None:
         ranks = self._ranks
@@ -193,6 +206,38 @@ class Looking:
                 other = sums.get(one.destination)
                 sums[one.destination] = one if other is None else _sum(one, other)
         return [sums[name] for name in sorted(sums)]
+
+    async def damaged(self, *, after: str | None, limit: int) -> Sequence[Damaged]:
+        """The custodian's number goes before its mark."""
+        first, _, mark = (after or "0:").partition(":")
+        found: list[Damaged] = []
+        for index in self._ranks.ups:
+            if index < int(first) or len(found) >= limit:
+                continue
+            behind = mark if index == int(first) and mark else None
+
+            def damaged(
+                spool: Spool, behind: str | None = behind, left: int = limit - len(found)
+            ) -> Awaitable[Sequence[Damaged]]:
+                return spool.damaged(after=behind, limit=left)
+
+            with suppress(Refused):
+                rows = await self._ranks.all[index].ask(damaged, patient=True)
+                found += [replace(one, mark=f"{index}:{one.mark}") for one in rows]
+        return found
+
+    async def discard(self, marks: Sequence[str]) -> Sequence[bool]:
+        gone = [False] * len(marks)
+        for index in self._ranks.ups:
+            prefix = f"{index}:"
+            numbers = [n for n, mark in enumerate(marks) if mark.startswith(prefix)]
+            if numbers:
+                some = [marks[number].removeprefix(prefix) for number in numbers]
+                custodian = self._ranks.all[index]
+                did = await custodian.ask(lambda spool, some=some: spool.discard(some))  # type: ignore[misc]
+                for number, one in zip(numbers, did, strict=True):
+                    gone[number] = one
+        return gone
 
 
 def _open(entry: Entry) -> bool:

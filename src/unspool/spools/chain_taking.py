@@ -52,11 +52,13 @@ class Taking:
         else:
             self._took(0, answers)
             return answers
-        return await self._place(entries, [None] * len(entries), first=1, doubt=doubt)
+        return await self._looked(entries, first=1, doubt=doubt)
 
-    async def _looked(self, entries: Sequence[Entry]) -> Sequence[Answer]:
+    async def _looked(
+        self, entries: Sequence[Entry], *, first: int = 0, doubt: bool = False
+    ) -> Sequence[Answer]:
         answers: list[Answer | None] = [*await self._looking.known_away(entries)]
-        return await self._place(entries, answers, first=0, doubt=False)
+        return await self._place(entries, answers, first=first, doubt=doubt)
 
     async def _place(
         self, entries: Sequence[Entry], answers: list[Answer | None], *, first: int, doubt: bool
@@ -85,7 +87,7 @@ class Taking:
             someone = True
             self._took(index, got)
             for number, answer in zip(mine, got, strict=True):
-                answers[number] = answer
+                answers[number] = await self._looking.read(answer)
             rest = [number for number in rest if answers[number] is None]
         for number in rest:
             answers[number] = self._refusal(entries[number], doubt=doubt, someone=someone)

@@ -124,7 +124,9 @@ class Committer(Generic[T, R]):
         return self._begun
 
     async def _run(
-        self, batch: _Batch[T, R] | None = None, begun: Awaitable[Sequence[R | Refused]] | None = None
+        self,
+        batch: _Batch[T, R] | None = None,
+        begun: Awaitable[Sequence[R | Refused]] | None = None,
     ) -> None:
         """Commit after commit, until nobody waits."""
         while True:

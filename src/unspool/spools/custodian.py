@@ -9,8 +9,8 @@
 While it is down nobody waits for it: `ask` raises at once. `probe` is how it comes back.
 
 A verb that outlasts the deadline counts as failed, and may have happened all the same (clauses 12
-and 13). Whatever else it raises counts as a failure too, but for `Full`, after which it goes on with
-what it has and is given nothing for a while, and `Corrupt`, which is one record's trouble.
+and 13). Whatever else it raises counts as a failure too, but for `Full`, after which it goes on
+with what it has and is given nothing for a while, and `Corrupt`, which is one record's trouble.
 
 Knows its own spool and nothing of the chain.
 """
@@ -83,6 +83,7 @@ class Custodian:
         self._looked_at = 0.0
         self._since = 0
         self._shut = ""
+        self._promises: Promises | None = None
         self.fell = asyncio.Event()
         """Set when it goes down; whoever probes it waits for that."""
 
@@ -92,7 +93,10 @@ class Custodian:
 
     @property
     def promises(self) -> Promises | None:
-        return None if self.spool is None else self.spool.promises
+        """As it was opened; also once it is closed, for people."""
+        if self.spool is not None:
+            self._promises = self.spool.promises
+        return self._promises
 
     @property
     def qualified(self) -> bool:
@@ -188,6 +192,8 @@ class Custodian:
         return True
 
     def _came_up(self) -> None:
+        assert self.spool is not None
+        self._promises = self.spool.promises
         self.fell.clear()
         self.pulse.answered()
         self._since = time.time_ns() // 1_000_000
@@ -213,6 +219,9 @@ class Custodian:
                 return False
             self._came_up()
         return True
+
+    def probe_in_s(self) -> float:
+        return self.pulse.probe_in(_at()) / 1000
 
     async def aclose(self) -> None:
         """Let go, or give up on it: one that hangs must not hold a relay that is to end."""

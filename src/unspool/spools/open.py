@@ -5,7 +5,7 @@
     spool = await open_spool("leveldb:///unspool.leveldb")   a folder of one process
     spool = await open_spool("log:///unspool.log")            another
     spool = await open_spool("memory:")                   survives nothing; for trying things out
-    path_of(url) · of_one_process(url)                    what can be told before it is opened
+    path_of(url) · of_one_process(url) · of_this_host(url)   what can be told before it is opened
     shown(url)                                            for people: without its password
 
 Other packages add schemes by an entry point in the group `unspool.spools`: its name is the scheme,
@@ -90,6 +90,11 @@ def path_of(url: str) -> Path | None:
 def of_one_process(url: str) -> bool:
     """Can only one process have it open?"""
     return url.partition(":")[0] in OF_ONE_PROCESS
+
+
+def of_this_host(url: str) -> bool:
+    """Is it this machine's, so that no relay elsewhere can have it open too?"""
+    return path_of(url) is not None or url.partition(":")[0] == "memory"
 
 
 def shown(url: str) -> str:

@@ -32,6 +32,8 @@ class Sums(msgspec.Struct):
     held: int = 0
     oldest_at: int = 0
     more: bool = False
+    place: str = ""
+    """Of several spools, the one that is being listed."""
 
 
 @click.command()
@@ -44,7 +46,7 @@ class Sums(msgspec.Struct):
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def queue(
-    *, spool: str | None, config: str | None, bounced: bool, everything: bool,
+    *, spool: tuple[str, ...], config: str | None, bounced: bool, everything: bool,
     destination: str | None, limit: int, as_json: bool,
 ) -> int:  # fmt: skip
     """List what waits: why, and when it goes next.
@@ -66,6 +68,8 @@ def queue(
                 await _table(entries, desk=desk, limit=limit, sums=sums)
                 empty = _empty(bounced=bounced, destination=destination)
                 click.echo(_footer(sums, now=desk.now()) if sums.messages else empty)
+                for number, view in enumerate(desk.views(), 1):
+                    click.echo(f"-- spool {number}: {wording.custodian(view)}")
         return 0
 
     return using(work, spool=spool, config=config)
@@ -74,7 +78,10 @@ def queue(
 async def _lines(entries: AsyncGenerator[Entry, None], *, desk: Desk, limit: int) -> None:
     count = 0
     async for entry in entries:
-        click.echo(wording.encode(members(entry, now=desk.now())))
+        found = members(entry, now=desk.now())
+        if place := desk.place(entry):
+            found["spool"] = place
+        click.echo(wording.encode(found))
         count += 1
         if count == limit:
             return
@@ -89,6 +96,9 @@ async def _table(
             return
         if not sums.messages:
             click.echo(HEADING)
+        if (place := desk.place(entry)) != sums.place:
+            sums.place = place
+            click.echo(f"-- {place}")
         sums.messages += 1
         sums.held += wording.held(entry)
         accepted_at = entry.message.accepted_at
