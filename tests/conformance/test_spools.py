@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
 
+from servers.nats import Nats, nats
+from servers.redis import Redis, redis
 from unspool.core.message import Key
 from unspool.spools.keyed_rows import data_row, key_row, number_of
 from unspool.spools.leveldb import open_leveldb
 from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
+from unspool.spools.nats import open_nats
+from unspool.spools.nats_records import FACTS, Mail
 from unspool.spools.protocol import Spool
+from unspool.spools.redis import RedisSpool
 from unspool.spools.sqlite import SqliteSpool
 from unspool.testing.conformance import SpoolConformance
+
+BUCKETS = itertools.count()
 
 
 class TestMemory(SpoolConformance):
@@ -63,6 +72,25 @@ class TestLog(SpoolConformance):
         return _spoil_on_shelf(spool, key)
 
 
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[Redis]:
+    with redis(memory=True) as server:
+        yield server
+
+
+class TestRedis(SpoolConformance):
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_server: Redis, request: pytest.FixtureRequest) -> None:
+        self.server, self.name = redis_server, request.node.name[:64]
+
+    async def open(self) -> Spool:
+        return await RedisSpool.open(self.server.spool(self.name))
+
+    async def spoil(self, spool: Spool, key: Key) -> bool:
+        self.server.redis().hset(f"{{{self.name}}}:e:{key}", "m", "nonsense")
+        return True
+
+
 def _spoil_on_shelf(spool: Any, key: Key) -> bool:
     """Its standing alone, or, of every other, its envelope too: then nobody can tell its key."""
     shelf = spool.store.shelf
@@ -71,3 +99,26 @@ def _spoil_on_shelf(spool: Any, key: Key) -> bool:
     families = (b"s", b"m") if place % 2 else (b"s",)
     shelf.write({data_row(family, place): b"nonsense" for family in families}, sync=True)
     return True
+
+
+@pytest.fixture(scope="module")
+def nats_server() -> Iterator[Nats]:
+    with nats() as server:
+        yield server
+
+
+class TestNats(SpoolConformance):
+    @pytest.fixture(autouse=True)
+    def _bucket(self, nats_server: Nats) -> None:
+        self.url = nats_server.url(f"bucket{next(BUCKETS)}")
+
+    async def open(self) -> Spool:
+        return await open_nats(self.url)
+
+    async def spoil(self, spool: Any, key: Key) -> bool:
+        """Its payload alone, or, of every other, its facts."""
+        name = spool._link.names.message(key)
+        kept = (await spool._link.last([name]))[name].headers[FACTS]
+        payload, facts = (b"nonsense", kept) if key < Key("b") else (b"", kept[:-8] + "nonsense")
+        await spool._link.commit([Mail(name, payload, {FACTS: facts})])
+        return True

@@ -17,7 +17,7 @@ import pytest
 
 from unspool.errors import CannotCreate, Misconfigured, Newer, Unavailable
 from unspool.spools import sqlite_read
-from unspool.spools.open import open_spool
+from unspool.spools.open import OURS, open_spool
 from unspool.spools.protocol import New, Query, Spool, Survives
 from unspool.spools.sqlite import SqliteSpool
 from unspool.spools.sqlite_file import IN_MEMORY
@@ -287,7 +287,7 @@ async def test_open_by_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("sqllite:///x.db", "Did you mean sqlite:///x.db"),
         ("x.db", "sqlite:///x.db"),
         ("sqlite:x.db", "three slashes"),
-        ("gopher://x", "Known: leveldb:, log:, memory:, sqlite:"),
+        ("gopher://x", "Known: " + ", ".join(f"{scheme}:" for scheme in sorted(OURS))),
         ("memory:x", "no names"),
     ):
         with pytest.raises(Misconfigured) as caught:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,8 @@ from hypothesis.stateful import (
 )
 from msgspec.structs import replace
 
+from servers.redis import Redis
+from servers.redis import redis as redis_server
 from unspool.core.lifecycle import (
     Bounced,
     Deferred,
@@ -48,6 +50,7 @@ from unspool.spools.leveldb import open_leveldb
 from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Entry, Lease, New, Query
+from unspool.spools.redis import RedisSpool
 from unspool.spools.sqlite import SqliteSpool
 
 T = TypeVar("T")
@@ -86,6 +89,9 @@ class IsMemory(RuleBasedStateMachine):
     open_spool: Callable[[Path], Coroutine[Any, Any, Any]]
     """Of an engine. What is proved here does not hang on the sync, and goes ten times as far
     without it."""
+    frees = True
+    """Does whoever opens it alone find the leases of a dead process free? Where others may have it
+    open elsewhere, nobody can know that he is alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +224,7 @@ class IsMemory(RuleBasedStateMachine):
         """Alone: what was leased was a dead process's, and is free; the next is told."""
         self.run(self.spool.aclose())
         self.spool = self._open()
-        for key, entry in self.model.entries.items():
+        for key, entry in self.model.entries.items() if self.frees else ():
             if entry.state in (State.WAITING, State.CLAIMED) and entry.leased_until:
                 self.model.entries[key] = replace(entry, leased_until=Instant(1))
 
@@ -279,3 +285,21 @@ def test_it_is_the_memory_spool(engine: str) -> None:
     # What a chain adds costs twice what the spools in it do, and is mostly shown elsewhere.
     count = EXAMPLES // 5 if engine == "chain" else EXAMPLES
     run_state_machine_as_test(machine, settings=settings(SETTINGS, max_examples=count))
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    with redis_server(memory=True, settings={"appendfsync": "no"}) as server:
+        yield server
+
+
+SHARED = {"redis": lambda server, path: RedisSpool.open(server.spool(path.parent.name))}
+"""A fixture of that name, and how a new spool there is opened."""
+
+
+@pytest.mark.parametrize("engine", SHARED)
+def test_a_shared_one_is_the_memory_spool(engine: str, request: pytest.FixtureRequest) -> None:
+    server, open_spool = request.getfixturevalue(engine), SHARED[engine]
+    opens = {"open_spool": staticmethod(lambda path: open_spool(server, path)), "frees": False}
+    machine = type(f"{engine} is memory", (IsMemory,), opens)
+    run_state_machine_as_test(machine, settings=SETTINGS)

@@ -37,8 +37,9 @@ from ..node import Node
 from ..settings import Settings
 from ..spools.chain import ChainSpool
 from ..spools.chain_open import open_spools
+from ..spools.desk import Desk, open_desk
 from ..spools.open import of_one_process, path_of, shown
-from ..spools.protocol import Survives
+from ..spools.protocol import Spool, Survives
 from ..transports.http import HttpTransport
 from ..transports.limits import Limits as OutLimits
 from ..transports.protocol import Transport
@@ -95,6 +96,7 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         room=lambda url: _room(url, settings.disk_free_min_bytes),
         keep_ms=settings.key_keep_ms,
     )
+    desks: list[Desk] = []
     transport = _transport(settings)
     try:
         if isinstance(spool, ChainSpool):
@@ -108,6 +110,7 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         door = Door(node.relay, limits=_door_limits(settings))
         await door.listen(listening)
         node.start()
+        desks = await _desks(settings.spool, spool)
         if first:
             await announce(settings, listening, node)
         gc.collect()
@@ -126,9 +129,22 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         cutting.cancel()
         log.info("drained: %d messages wait in the spool", max(0, node.custody.backlog))
     finally:
+        for desk in desks:
+            await desk.close()
         await transport.aclose()
         await spool.aclose()
     return 0
+
+
+async def _desks(urls: Sequence[str], spool: Spool) -> list[Desk]:
+    """Operators look at a spool of one process through us."""
+    spools = [one.spool for one in spool.ranks.all] if isinstance(spool, ChainSpool) else [spool]
+    desks = []
+    for url, one in zip(urls, spools, strict=True):
+        path = path_of(url)
+        if one is not None and path is not None and of_one_process(url):
+            desks.append(await open_desk(one, path.absolute()))
+    return desks
 
 
 def _may_share(settings: Settings) -> None:

@@ -7,7 +7,8 @@
 
 The spool's secret is an entry too, and nobody's business: it is left out everywhere.
 
-Opening beside a running relay is safe: operators take leases like everybody else.
+Opening beside a running relay is safe: operators take leases like everybody else. A spool that one
+process has to itself is reached through that process (`spools/desk`).
 """
 
 from __future__ import annotations
@@ -159,11 +160,11 @@ def using(work: Callable[[Desk], Awaitable[T]], *, spool: tuple[str, ...], confi
 
 async def _open_what_is(url: str) -> Spool:
     from ..errors import Unavailable
-    from ..spools.open import open_spool
+    from ..spools.open import reach_spool
 
     if (missing := _missing(url)) is not None:
         raise Unavailable(str(missing))  # of several: the others are looked at
-    return await open_spool(url)
+    return await reach_spool(url)
 
 
 def _missing(url: str) -> NoSuch | None:

@@ -124,7 +124,7 @@ MEETINGS: Final[Mapping[tuple[State, State | None, bool], Meeting]] = {
     (_S.DELIVERED, _S.BOUNCED, False): Meeting.DONE,
     (_S.DELIVERED, _S.CLAIMED, True): Meeting.TEACH,
     (_S.DELIVERED, _S.CLAIMED, False): Meeting.STAY,
-    (_S.BOUNCED, None, False): Meeting.STAY,
+    (_S.BOUNCED, None, False): Meeting.MOVE,
     (_S.BOUNCED, _S.WAITING, True): Meeting.TEACH,  # or what was cancelled would go out
     (_S.BOUNCED, _S.WAITING, False): Meeting.DONE,
     (_S.BOUNCED, _S.DELIVERED, True): Meeting.DONE,

@@ -47,7 +47,7 @@ class Reason(enum.StrEnum):
     DROPPED = "dropped"
     """By an operator."""
     MOVED = "moved"
-    """Nothing bounced: another spool has it since."""
+    """By an operator, to another spool, which knows its key and its receipt."""
 
 
 class Delivered(Value, frozen=True):

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from ..errors import TooLarge, Unavailable
-from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken
+from ..errors import Unavailable
+from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large
 
 
 class MemoryServer:
@@ -111,10 +111,3 @@ class MemoryQueue:
         self._closed = True
         self._server.keep(self._name, list(self._held.values()), first=True)
         self._held.clear()
-
-
-def too_large(payload: bytes, promises: Promises) -> TooLarge:
-    return TooLarge(
-        f"a message of {len(payload)} bytes, and the queue takes {promises.payload_max_bytes}. "
-        "Nothing was handed over. Put what is large elsewhere, and its address into the request."
-    )

@@ -38,7 +38,14 @@ async def _open_memory(url: str) -> Queue:
     return MemoryQueue()
 
 
+async def _open_gearman(url: str) -> Queue:
+    from .gearman import open_gearman
+
+    return open_gearman(url)
+
+
 OURS: Final[Mapping[str, Opener]] = {
+    "gearman": _open_gearman,
     "memory": _open_memory,
 }
 

@@ -45,9 +45,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..core.message import Value
+from ..errors import TooLarge
 from ..spools.protocol import Survives
 
-__all__ = ["PAYLOAD_MAX_BYTES", "Promises", "Queue", "Survives", "Taken"]
+__all__ = ["PAYLOAD_MAX_BYTES", "Promises", "Queue", "Survives", "Taken", "too_large"]
 
 PAYLOAD_MAX_BYTES = 16 * 1024 * 1024
 """No queue of ours takes or gives more at once, whatever its server would: it is held in memory."""
@@ -106,3 +107,10 @@ class Queue(Protocol):
     async def aclose(self) -> None:
         """Let go. What is held is given back by it (7)."""
         ...
+
+
+def too_large(payload: bytes, promises: Promises) -> TooLarge:
+    return TooLarge(
+        f"a message of {len(payload)} bytes, and the queue takes {promises.payload_max_bytes}. "
+        "Nothing was handed over. Put what is large elsewhere, and its address into the request."
+    )

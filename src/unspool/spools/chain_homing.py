@@ -188,7 +188,7 @@ class Homing:
         strangers = [entry for entry, _ in todo[Meeting.MOVE]]
         if not move:
             return left or bool(strangers)
-        left |= await self._copy(away, [e for e in strangers if e.state is State.DELIVERED])
+        await self._copy(away, [e for e in strangers if e.state is not State.WAITING])
         waiting = [e for e in strangers if e.state is State.WAITING]
         for start in range(0, len(waiting), MOVE_MAX):
             left |= await self._move(away, waiting[start : start + MOVE_MAX])
@@ -245,12 +245,11 @@ class Homing:
         await self._end(self._ranks.home, ends)
         return not good or len(leases) < len(rows)
 
-    async def _copy(self, away: Custodian, rows: Sequence[Entry]) -> bool:
-        """Answers home: a repeat is given them there, by whichever relay."""
+    async def _copy(self, away: Custodian, rows: Sequence[Entry]) -> None:
+        """How it ended: a repeat is told so at home, by whichever relay."""
         whole = await self._answered(away, rows)
         if whole:
             await self._ranks.home.ask(lambda spool: spool.accept(whole), write=True)
-        return False
 
     async def _answered(self, away: Custodian, rows: Sequence[Entry]) -> list[Entry]:
         """The same with their answers; `browse` leaves those out."""

@@ -180,7 +180,8 @@ class Looking:
 
             page = await self._ranks.all[index].ask(page_of, patient=True)
             for entry in page:
-                if not moved(entry) and entry.message.key not in SECRETS:
+                note = index and moved(entry)
+                if not note and entry.message.key not in SECRETS:
                     self._ranks.lies(entry, index)
                     found.append(entry)
             if len(page) < want:

@@ -187,9 +187,9 @@ def _who() -> bytes:
 def _in_use(path: Path, who: str) -> InUse:
     return InUse(
         f"The spool {path} can be open in one process at a time, and {who or 'another process'} has"
-        " it. Nothing was changed, and that one goes on. If it is a relay, ask it at its"
-        " /_unspool/health, or stop it first; only an SQLite spool can be looked at while its relay"
-        f" runs. See who has it: fuser -v {shlex.quote(str(path))}-lock"
+        " it. Nothing was changed, and that one goes on. A relay lets operators' commands"
+        " in once it has started; this one is no relay, or has not. Wait for it, or stop it."
+        f" See who has it: fuser -v {shlex.quote(str(path))}-lock"
     )
 
 

@@ -16,11 +16,11 @@ the folder has been opened anew, which reads the log up to the damage and syncs 
 is tried at the next write, once a second. Before that happens, a disk with less than ROOM_BYTES
 left is refused by us: then nothing was begun, and that is what `Full` says.
 
-Cannot: be opened by two processes, so operators' commands must wait until the relay has stopped,
-and `--workers` must be 1. A record that rots is set aside alone, by its own crc; of keys, LevelDB
-gives up a block of 4 KiB: those in it are neither found nor accepted any more (fail closed). A
-message whose row in the order rots is not leased again, and bounces when it expires. Rot in the
-bones of a block stops whoever walks there with `Corrupt` (plyvel.repair_db).
+Cannot: be opened by two processes, so `--workers` must be 1; operators' commands go through the
+relay that has it open (`desk`). A record that rots is set aside alone, by its own crc; of keys,
+LevelDB gives up a block of 4 KiB: those in it are neither found nor accepted any more (fail
+closed). A message whose row in the order rots is not leased again, and bounces when it expires. Rot
+in the bones of a block stops whoever walks there with `Corrupt` (plyvel.repair_db).
 
 Bugs: LevelDB does not sync the folder when it begins a new log; ext4, xfs and btrfs make the name
 of a synced file durable all the same.

@@ -7,9 +7,10 @@ Promises: survives a power cut (each batch that promises something ends in one f
 segments are synced before they are used; a folder on tmpfs: a process), is not shared, remembers,
 fences. Needs nothing but the standard library.
 
-Cannot: be opened by two processes, so operators' commands must wait until the relay has stopped,
-and `--workers` must be 1; hold more keys than there is memory for (some 400 bytes for a message
-that waits, 250 for a key that is remembered); start at once (the whole log is read and checked).
+Cannot: be opened by two processes, so `--workers` must be 1, and operators' commands go through the
+relay that has it open (`desk`); hold more keys than there is memory for (some 400 bytes for a
+message that waits, 250 for a key that is remembered); start at once (the whole log is read and
+checked).
 
 After a failed sync it accepts nothing more until the relay is started again: see `log_shelf`. What
 rots is set aside and kept in `*.bad`: a batch whose rows cannot be read takes all its messages with

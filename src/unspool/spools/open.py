@@ -4,7 +4,9 @@
     spool = await open_spool("sqlite:////var/lib/x.db")   absolute
     spool = await open_spool("leveldb:///unspool.leveldb")   a folder of one process
     spool = await open_spool("log:///unspool.log")            another
+    spool = await open_spool("redis://127.0.0.1:6379/0")      a server: rediss:, valkey:, valkeys:
     spool = await open_spool("memory:")                   survives nothing; for trying things out
+    await reach_spool(url)              for an operator: through the relay, where one has it open
     path_of(url) · of_one_process(url) · of_this_host(url)   what can be told before it is opened
     shown(url)                                            for people: without its password
 
@@ -15,13 +17,14 @@ its object an async function from the URL to a Spool.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
 from ..core.urls import concealed
-from ..errors import Misconfigured
+from ..errors import InUse, Misconfigured, Missing
 from .protocol import Spool
 
 GROUP: Final = "unspool.spools"
@@ -58,6 +61,23 @@ async def _open_log(url: str) -> Spool:
     return await open_log(_named_path(url, example="unspool.log"))
 
 
+async def _open_redis(url: str) -> Spool:
+    try:
+        from .redis import RedisSpool
+    except ImportError as error:
+        raise Missing(
+            "A spool in Redis or Valkey needs the package redis, which is not installed. Nothing"
+            " was opened. Install it: pip install 'unspool[redis]'"
+        ) from error
+    return await RedisSpool.open(url)
+
+
+async def _open_nats(url: str) -> Spool:
+    from .nats import open_nats
+
+    return await open_nats(url)
+
+
 def _named_path(url: str, *, example: str) -> Path:
     scheme = url.partition(":")[0]
     path = path_of(url)
@@ -74,7 +94,12 @@ OURS: Final[Mapping[str, Opener]] = {
     "leveldb": _open_leveldb,
     "log": _open_log,
     "memory": _open_memory,
+    "nats": _open_nats,
+    "redis": _open_redis,
+    "rediss": _open_redis,
     "sqlite": _open_sqlite,
+    "valkey": _open_redis,
+    "valkeys": _open_redis,
 }
 ON_DISK: Final = frozenset({"leveldb", "log", "sqlite"})
 """Schemes of which the rest is a path on this machine."""
@@ -112,6 +137,30 @@ async def open_spool(url: str) -> Spool:
         found: Opener = plugged[scheme].load()
         return await found(url)
     raise _unknown(url, scheme=scheme if colon else "", schemes=sorted({*OURS, *plugged}))
+
+
+async def reach_spool(url: str) -> Spool:
+    """Open it as an operator does: where a relay has it to itself, through that relay's desk.
+
+    Raises what `open_spool` does: `InUse` where another process has it that serves nobody.
+    """
+    path = path_of(url)
+    if path is None or not of_one_process(url):
+        return await open_spool(url)
+    from .desk import NAME
+    from .desk_visit import DeskSpool, NobodyServes
+
+    folder = path.absolute()
+    if (folder / NAME).exists():
+        with suppress(NobodyServes):  # a dead relay leaves its socket
+            return await DeskSpool.open(folder)
+    try:
+        return await open_spool(url)
+    except InUse as error:
+        try:
+            return await DeskSpool.open(folder)  # it began to serve meanwhile
+        except NobodyServes:
+            raise error from None
 
 
 def _unknown(url: str, *, scheme: str, schemes: list[str]) -> Misconfigured:

@@ -225,6 +225,9 @@ class Spool(Protocol):
 
         An entry is one of: WAITING with `due_at`; CLAIMED with `leased_until` and `keep_until`;
         DELIVERED with `answer`, `keep_until` and `answer_until` (the request may be left out).
+        What comes from another spool is kept as it was: WAITING, perhaps held, with the attempts
+        and the trail that it has; DELIVERED, perhaps with its answer forgotten; BOUNCED with
+        `reason`, `settled_at` and `keep_until`.
         Raises `Full`, `Unavailable`.
         """
         ...

@@ -21,6 +21,7 @@ from ...core.message import Destination
 from ...spools.protocol import Entry, Query
 from .. import wording
 from ..spool import Desk, options, using
+from . import corrupt as set_aside
 
 HEADING = "--Key-------------------- ---Age-- Tries --Next try- -Destination--------------"
 
@@ -40,6 +41,7 @@ class Sums(msgspec.Struct):
 @options
 @click.option("--bounced", is_flag=True, help="What was given up, and why.")
 @click.option("--all", "everything", is_flag=True, help="Settled messages and claims too.")
+@click.option("--corrupt", is_flag=True, help="Records that were set aside, and where they are.")
 @click.option("--destination", metavar="NAME", help="Only what goes there.")
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=0), default=0, help="At most so many; 0: all."
@@ -47,7 +49,7 @@ class Sums(msgspec.Struct):
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def queue(
     *, spool: tuple[str, ...], config: str | None, bounced: bool, everything: bool,
-    destination: str | None, limit: int, as_json: bool,
+    corrupt: bool, destination: str | None, limit: int, as_json: bool,
 ) -> int:  # fmt: skip
     """List what waits: why, and when it goes next.
 
@@ -56,6 +58,13 @@ def queue(
     """
     if bounced and everything:
         raise click.UsageError("--all has the bounced ones in it: give one of the two")
+    if corrupt:
+        if bounced or everything or destination:
+            raise click.UsageError("--corrupt goes with --limit and --json only")
+        return using(
+            lambda desk: set_aside.listed(desk, limit=limit, as_json=as_json),
+            spool=spool, config=config,
+        )  # fmt: skip
     state = None if everything else State.BOUNCED if bounced else State.WAITING
     query = Query(destination=Destination(destination) if destination else None, state=state)
 
@@ -70,6 +79,8 @@ def queue(
                 click.echo(_footer(sums, now=desk.now()) if sums.messages else empty)
                 for number, view in enumerate(desk.views(), 1):
                     click.echo(f"-- spool {number}: {wording.custodian(view)}")
+                if await desk.spool.damaged(after=None, limit=1):
+                    click.echo(f"unspool: {set_aside.HINT}", err=True)
         return 0
 
     return using(work, spool=spool, config=config)

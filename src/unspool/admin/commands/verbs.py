@@ -31,6 +31,7 @@ from ...settings import Settings
 from ...spools.protocol import Entry, Lease, Query
 from .. import wording
 from ..spool import PAGE, SCAN, Ambiguous, Desk, NoSuch, options, using
+from . import corrupt as set_aside
 from .show import the_one
 
 TERM_MS: Final = 60_000
@@ -98,7 +99,7 @@ def command(verb: Verb) -> click.Command:
     @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
     def run(
         *, keys: tuple[str, ...], spool: tuple[str, ...], config: str | None, everything: bool,
-        destination: str | None, yes: bool, dry_run: bool,
+        destination: str | None, yes: bool, dry_run: bool, corrupt: bool = False,
     ) -> int:  # fmt: skip
         if bool(keys) == everything:
             raise click.UsageError("give KEYs, or --all")
@@ -108,6 +109,8 @@ def command(verb: Verb) -> click.Command:
         def at(work: Callable[[Desk], Awaitable[int]]) -> int:
             return using(work, spool=spool, config=config)
 
+        if corrupt:
+            return _set_aside(at, keys, yes=yes, dry_run=dry_run)
         if keys:
             return at(lambda desk: _these(desk, verb, keys, dry_run=dry_run))
         query = Query(
@@ -121,10 +124,34 @@ def command(verb: Verb) -> click.Command:
             _say_dry(verb, count)
             return 0
         if not yes:
-            _ask(verb, count)
+            _ask(verb.name, count)
         return at(lambda desk: _everything(desk, verb, query))
 
+    if verb.name == "drop":
+        flag = click.Option(["--corrupt"], is_flag=True, help=_CORRUPT)
+        run.params.append(flag)
     return run
+
+
+_CORRUPT: Final = "KEY is a mark of `queue --corrupt`: forget that record, and let its key be new."
+
+
+def _set_aside(
+    at: Callable[[Callable[[Desk], Awaitable[int]]], int],
+    keys: Sequence[str], *, yes: bool, dry_run: bool,
+) -> int:  # fmt: skip
+    """`drop --corrupt`, of these marks or of all."""
+    marks = list(keys)
+    if not keys:
+
+        async def count(desk: Desk) -> int:
+            marks.extend(await set_aside.all_of(desk))
+            return len(marks)
+
+        at(count)
+        if marks and not (yes or dry_run):
+            _ask("drop", len(marks), noun="corrupt record")
+    return at(lambda desk: set_aside.dropped(desk, marks, dry_run=dry_run))
 
 
 _HELP: Final = (
@@ -180,11 +207,11 @@ def _say_dry(verb: Verb, count: int) -> None:
     click.echo(f"unspool: {verb.name} would be done to {count} {noun}", err=True)
 
 
-def _ask(verb: Verb, count: int) -> None:
-    noun = "message" if count == 1 else "messages"
-    question = f"unspool: {verb.name} {count} {noun}?"
+def _ask(verb: str, count: int, *, noun: str = "message") -> None:
+    noun = noun if count == 1 else f"{noun}s"
+    question = f"unspool: {verb} {count} {noun}?"
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{verb.name} --all means {count} {noun} now: say --yes to do it")
+        raise click.UsageError(f"{verb} --all means {count} {noun} now: say --yes to do it")
     if not click.confirm(question, err=True):
         raise click.Abort
 

@@ -21,7 +21,7 @@ speed.
 
 from __future__ import annotations
 
-from .accepting import Claims, Custody, Identity
+from .accepting import Claims, Custody, Identity, MovedIn
 from .damage import Damage
 from .leasing import Fence, Leasing, Order, Renewal, Settle
 from .looking import Expiry, LookUp, Sweep
@@ -32,6 +32,7 @@ __all__ = ["SpoolConformance"]
 
 class SpoolConformance(
     Custody,
+    MovedIn,
     Identity,
     Claims,
     Order,

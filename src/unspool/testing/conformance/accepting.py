@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from ...core.lifecycle import Forgotten, State
-from ...core.message import NEVER
-from ...spools.protocol import Duplicate, Lease, Mismatch, New, Spool, Survives
+from ...core.lifecycle import Forgotten, Reason, State
+from ...core.message import NEVER, Instant
+from ...spools.protocol import Duplicate, Lease, Mismatch, New, Query, Spool, Survives
 from .values import (
     DAY,
     HERE,
@@ -15,6 +15,7 @@ from .values import (
     NOW,
     SECOND,
     Suite,
+    attempt,
     claimed,
     deferred,
     delivered,
@@ -87,6 +88,46 @@ class Custody(Suite):
             entry.message.key for entry in entries
         ]
         assert len(await lease_all(spool, limit=2_000)) == 1_000
+
+
+class MovedIn(Suite):
+    async def test_what_waited_elsewhere_is_kept_as_it_was(self, spool: Spool) -> None:
+        """1. With its attempts and its trail: the next attempt has the next number (6)."""
+        entry = replace(waiting("a"), attempt=3, trail=(attempt(1), attempt(3)))
+        assert isinstance((await spool.accept([entry]))[0], New)
+        assert await found(spool, "a") == shown(entry)
+        lease = await lease_one(spool)
+        assert (lease.entry.attempt, lease.abandoned) == (4, False)
+        assert lease.entry.message.request == entry.message.request
+        assert list(await spool.settle([(lease, delivered())])) == [True]
+
+    async def test_what_was_held_elsewhere_is_held(self, spool: Spool) -> None:
+        """1, 9. Due NEVER: not leased and not surveyed, but by an operator."""
+        entry = waiting("a", due_at=NEVER)
+        await spool.accept([entry])
+        assert await found(spool, "a") == shown(entry)
+        assert list(await spool.survey(after=None, limit=9)) == []
+        assert await lease_all(spool) == []
+        assert names_of(list(await spool.browse(Query(held=True), after=None, limit=9))) == ["a"]
+        [lease] = await spool.seize([key("a")], now=NOW, until=LEASED_UNTIL)
+        assert lease is not None
+
+    async def test_what_ended_elsewhere_has_ended(self, spool: Spool) -> None:
+        """1, 3, 7. Bounced, or delivered with the answer forgotten: known, not tried, and swept."""
+        told = replace(settled("b"), answer=None, answer_until=NOW)
+        given_up = replace(
+            settled("a"), state=State.BOUNCED, answer=None, reason=Reason.EXPIRED.value,
+            answer_until=Instant(0),
+        )  # fmt: skip
+        answers = await spool.accept([given_up, told])
+        assert [type(one) for one in answers] == [New, New]
+        assert await found(spool, "a") == shown(given_up)
+        assert await found(spool, "b") == shown(told)
+        assert isinstance((await spool.accept([waiting("a")]))[0], Duplicate)
+        assert await lease_all(spool) == []
+        assert names_of(list(await spool.browse(Query(), after=None, limit=9))) == ["a", "b"]
+        assert await spool.sweep(now=later(31 * DAY), limit=9) == 2
+        assert await found(spool, "a") is None
 
 
 class Identity(Suite):

