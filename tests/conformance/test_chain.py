@@ -52,7 +52,9 @@ class Pair:
         self.chain = ChainSpool(
             [
                 Custodian(name="first", open=self._open(first), deadline_ms=DEADLINE_MS),
-                Custodian(name="second", open=self._open(second), deadline_ms=DEADLINE_MS),
+                Custodian(
+                    name="second", open=self._open(second), deadline_ms=DEADLINE_MS, private=True
+                ),
             ],
             now=lambda: NOW,
         )
@@ -519,6 +521,31 @@ async def test_bringing_home_can_be_cut_off_at_every_step(
 
 
 # --- leases -----------------------------------------------------------------------------------
+
+
+async def test_what_another_process_leaves_away_is_seen(tmp_path: Path) -> None:
+    """Two relays over two shared files: what one has taken away, the other knows, and leases."""
+
+    async def opened(name: str, mode: str) -> Switch:
+        return Switch(await SqliteSpool.open(tmp_path / name, test_hook_no_sync=True), mode=mode)
+
+    pairs = [
+        Pair(await opened("first", mode), await opened("second", "well"))
+        for mode in ("well", "down")
+    ]
+    for pair in pairs:
+        pair.chain.ranks.all[1]._private = False
+        await pair.chain.begin()
+        pair.chain.keep()
+    one, other = (pair.chain for pair in pairs)
+    await until(lambda: one.ranks.all[1].settled)
+    await other.accept([waiting("a", repeat=False)])
+    [answer] = await one.accept([waiting("a", nonce=OTHER)])
+    assert isinstance(answer, Duplicate)
+    assert names_of(await lease_all(one)) == ["a"]
+    for chain in (one, other):
+        await chain.aclose()
+    await pairs[1].first.aclose()
 
 
 async def test_a_batch_over_two_is_told_apart() -> None:

@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -78,6 +78,18 @@ class Postgres:
     def url(self, database: str = "postgres", *, driver: str = "postgresql+psycopg") -> str:
         """For SQLAlchemy."""
         return f"{driver}://{self.user}@127.0.0.1:{self.port}/{database}"
+
+    def spool(self, schema: str = "unspool", *, database: str = "postgres") -> str:
+        """The URL of the spool in this schema: what `--spool` takes."""
+        return f"postgres://{self.user}@127.0.0.1:{self.port}/{database}?schema={schema}"
+
+    def execute(self, statement: str, *values: object, database: str = "postgres") -> list[Any]:
+        """One statement, as whoever may do everything; its rows, where it has some."""
+        import psycopg
+
+        with psycopg.connect(self.conninfo(database), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), values or None)
+            return cursor.fetchall() if cursor.description else []
 
     def database(self, name: str) -> str:
         """The conninfo of a database that is new and empty."""

@@ -95,6 +95,7 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         deadline_ms=settings.spool_ms,
         room=lambda url: _room(url, settings.disk_free_min_bytes),
         keep_ms=settings.key_keep_ms,
+        alone=settings.workers == 1,
     )
     desks: list[Desk] = []
     transport = _transport(settings)
@@ -139,11 +140,12 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
 async def _desks(urls: Sequence[str], spool: Spool) -> list[Desk]:
     """Operators look at a spool of one process through us."""
     spools = [one.spool for one in spool.ranks.all] if isinstance(spool, ChainSpool) else [spool]
-    desks = []
+    desks: list[Desk] = []
     for url, one in zip(urls, spools, strict=True):
         path = path_of(url)
         if one is not None and path is not None and of_one_process(url):
-            desks.append(await open_desk(one, path.absolute()))
+            desk = await open_desk(one, path.absolute())
+            desks += [] if desk is None else [desk]
     return desks
 
 

@@ -53,6 +53,8 @@ TERM_MS: Final = 60_000
 PAUSE_S: Final = 1.0
 GATE_PAUSE_S: Final = 0.1
 SHARE: Final = 20
+LOOK_S: Final = 30.0
+"""Where others may write too, and die: how often somebody looks."""
 GATE_MAX_S: Final = 60.0
 """Longer nobody waits for the comparison: then what is due goes out, at the risk of a repeat."""
 
@@ -87,7 +89,9 @@ class Homing:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._work.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if self._ranks.clear else LOOK_S):
+                    await self._work.wait()
             self._work.clear()
             began = loop.time()
             try:
@@ -143,7 +147,7 @@ class Homing:
             if left or not move:
                 done = False
             elif custodian.arrivals == seen:
-                custodian.clear = True
+                custodian.settled = True
         if self.moved > before:
             log.info("brought home: %d messages", self.moved - before)
             self._ring()

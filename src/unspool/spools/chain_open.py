@@ -13,7 +13,7 @@ from typing import Final
 from ..core.message import Instant
 from .chain import KEEP_MS, ChainSpool
 from .custodian import Custodian
-from .open import open_spool, shown
+from .open import of_one_machine, open_spool, shown
 from .protocol import Spool, Survives
 
 DEADLINE_MS: Final = 3_000
@@ -27,10 +27,12 @@ async def open_spools(
     deadline_ms: int = DEADLINE_MS,
     room: Callable[[str], Callable[[], bool] | None] = lambda _url: None,
     keep_ms: int = KEEP_MS,
+    alone: bool = True,
     opener: Callable[[str], Awaitable[Spool]] = open_spool,
 ) -> Spool:
     """`deadline_ms`: how long a custodian may take before the next is asked. `room`: of a URL, what
-    tells whether there is room for more. Raises what opening raises: of one that is down only where
+    tells whether there is room for more. `alone`: no other process of this machine serves from
+    these. Raises what opening raises: of one that is down only where
     all are."""
     assert urls
     if len(urls) == 1:
@@ -43,6 +45,7 @@ async def open_spools(
                 deadline_ms=deadline_ms,
                 required=required,
                 room=room(url),
+                private=alone and of_one_machine(url),
             )
             for url in urls
         ],

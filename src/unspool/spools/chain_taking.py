@@ -110,7 +110,7 @@ class Taking:
             for answer in answers:
                 self._ranks.lies(answer.entry, index)
             if fresh:
-                custodian.clear = False
+                custodian.settled = False
                 custodian.arrivals += len(fresh)
                 self._stir()
         if any(entry.state is State.WAITING for entry in fresh):

@@ -66,19 +66,22 @@ class Custodian:
         deadline_ms: int,
         required: Survives = Survives.NOTHING,
         room: Callable[[], bool] | None = None,
+        private: bool = False,
     ) -> None:
+        """`private`: nobody else writes here, whatever its engine could do."""
         self.name: Final = name
         """Its URL, without passwords."""
         self.pulse: Final = Pulse()
         self.spool: Spool | None = None
-        self.clear = False
-        """Home knows everything that lies here."""
+        self.settled = False
+        """Home knew everything that lay here, when it was last looked at."""
         self.arrivals = 0
         """Counts what was taken here, so that a look round can tell whether anything came since."""
         self._open = open
         self._deadline_s = deadline_ms / 1000
         self._required = required
         self._room = room
+        self._private = private
         self._has_room = True
         self._looked_at = 0.0
         self._since = 0
@@ -97,6 +100,11 @@ class Custodian:
         if self.spool is not None:
             self._promises = self.spool.promises
         return self._promises
+
+    @property
+    def clear(self) -> bool:
+        """Home knows everything that lies here. Of what others may write to nobody knows that."""
+        return self.settled and (self._private or not (self.promises and self.promises.shared))
 
     @property
     def qualified(self) -> bool:
@@ -130,7 +138,7 @@ class Custodian:
             since=self._since,
             survives=promises.survives.name.lower() if promises else "",
             detail=promises.detail if promises else "",
-            settled=self.clear,
+            settled=self.settled,
         )
 
     async def ask(
