@@ -29,7 +29,7 @@ from typing import Final
 from .core.admission import Health, Reject, Terms, admit
 from .core.lifecycle import State, Verdict
 from .core.message import Instant, Key, Response
-from .errors import Full, Homeless, Refused, Unavailable
+from .errors import Full, Homeless, InDoubt, Refused, Unavailable
 from .recent import Recent
 from .spools.chain import ChainSpool
 from .spools.committer import Committer, Hears
@@ -172,7 +172,7 @@ class Custody:
 
     def failed(self, error: Refused, now: Instant) -> None:
         assert isinstance(error, Full | Unavailable | Refused)
-        if isinstance(error, Homeless):
+        if isinstance(error, Homeless | InDoubt):
             return  # that one alone: others are taken
         self._trouble = str(error).split(".", 1)[0]
         self._trouble_until = Instant(now + TROUBLE_MS)

@@ -28,7 +28,7 @@ from .core.message import Answer, Attempt, Instant, Message, Response, mint, sea
 from .core.outcome import cause_of, retry_after
 from .core.schedule import next_due
 from .custody import Custody
-from .errors import Corrupt, Refused
+from .errors import Corrupt, Refused, Unavailable
 from .passage import Options, Passage
 from .problems import problem
 from .receipts import Board, accepted
@@ -126,7 +126,7 @@ class Saving:
         try:
             entry = await self._keep(passage, answer if passage.tried else None, now)
         except Refused as error:
-            return self.not_saved(answer, str(error), 1)
+            return self.refused(passage, answer, error)
         return await self.taken(passage, entry, answer)
 
     async def taken(self, passage: Passage, entry: Entry | None, answer: Answer | None) -> Response:
@@ -139,6 +139,13 @@ class Saving:
             # Somebody took our claim over and is trying it: nothing is promised (I1).
             return problem("running", retry_after_s=1)
         return await self.promised(passage, entry, answer)
+
+    def refused(self, passage: Passage, answer: Answer | None, error: Refused) -> Response:
+        """The spool did not take it; or nobody knows, and then it may not be sent again unless it
+        may be repeated: what was taken all the same is delivered."""
+        if isinstance(error, Unavailable) and not passage.repeat:
+            return problem("unknown", str(error))
+        return self.not_saved(answer, str(error), 1)
 
     def not_saved(self, answer: Answer | None, why: str, retry_after_s: int | None) -> Response:
         if isinstance(answer, Response):

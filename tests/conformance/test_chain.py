@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from unspool.core.lifecycle import Bounced, Delivered, Forgotten, Reason, State
 from unspool.core.message import NEVER, Instant
-from unspool.errors import Full, Homeless, Misconfigured, Unavailable
+from unspool.errors import InDoubt, Misconfigured, Refused, Unavailable
 from unspool.spools.chain import ChainSpool
 from unspool.spools.custodian import Custodian
 from unspool.spools.memory import MemorySpool
@@ -146,6 +146,8 @@ async def test_all_are_down() -> None:
         pair.first.mode = pair.second.mode = "down"
         with pytest.raises(Unavailable, match=r"no spool takes anything.*switched off"):
             await pair.chain.accept([waiting("a")])
+        with pytest.raises(Refused, match="It was not taken"):
+            await pair.chain.accept([waiting("a", repeat=False)])  # nobody was asked this time
         with pytest.raises(Unavailable):
             await pair.chain.find([key("a")])
         with pytest.raises(Unavailable):
@@ -161,7 +163,7 @@ async def test_what_may_not_be_repeated_is_in_one_place() -> None:
     async with pair_of() as pair:
         pair.first.mode = "lost"
         once, again = await pair.chain.accept_each([waiting("a", repeat=False), waiting("b")])
-        assert isinstance(once, Homeless)
+        assert isinstance(once, InDoubt)
         assert "may or may not have been taken" in str(once)
         assert isinstance(again, New)
         assert await at(pair.second, "a") is None
@@ -200,7 +202,7 @@ async def test_a_lower_grade_takes_nothing() -> None:
     )
     chain = ChainSpool([custodian], now=lambda: NOW)
     await chain.begin()
-    with pytest.raises(Unavailable, match="keeps less than `survives` asks"):
+    with pytest.raises(Refused, match="keeps less than `survives` asks"):
         await chain.accept([waiting("a")])
     assert chain.views()[0].state == "below"
     await chain.aclose()
@@ -477,6 +479,27 @@ async def test_our_own_claim_in_doubt_ends_as_it_did_away() -> None:
         assert (entry.state, entry.answer) == (State.DELIVERED, delivered("mine").answer)
 
 
+@pytest.mark.parametrize("end", [delivered("mine"), deferred(later(5_000))])
+@pytest.mark.parametrize("mode", ["down", "lost"])
+async def test_what_was_claimed_at_home_ends_at_the_next(mode: str, end: Any) -> None:
+    """7. The request is with us, its sender waits, and home went down meanwhile: it is saved away,
+    or its answer is; when home is back its claim ends likewise."""
+    async with pair_of() as pair:
+        [answer] = await pair.chain.accept([claimed("a")])
+        pair.first.mode = mode
+        lease = Lease(answer.entry, LEASED_UNTIL)
+        assert list(await pair.chain.settle([(lease, end)])) == [True]
+        entry = await found(pair.chain, "a")
+        assert entry is not None
+        assert entry.state is (State.DELIVERED if isinstance(end, Delivered) else State.WAITING)
+        await pair.back()
+        [entry] = await pair.first.spool.browse(Query(), after=None, limit=9, requests=True)
+        assert entry.state is (State.DELIVERED if isinstance(end, Delivered) else State.WAITING)
+        leases = await lease_all(pair.chain, now=later(5_000), until=later(10**9))
+        assert names_of(leases) == ([] if isinstance(end, Delivered) else ["a"])
+        assert all(one.entry.message.request is not None for one in leases)
+
+
 STEPS = ("browse", "find", "seize", "accept", "settle")
 
 
@@ -627,7 +650,7 @@ async def test_a_first_that_turns_out_to_have_another_is_left_alone() -> None:
 async def test_a_full_chain_says_so() -> None:
     async with pair_of() as pair:
         pair.first.mode = pair.second.mode = "full"
-        with pytest.raises((Full, Unavailable), match="no room"):
+        with pytest.raises(Refused, match="no room"):
             await pair.chain.accept([waiting("a")])
 
 

@@ -92,11 +92,11 @@ def test_home_speaks_for_what_it_knows() -> None:
 def test_every_meeting_ends_in_one_truth() -> None:
     """Walked to the end: nothing waits in two places, nothing is lost, nothing is in two places
     that may not be repeated, and another request under the key is left in sight."""
-    for away, home, own, alike, repeat in itertools.product(
-        State, (None, *State), (False, True), (False, True), (False, True)
+    for away, home, own, alike, repeat, lapsed in itertools.product(
+        State, (None, *State), *[(False, True)] * 4
     ):
-        what = meet(away, home, own=own, alike=alike, repeat=repeat)
-        told = (away, home, own, alike, repeat)
+        what = meet(away, home, own=own, alike=alike, repeat=repeat, lapsed=lapsed)
+        told = (away, home, own, alike, repeat, lapsed)
         if home is not None and not alike:
             assert what is Meeting.STAY, told
         if away is State.CLAIMED:
@@ -109,6 +109,7 @@ def test_every_meeting_ends_in_one_truth() -> None:
             assert repeat or away in SETTLED, f"in two places for a moment: {told}"
         if what is Meeting.TEACH:
             assert home in (State.WAITING, State.CLAIMED), told
+            assert home is State.WAITING or own or lapsed, f"somebody is trying it: {told}"
         if what is Meeting.DONE:
             assert home is not None, told
             assert away in SETTLED, told

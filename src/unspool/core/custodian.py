@@ -137,10 +137,13 @@ MEETINGS: Final[Mapping[tuple[State, State | None, bool], Meeting]] = {
 """What lies away, what home has under its key, and whether that is the same message."""
 
 
-def meet(away: State, home: State | None, *, own: bool, alike: bool, repeat: bool) -> Meeting:
+def meet(
+    away: State, home: State | None, *, own: bool, alike: bool, repeat: bool, lapsed: bool = False
+) -> Meeting:
     """What becomes of what lies away. Total.
 
-    `own`: home's is the very same message (its nonce), written when nobody could tell. `alike`: the
+    `own`: home's is the very same message (its nonce), written when nobody could tell; a claim that
+    has `lapsed` is as good: it was for the same request, and nobody has it. `alike`: the
     same request (its fingerprint); another one under the key stays where it is, and visible.
     `repeat`: may it be sent again? One that may not is never in two places, not even for a moment.
     """
@@ -148,4 +151,5 @@ def meet(away: State, home: State | None, *, own: bool, alike: bool, repeat: boo
         return Meeting.STAY
     if home is None and away is State.WAITING and not repeat:
         return Meeting.STAY
-    return MEETINGS[away, home, own and home is not None]
+    ours = own or (lapsed and home is State.CLAIMED)
+    return MEETINGS[away, home, ours and home is not None]

@@ -32,7 +32,7 @@ What holds, and what cannot:
    never in two places. `lease` takes the earliest of each custodian, not of all.
 6. Claims are where they were taken; relays that share home do not see those away.
 7. Settles go to where the lease came from. If that one is down they are `Unavailable`, and done
-   again.
+   again. But what a claim was for is then taken by the next, as it ended: its sender waits.
 8. People see what can be reached; what cannot is named in `views`.
 9. One secret for all, or a key would be another at each: home's. The others are taught it. If home
    is down at the very first start the next one's is used; should home turn out to have another, it
@@ -208,10 +208,18 @@ class ChainSpool:
         self, settlements: Sequence[tuple[Lease, Verdict]], /
     ) -> Awaitable[Sequence[bool | Refused]]:
         """Of each whether it counted, or why nobody can tell."""
-        return self._rung(self._lending.settle(settlements))
+        return self._settled(self._lending.settle(settlements), settlements)
 
-    async def _rung(self, ending: Awaitable[Sequence[bool | Refused]]) -> Sequence[bool | Refused]:
-        ended = await ending
+    async def _settled(
+        self,
+        ending: Awaitable[Sequence[bool | Refused]],
+        settlements: Sequence[tuple[Lease, Verdict]],
+    ) -> Sequence[bool | Refused]:
+        try:
+            ended = [*await ending]
+        except Refused as error:
+            ended = [error] * len(settlements)
+        await self._taking.instead(settlements, ended)
         if any(one is True for one in ended):
             self._arrivals.ring()
         return ended

@@ -174,6 +174,7 @@ class Homing:
         home = self._ranks.home
         keys = [entry.message.key for entry in rows]
         homes = await home.ask(lambda spool: spool.find(keys))
+        now = self._now()
         todo: dict[Meeting, list[tuple[Entry, Entry | None]]] = {what: [] for what in Meeting}
         for entry, other in zip(rows, homes, strict=True):
             message = entry.message
@@ -183,6 +184,7 @@ class Homing:
                 own=other is not None and other.message.nonce == message.nonce,
                 alike=other is not None and other.message.fingerprint == message.fingerprint,
                 repeat=message.repeat,
+                lapsed=other is not None and other.leased_until + SKEW_MS <= now,
             )
             todo[what].append((entry, other))
         left = bool(todo[Meeting.STAY])

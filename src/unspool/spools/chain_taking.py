@@ -14,11 +14,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from ..core.custodian import follows
-from ..core.lifecycle import State
-from ..errors import Full, Homeless, Refused, Unavailable
+from ..core.lifecycle import State, Verdict
+from ..errors import Full, Homeless, InDoubt, Refused, Unavailable
 from .chain_looking import Looking
 from .chain_ranks import Ranks
-from .protocol import Acceptance, Entry, New, Spool
+from .memory import after_verdict
+from .protocol import Acceptance, Entry, Lease, Mismatch, New, Spool
 
 log: Final = logging.getLogger("unspool.chain")
 
@@ -93,15 +94,42 @@ class Taking:
             answers[number] = self._refusal(entries[number], doubt=doubt, someone=someone)
         return [answer for answer in answers if answer is not None]
 
+    async def instead(
+        self, settlements: Sequence[tuple[Lease, Verdict]], ended: list[bool | Refused]
+    ) -> None:
+        """Claims whose custodian is down end at the next: saved there, or answered. `ended` is what
+        came of each, and is mended. Home learns of it by the nonce."""
+        late: list[tuple[int, Entry]] = []
+        for number, (lease, verdict) in enumerate(settlements):
+            claimed = lease.entry.state is State.CLAIMED and lease.entry.message.repeat
+            if claimed and isinstance(ended[number], Refused):
+                entry = after_verdict(lease.entry, verdict)
+                if entry is not None:
+                    late.append((number, entry))
+        if not late:
+            return
+        entries = [entry for _, entry in late]
+        for (number, entry), answer in zip(late, await self._looked(entries), strict=True):
+            ours = not isinstance(answer, Refused | Mismatch)
+            if ours and answer.entry.message.nonce == entry.message.nonce:  # type: ignore[union-attr]
+                ended[number] = True
+
     def _refusal(self, entry: Entry, *, doubt: bool, someone: bool) -> Refused:
         """Why it was not taken. `someone` takes others."""
         why = "; ".join(f"{c.name}: {c.why_not()}" for c in self._ranks.all if not c.takes)
         state = "It may or may not have been taken" if doubt else "It was not taken"
         rest = f"({why}). {state}; send it again later. See them: unspool queue"
         if not someone:
-            return Unavailable(f"no spool takes anything just now {rest}")
-        what = "is to keep its order" if entry.message.order_key else "may not be sent twice"
-        return Homeless(f"a request that {what} is taken by the first spool alone {rest}")
+            refusal = Unavailable if doubt else Refused
+            return refusal(f"no spool takes anything just now {rest}")
+        if entry.message.order_key:
+            return Homeless(
+                f"a request that is to keep its order is taken by the first spool alone {rest}"
+            )
+        return InDoubt(
+            f"the spool did not answer ({why}), and this request may not be sent twice: it may or"
+            " may not have been taken. See what there is: unspool queue"
+        )
 
     def _took(self, index: int, answers: Sequence[Acceptance]) -> None:
         custodian = self._ranks.all[index]
