@@ -36,7 +36,7 @@ from .spools.committer import Committer, Hears
 from .spools.protocol import Acceptance, Entry, Lease, New, Spool
 from .spools.secret import SECRET_BYTES, SECRET_KEY, secret_entry
 
-__all__ = ["SECRET_KEY", "Custody"]
+__all__ = ["SECRET_KEY", "Custody", "secret_entry"]
 
 TROUBLE_MS: Final = 1_000
 """How long a spool that failed is left alone."""
@@ -50,7 +50,7 @@ class Custody:
     ) -> None:
         self.spool: Final = spool
         self.terms: Final = terms
-        self._survives: Final = spool.promises.survives.name.lower()
+        self.survives: Final = spool.promises.survives.name.lower()
         """The grade as receipts tell it: measured once, when the spool was opened."""
         self.chain: Final = spool if isinstance(spool, ChainSpool) else None
         self.backlog = 0
@@ -164,7 +164,7 @@ class Custody:
 
     def grade(self, entry: Entry) -> str:
         if self.chain is None:
-            return self._survives
+            return self.survives
         return self.chain.grade(entry).name.lower()
 
     def find_for(self, hears: Hears[Entry | None], key: Key) -> None:

@@ -25,6 +25,8 @@ from hypothesis.stateful import (
 )
 from msgspec.structs import replace
 
+from servers.nats import Nats
+from servers.nats import nats as nats_server
 from servers.postgres import Postgres
 from servers.postgres import postgres as postgres_server
 from servers.redis import Redis
@@ -51,6 +53,7 @@ from unspool.core.message import (
 from unspool.spools.leveldb import open_leveldb
 from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
+from unspool.spools.nats import open_nats
 from unspool.spools.open import open_spool
 from unspool.spools.protocol import Entry, Lease, New, Query
 from unspool.spools.redis import RedisSpool
@@ -302,9 +305,16 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def nats() -> Iterator[Nats]:
+    with nats_server() as server:
+        yield server
+
+
 SHARED = {
     "redis": (1.0, lambda server, path: RedisSpool.open(server.spool(path.parent.name))),
     "postgres": (0.1, lambda server, path: open_spool(server.spool(f"at_{path.parent.name}"))),
+    "nats": (0.1, lambda server, path: open_nats(server.url(path.parent.name))),
 }
 """A fixture of that name, how much of the time it gets, and how a new spool there is opened."""
 

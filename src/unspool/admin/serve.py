@@ -21,11 +21,9 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import IO, Final
 
-import apsw
 import uvloop
 
 from ..clock import SystemClock
@@ -36,18 +34,19 @@ from ..ingress.listen import Opened, listener, open_listener
 from ..node import Node
 from ..settings import Settings
 from ..spools.chain import ChainSpool
-from ..spools.chain_open import open_spools
 from ..spools.desk import Desk, open_desk
 from ..spools.open import of_one_process, path_of, shown
-from ..spools.protocol import Spool, Survives
+from ..spools.protocol import Spool
 from ..transports.http import HttpTransport
 from ..transports.limits import Limits as OutLimits
 from ..transports.protocol import Transport
 from ..transports.servers import Servers
 from . import logs
 from .announce import announce
+from .collect import collecting
 from .descriptors import fitted
 from .notify import notify
+from .opening import disk_of, open_for
 from .plan import plan_of
 from .workers import STOPS, supervise
 
@@ -87,26 +86,16 @@ def serve(settings: Settings) -> int:
 
 
 async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) -> int:
-    told = _ears()
-    spool = await open_spools(
-        settings.spool,
-        now=SystemClock().now,
-        required=Survives[settings.survives.upper()],
-        deadline_ms=settings.spool_ms,
-        room=lambda url: _room(url, settings.disk_free_min_bytes),
-        keep_ms=settings.key_keep_ms,
-        alone=settings.workers == 1,
-    )
+    told = ears()
+    spool = await open_for(settings)
     desks: list[Desk] = []
     transport = _transport(settings)
     try:
-        if isinstance(spool, ChainSpool):
-            spool.keep()
         node = await Node.open(
             plan=plan_of(settings),
             spool=spool,
             transport=transport,
-            disk_free=_disk_free(settings.spool[0]) if len(settings.spool) == 1 else None,
+            disk_free=disk_of(settings),
         )
         door = Door(node.relay, limits=_door_limits(settings))
         await door.listen(listening)
@@ -118,7 +107,8 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 50)
         notify("READY=1")
-        await told.wait()
+        async with collecting(settings.collect if first else (), node):
+            await told.wait()
         notify("STOPPING=1")
         log.info("draining: no new requests; in flight: %d", door.statistics().connections)
         node.draining = True
@@ -194,7 +184,7 @@ def _serve_alone(url: str) -> IO[bytes] | None:
     )
 
 
-def _ears() -> asyncio.Event:
+def ears() -> asyncio.Event:
     """Set by SIGTERM or SIGINT. The next one stops at once: the spool has what was accepted.
 
     The signals were held back until here, so one that came while we started is heard too.
@@ -269,45 +259,3 @@ def _door_tls(settings: Settings) -> ssl.SSLContext | None:
         ) from error
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def _disk_free(url: str) -> Callable[[], int | None] | None:
-    path = path_of(url)
-    if path is None:
-        return None
-
-    def free() -> int | None:
-        try:
-            found = os.statvfs(path.parent)
-        except OSError:
-            return None
-        return found.f_bavail * found.f_frsize + (_reusable(path) if path.is_file() else 0)
-
-    return free
-
-
-def _room(url: str, least: int) -> Callable[[], bool] | None:
-    """Has the disk of one of several spools so much room?"""
-    free = _disk_free(url)
-    if free is None or not least:
-        return None
-
-    def room() -> bool:
-        found = free()
-        return found is None or found >= least
-
-    return room
-
-
-def _reusable(path: Path) -> int:
-    """What an SQLite file has room for itself: it keeps the pages of what has gone."""
-    try:
-        looking = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            [[pages]] = looking.execute("PRAGMA freelist_count")
-            [[page_bytes]] = looking.execute("PRAGMA page_size")
-            return int(str(pages)) * int(str(page_bytes))
-        finally:
-            looking.close()
-    except apsw.Error:
-        return 0

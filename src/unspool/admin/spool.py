@@ -2,6 +2,7 @@
 
     @options                     --spool and --config, as `serve` has them
     using(flags, work)           open the spool, await work(Desk), close it
+    reached(url)                 another spool beside it, for as long as a `with` lasts
     desk.pages(query)            entries in order of acceptance, never all at once
     desk.named(word)             the entries that people call so
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -127,38 +129,52 @@ def options(command: F) -> F:
     )(command)
 
 
-def using(work: Callable[[Desk], Awaitable[T]], *, spool: tuple[str, ...], config: str | None) -> T:
-    """Open the spool, do `work`, close it. Of several, one that can be opened is enough; what
-    cannot be seen is said."""
+@asynccontextmanager
+async def reached(
+    *urls: str, create: bool = False, deadline_ms: int = 3_000
+) -> AsyncGenerator[Spool, None]:
+    """The spool of this URL, open, perhaps through its relay; of several, those that can be, and
+    what cannot be seen is said. `create`: make it where it is not."""
+    from ..spools.chain_open import open_spools
+    from ..spools.open import reach_spool
+
+    missing = [error for url in urls if (error := _missing(url, create=create)) is not None]
+    if len(missing) == len(urls):
+        raise missing[0]
+    opened = await open_spools(
+        urls,
+        now=SystemClock().now,
+        deadline_ms=deadline_ms,
+        opener=reach_spool if create else _reach_what_is,
+    )
+    try:
+        if blind := getattr(opened, "blind", ""):
+            click.echo(f"unspool: cannot be looked at: {said(blind)}", err=True)
+        yield opened
+    finally:
+        await opened.aclose()
+
+
+def using(
+    work: Callable[[Desk], Awaitable[T]], *, spool: tuple[str, ...], config: str | None,
+    create: bool = False,
+) -> T:  # fmt: skip
+    """Open the spool, do `work`, close it."""
     import asyncio  # with all that it needs, most of what `unspool version` would load
 
     settings = load({"spool": spool}, os.environ, config=config or "").settings
-    missing = [error for url in settings.spool if (error := _missing(url)) is not None]
-    if len(missing) == len(settings.spool):
-        raise missing[0]
 
     async def run() -> T:
         from ..custody import SECRET_KEY
-        from ..spools.chain_open import open_spools
 
-        opened = await open_spools(
-            settings.spool,
-            now=SystemClock().now,
-            deadline_ms=settings.spool_ms,
-            opener=_open_what_is,
-        )
-        blind = getattr(opened, "blind", "")
-        if blind:
-            click.echo(f"unspool: cannot be looked at: {said(blind)}", err=True)
-        try:
+        spools = reached(*settings.spool, create=create, deadline_ms=settings.spool_ms)
+        async with spools as opened:
             return await work(Desk(spool=opened, settings=settings, secret=SECRET_KEY))
-        finally:
-            await opened.aclose()
 
     return asyncio.run(run())
 
 
-async def _open_what_is(url: str) -> Spool:
+async def _reach_what_is(url: str) -> Spool:
     from ..errors import Unavailable
     from ..spools.open import reach_spool
 
@@ -167,12 +183,12 @@ async def _open_what_is(url: str) -> Spool:
     return await reach_spool(url)
 
 
-def _missing(url: str) -> NoSuch | None:
+def _missing(url: str, *, create: bool = False) -> NoSuch | None:
     """Looking must not make an empty spool where somebody mistyped the name of a full one."""
     from ..spools.open import path_of
 
     path = path_of(url)
-    if path is not None and not path.exists():
+    if path is not None and not path.exists() and not create:
         return NoSuch(
             f"there is no spool at {path}: nothing was ever accepted there, or it is elsewhere. "
             "Name it with --spool, or run this where the relay runs."

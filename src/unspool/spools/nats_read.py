@@ -150,7 +150,7 @@ class Reader:
 
     def corrupt(self, count: int) -> Corrupt:
         return Corrupt(
-            f"{count} record(s) in the spool {self._link.address.shown} failed their checksum."
+            f"{count} record(s) in the spool {self._link.shown} failed their checksum."
             " They are set aside with all their bytes; nothing is run under their keys, and the"
             " rest goes on. See what is left: unspool queue --all"
         )

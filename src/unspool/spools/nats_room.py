@@ -3,8 +3,8 @@
     await room.take(bytes)      raises `Full`
 
 A stream at its `max_bytes` (or an account at its storage) refuses every write, leases, verdicts and
-the sweep's tombstones too: it could never be emptied again. So a part of it, RESERVE of the whole,
-is for those alone. Where neither has a limit, nothing is asked. How full it is, is asked at most
+the sweep's tombstones too: it could never be emptied again. So a part of it is for those
+alone. Where neither has a limit, nothing is asked. How full it is, is asked at most
 once in LOOK_S, and reckoned in between.
 """
 
@@ -17,7 +17,10 @@ from typing import Any, Final
 from .nats_link import Link
 
 RESERVE: Final = 16
-"""One part in so many."""
+"""One part in so many …"""
+RESERVE_BYTES: Final = 8 * 1024 * 1024
+"""… and at least so much: the largest answer, or a batch of leases."""
+ROOM_MIN_BYTES: Final = 4 * RESERVE_BYTES
 LOOK_S: Final = 1.0
 OVERHEAD_BYTES: Final = 600
 """Of a message on the server: subject, headers and its own."""
@@ -37,6 +40,11 @@ class Room:
         self._left = 0
         self._looked_at = -LOOK_S
 
+    @property
+    def is_enough(self) -> bool:
+        limits = [limit for limit in (self._max_bytes, self._account_max) if limit > 0]
+        return not limits or min(limits) >= ROOM_MIN_BYTES
+
     async def take(self, size: int, count: int) -> None:
         if self._max_bytes <= 0 and self._account_max <= 0:
             return
@@ -46,14 +54,18 @@ class Room:
             self._left = await self._look()
         self._left -= size + count * OVERHEAD_BYTES
         if self._left < 0:
-            raise self._link.full("the rest is kept for what ends messages")
+            raise self._link.wire.full("the rest is kept for what ends messages")
 
     async def _look(self) -> int:
         left = 2**62
         if self._max_bytes > 0:
             used = int((await self._link.info())["state"]["bytes"])
-            left = self._max_bytes - self._max_bytes // RESERVE - used
+            left = _for_new(self._max_bytes) - used
         if self._account_max > 0:
             used = int((await self._link.account()).get(self._kind, 0))
-            left = min(left, self._account_max - self._account_max // RESERVE - used)
+            left = min(left, _for_new(self._account_max) - used)
         return left
+
+
+def _for_new(limit: int) -> int:
+    return limit - max(limit // RESERVE, RESERVE_BYTES)

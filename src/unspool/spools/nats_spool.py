@@ -2,25 +2,21 @@
 
 Who may do what is decided from the index; that it is still so when it is written, the server
 sees to: each message is published under the revision that it was decided from, and a batch of which
-one is not so any more is refused whole. Then what the batch touched is read again, and it is
-decided anew, at most ROUNDS times.
-
-A write goes on when its caller is cancelled (13), and is told to the index when it is
-acknowledged, so that a relay sees its own writes at once.
+one is not so any more is refused whole, read again and decided anew (`nats_commits`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from ..core.lifecycle import LIFE, Deferred, State, Verdict
 from ..core.message import Destination, Instant, Key
 from ..core.record import Spoilt
-from ..errors import Unavailable
+from ..errors import Full
 from .arrivals import Arrivals
 from .nats_change import (
     Row,
@@ -32,6 +28,7 @@ from .nats_change import (
     under,
     without_answer,
 )
+from .nats_commits import Commits
 from .nats_index import Index
 from .nats_link import Conflict, Link
 from .nats_read import Reader
@@ -40,8 +37,6 @@ from .nats_records import (
     Facts,
     Known,
     line_of,
-    lines_in,
-    mails,
     waits,
     written,
 )
@@ -58,12 +53,6 @@ from .protocol import (
     Tally,
 )
 
-ROUNDS: Final = 20
-PAUSE_S: Final = 0.002
-CLOSE_S: Final = 5.0
-
-T = TypeVar("T")
-
 
 class NatsSpool:
     def __init__(
@@ -79,8 +68,7 @@ class NatsSpool:
         self._reader: Final = Reader(link, watch)
         self._leasing: Final = asyncio.Lock()
         """Who leases looks for the same messages: one after the other, or they would collide."""
-        self._writes: Final[set[asyncio.Task[Any]]] = set()
-        self._closed = False
+        self._commits: Final = Commits(link, watch, self._reader)
 
     @property
     def _index(self) -> Index:
@@ -91,60 +79,10 @@ class NatsSpool:
         """Records that failed their checksum and were set aside."""
         return len(self._index.spoilt)
 
-    # -- writing ---------------------------------------------------------------------------------
-
-    async def _commit(self, changes: Sequence[Change]) -> None:
-        """Raises `Conflict`, having read again what it was about."""
-        if not changes:
-            return
-        published = mails(self._link.names, changes)
-        try:
-            sequences = await self._link.commit(published)
-        except Conflict:
-            await self._reread(changes)
-            raise
-        lines = lines_in(changes)
-        mains = sequences[len(sequences) - len(lines) - len(changes) :]
-        for change, revision in zip(changes, mains, strict=False):
-            self._watch.told(change, revision)
-        for (line, expected), revision in zip(lines.items(), mains[len(changes) :], strict=True):
-            self._watch.line_told(line, revision, expected)
-
-    async def _reread(self, changes: Sequence[Change]) -> None:
-        await self._reader.known([change.key for change in changes], apart=False)
-        lines = [change.line for change in changes if change.line_expected is not None]
-        if lines:
-            await self._reader.learn_lines(lines)
-
-    async def _again(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Until nobody has come between. Goes on when its caller is cancelled."""
-        if self._closed:
-            raise Unavailable(
-                f"The spool {self._link.address.shown} is closed. Nothing of this was done; what"
-                " was accepted is kept there. Start again: unspool serve"
-            )
-        task = asyncio.get_running_loop().create_task(self._rounds(attempt))
-        self._writes.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    async def _rounds(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        for number in range(ROUNDS):
-            try:
-                return await attempt()
-            except Conflict:
-                await asyncio.sleep(number * PAUSE_S)
-        raise self._link.gone("others write the same messages all the time")
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._writes.discard(task)
-        if not task.cancelled():
-            task.exception()  # its caller may have gone
-
     # -- accept ----------------------------------------------------------------------------------
 
     async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
-        answers = await self._again(lambda: self._accept(entries))
+        answers = await self._commits.until_done(lambda: self._accept(entries))
         if any(isinstance(a, New) and a.entry.state is State.WAITING for a in answers):
             self._arrivals.ring()
         return answers
@@ -179,7 +117,7 @@ class NatsSpool:
         if changes:
             size = sum(len(c.body) + sum(map(len, c.parts)) for c in changes.values())
             await self._room(size, len(changes))
-            await self._commit([*changes.values()])
+            await self._commits.commit([*changes.values()], grows=True)
         return answers
 
     async def _known(self, keys: Sequence[Key], *, apart: bool = True) -> dict[Key, Known]:
@@ -225,7 +163,7 @@ class NatsSpool:
             return await self._lease(rows, until, ordered=True)
 
         async with self._leasing:
-            return await self._again(attempt)
+            return await self._commits.until_done(attempt)
 
     async def _lease(
         self, rows: Sequence[Row], until: Instant, *, seize: bool = False, request: bool = True,
@@ -254,7 +192,13 @@ class NatsSpool:
             )
             leases.append(lease)
             changes.append(change)
-        await self._commit(changes)
+        try:
+            await self._commits.commit(changes, grows=True)
+        except Full:
+            if len(rows) == 1:
+                raise
+            few = rows[: len(rows) // 2]
+            return await self._lease(few, until, seize=seize, request=request, ordered=ordered)
         return leases
 
     async def seize(
@@ -272,7 +216,7 @@ class NatsSpool:
             return [taken.pop(key, None) for key in keys]
 
         async with self._leasing:
-            return await self._again(attempt)
+            return await self._commits.until_done(attempt)
 
     async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:
         async def attempt() -> list[Lease]:
@@ -280,12 +224,12 @@ class NatsSpool:
             return await self._lease(rows, until, seize=True, request=False)
 
         async with self._leasing:
-            return await self._again(attempt)
+            return await self._commits.until_done(attempt)
 
     # -- settle and renew ------------------------------------------------------------------------
 
     async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
-        kept = await self._again(lambda: self._settle(settlements))
+        kept = await self._commits.until_done(lambda: self._settle(settlements))
         if any(kept):
             self._arrivals.ring()
         return kept
@@ -323,7 +267,7 @@ class NatsSpool:
                 if change is None:
                     raise Conflict(key)
                 staged[key] = change.facts or facts, change
-        await self._commit([change for _, change in staged.values()])
+        await self._commits.commit([change for _, change in staged.values()])
         return kept
 
     async def _rows(self, leases: Sequence[Lease]) -> dict[Key, Row]:
@@ -360,10 +304,10 @@ class NatsSpool:
                         facts, place=facts.place or found.revision, leased_until=until
                     )
                     changes[key] = restating(renewed, found)
-            await self._commit([*changes.values()])
+            await self._commits.commit([*changes.values()])
             return kept
 
-        return await self._again(attempt)
+        return await self._commits.until_done(attempt)
 
     # -- sweep -----------------------------------------------------------------------------------
 
@@ -385,11 +329,11 @@ class NatsSpool:
                 except Spoilt as error:
                     await self._reader.aside(found)
                     raise Conflict(facts.key) from error
-            await self._commit(changes)
+            await self._commits.commit(changes)
             return len(changes)
 
         async with self._leasing:
-            return await self._again(attempt)
+            return await self._commits.until_done(attempt)
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -413,20 +357,13 @@ class NatsSpool:
     async def discard(self, marks: Sequence[str], /) -> Sequence[bool]:
         async def attempt() -> list[bool]:
             changes = await self._reader.discarded(marks)
-            await self._commit([*changes.values()])
+            await self._commits.commit([*changes.values()])
             return [changes.pop(mark, None) is not None for mark in marks]
 
-        return await self._again(attempt)
+        return await self._commits.until_done(attempt)
 
     async def aclose(self) -> None:
         """Finish what was begun, and let go."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._writes:
-            await asyncio.wait(self._writes, timeout=CLOSE_S)
-        for task in [*self._writes]:
-            task.cancel()
-        await asyncio.gather(*self._writes, return_exceptions=True)
+        await self._commits.aclose()
         await self._watch.aclose()
-        await self._link.aclose()
+        await self._link.wire.aclose()

@@ -29,8 +29,9 @@ from ..core.message import Key
 from ..core.record import Spoilt
 from ..errors import UnspoolError
 from .nats_index import Index
-from .nats_link import ANSWER_S, Link, Refusal
+from .nats_link import Link, Refusal
 from .nats_records import ASIDE, FACTS, OPERATION, TOMBSTONE_S, Change, Known, checked_facts, key_of
+from .nats_wire import ANSWER_S
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("unspool.spool")
 
-HEARTBEAT_S: Final = 1.0
-SILENCE_S: Final = 3.5
+HEARTBEAT_S: Final = 0.5
+SILENCE_S: Final = 2.5
 REACH_S: Final = ANSWER_S
 LOAD_S: Final = 10.0
 """A load in which nothing comes for so long is given up."""
@@ -55,6 +56,7 @@ class Watch:
         """How often everything was read again since it was opened."""
         self._link: Final = link
         self._on_news: Final = on_news
+        self._loop: Final = asyncio.get_running_loop()
         self._loading: Index | None = None
         self._base = 0
         """Where the stream was when the consumer was made."""
@@ -139,7 +141,7 @@ class Watch:
             if index is not None and index.spoil(revision, key):
                 log.error(
                     "a record in the spool %s failed its checksum and was set aside: %s",
-                    self._link.address.shown, key,
+                    self._link.shown, key,
                 )  # fmt: skip
 
     async def reach(self, sequence: int) -> None:
@@ -153,7 +155,7 @@ class Watch:
             async with asyncio.timeout(REACH_S):
                 await future
         except TimeoutError as error:
-            raise self._link.gone("its news is late") from error
+            raise self._link.wire.gone("its news is late") from error
         finally:
             self._progress.discard(waiter)
 
@@ -168,15 +170,15 @@ class Watch:
         await self._end()
         info = await link.info()
         self._base = int(info["state"]["last_seq"])
-        self._server = link.server_id
+        self._server = link.wire.server_id
         if not whole and self._base < self.index.position:
             whole = True  # the stream has gone back: it is not the one that we knew
         self._loading = Index() if whole else None
         start = 1 if whole else self.index.position + 1
-        inbox = link.client.new_inbox()
+        inbox = link.wire.new_inbox()
         self._consumer, self._next = inbox[-22:], 1
-        self._subscription = await link.client.subscribe(
-            inbox, cb=self._shown, pending_msgs_limit=0, pending_bytes_limit=PENDING_BYTES
+        self._subscription = await link.wire.subscribe(
+            inbox, self._shown, pending_bytes=PENDING_BYTES
         )
         self._heard_at = self._now()
         self._broken.clear()
@@ -194,7 +196,7 @@ class Watch:
                 {"stream_name": link.names.stream, "config": config},
             )
         except Refusal as error:
-            raise link.gone(f"it gives no news: {error}") from error
+            raise link.wire.gone(f"it gives no news: {error}") from error
         if not made.get("num_pending"):
             self._caught_up()
 
@@ -205,8 +207,8 @@ class Watch:
         consumer, link = self._consumer, self._link
         with contextlib.suppress(Exception):  # it goes by itself, too, when nobody listens
             await subscription.unsubscribe()
-            if link.connected and self._closed:
-                await link.send(f"$JS.API.CONSUMER.DELETE.{link.names.stream}.{consumer}")
+            if link.wire.connected and self._closed:
+                await link.wire.send(f"$JS.API.CONSUMER.DELETE.{link.names.stream}.{consumer}")
 
     async def _until_loaded(self) -> None:
         while self._loading is not None:
@@ -217,7 +219,7 @@ class Watch:
                     await self._loaded
             except TimeoutError as error:
                 if (self._heard_at, len(self._loading or ())) == before:
-                    raise self._link.gone("it gives no news") from error
+                    raise self._link.wire.gone("it gives no news") from error
 
     async def _mind(self) -> None:
         """Begin again where it broke off, and as often as it takes."""
@@ -225,21 +227,31 @@ class Watch:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self._broken.wait()
-            if not self._link.connected:
+            if not self._link.wire.connected:
                 self._broken.clear()
+                await self._reopen()
                 continue
             silent_s = self._now() - self._heard_at
             if not self._broken.is_set() and silent_s < SILENCE_S:
                 continue
-            old = self._server != self._link.server_id or silent_s > TOMBSTONE_S / 2
+            old = self._server != self._link.wire.server_id or silent_s > TOMBSTONE_S / 2
             try:
                 if old:
                     self.reloads += 1
-                    log.info("reading all of the spool %s again", self._link.address.shown)
+                    log.info("reading all of the spool %s again", self._link.shown)
                 await self._begin(whole=old or self._loading is not None)
             except UnspoolError as error:
                 log.warning("no news of the spool: %s", error)
                 self._broken.set()
+                await asyncio.sleep(AGAIN_S)
+
+    async def _reopen(self) -> None:
+        """nats-py reconnects by itself, but not after everything that a server may say."""
+        if self._link.wire.closed:
+            try:
+                await self._link.wire.reopen()
+            except UnspoolError as error:
+                log.warning("no connection to the spool: %s", error)
                 await asyncio.sleep(AGAIN_S)
 
     # -- what is shown ---------------------------------------------------------------------------
@@ -285,7 +297,7 @@ class Watch:
         answer_to = reply or headers.get("Nats-Consumer-Stalled", "")
         if answer_to:
             with contextlib.suppress(UnspoolError):
-                await self._link.send(answer_to)
+                await self._link.wire.send(answer_to)
         elif int(headers.get("Nats-Last-Consumer", self._next - 1)) != self._next - 1:
             self._broken.set()
         else:  # idle: what there was when the consumer was made, and still is, was shown
@@ -310,7 +322,7 @@ class Watch:
             except Spoilt as error:
                 log.error(
                     "a record in the spool %s is set aside: %s (%s)",
-                    self._link.address.shown, key, error,
+                    self._link.shown, key, error,
                 )  # fmt: skip
                 news = index.spoil(revision, key)
         if news and index is self.index:
@@ -333,6 +345,5 @@ class Watch:
             if not waiter[1].done():
                 waiter[1].set_result(None)
 
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+    def _now(self) -> float:
+        return self._loop.time()

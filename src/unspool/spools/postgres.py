@@ -78,6 +78,11 @@ class PostgresSpool:
         self._working: set[asyncio.Task[Any]] = set()
         self._closed = False
 
+    @property
+    def hears(self) -> bool:
+        """Do others' notifications come? Else their messages are looked for, which is slower."""
+        return self._bell.hears
+
     def _soon(self, work: Coroutine[Any, Any, T]) -> _Soon[T]:
         """On its way at once, and to its end whoever is cancelled (13)."""
         if self._closed:
@@ -103,7 +108,7 @@ class PostgresSpool:
         """Fails closed on what cannot be read (12)."""
         try:
             if patient:
-                return await self._link.run(work, patience_s=read.LOOK_S)
+                return await self._link.run(work, within_s=read.LOOK_S)
             return await self._link.run(work)
         except write.SpoiltRows as found:
             raise await self._set_aside(found.ids) from found

@@ -29,7 +29,7 @@ from psycopg import AsyncConnection
 
 from ..errors import UnspoolError
 from .arrivals import Arrivals
-from .postgres_link import PATIENCE_S, Link, Transaction, cut
+from .postgres_link import Link, Transaction, cut
 
 log: Final = logging.getLogger("unspool.spool")
 
@@ -146,14 +146,16 @@ class Bell:
             )  # fmt: skip
 
     async def _ask(self, connection: AsyncConnection[Any], query: str) -> None:
-        timer = asyncio.get_running_loop().call_later(PATIENCE_S, cut, connection)
+        timer = asyncio.get_running_loop().call_later(self._link.target.deadline_s, cut, connection)
         try:
             await connection.execute(query.encode())
         finally:
             timer.cancel()
 
     async def aclose(self) -> None:
-        for task in (self._listening, self._ringing):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+        if self._ringing is not None:
+            self._again = False
+            await self._ringing  # it has a deadline

@@ -33,7 +33,7 @@ log: Final = logging.getLogger("unspool.spool")
 
 SERVER_MIN: Final = 120000
 """12: MATERIALIZED; older ones have had no corrections since 2024."""
-PATIENCE_S: Final = 30.0
+WITHIN_S: Final = 30.0
 COMMITS: Final = {
     "off": "on",
     "local": "local",
@@ -49,7 +49,7 @@ async def prepare(link: Link, *, create: bool = True) -> tuple[Promises, str]:
     """What it promises, and the synchronous_commit by which it does. Raises a `Broken` that says
     what to do, or `Unavailable`."""
     target = link.target
-    found = await link.run(_measured, patience_s=PATIENCE_S)
+    found = await link.run(_measured, within_s=WITHIN_S)
     _refuse(found, target)
     if not _is_there(found):
         if not create:
@@ -57,11 +57,11 @@ async def prepare(link: Link, *, create: bool = True) -> tuple[Promises, str]:
                 f"There is no spool in the schema {target.schema} of {target.shown}, and it was not"
                 " to be made. Nothing was changed. See what is there: psql -c '\\dn+'"
             )
-        await link.run(lambda transaction: _make(transaction, target), patience_s=PATIENCE_S)
-    elif (await link.run(_about, patience_s=PATIENCE_S))[1] < FORM:
-        await link.run(lambda transaction: _make(transaction, target), patience_s=PATIENCE_S)
-    _check_form(await link.run(_about, patience_s=PATIENCE_S), target)
-    found = await link.run(_measured, patience_s=PATIENCE_S)
+        await link.run(lambda transaction: _make(transaction, target), within_s=WITHIN_S)
+    elif (await link.run(_about, within_s=WITHIN_S))[1] < FORM:
+        await link.run(lambda transaction: _make(transaction, target), within_s=WITHIN_S)
+    _check_form(await link.run(_about, within_s=WITHIN_S), target)
+    found = await link.run(_measured, within_s=WITHIN_S)
     return _promises(found), COMMITS.get(found.synchronous_commit, "on")
 
 

@@ -2,7 +2,7 @@
 
     link = Link(target)
     value = await link.run(work)                 BEGIN, what `work(transaction)` asks, COMMIT
-    value = await link.run(work, patience_s=60)
+    value = await link.run(work, within_s=60)
     connection = await link.connect()            one for itself; the caller's to close
     await link.aclose()
 
@@ -11,8 +11,8 @@ with it. Nothing is prepared, and nothing is set but for the transaction: PgBoun
 another session.
 
 Deadlines. Whoever waits for a connection, for the server to be reached, and for its answers waits
-`patience_s` in all. Then the socket is shut under libpq, which says so at once, whatever the server
-does; the server itself gives a statement up a little earlier.
+`within_s` in all, or as long as the URL says. Then the socket is shut under libpq, which says so at
+once, whatever the server does; the server itself gives a statement up a little earlier.
 
 A connection that has had any trouble is closed, and all that are idle with it: they mostly have had
 the same. One that the server has closed while it was idle is readable, and not used. So after a
@@ -43,11 +43,8 @@ from .postgres_target import Target
 
 T = TypeVar("T")
 
-PATIENCE_S: Final = 5.0
-"""For what senders wait for."""
-CONNECT_S: Final = 3
-SPARE_S: Final = 0.5
-"""The server gives a statement up this much before we give the server up."""
+SPARE: Final = 0.1
+"""Of the time: so much earlier does the server give a statement up than we the server."""
 IDLE_MS: Final = 10_000
 """Of a transaction whose client stands still: then its locks are let go."""
 IDLE_MAX_S: Final = 300.0
@@ -96,10 +93,10 @@ class Link:
         self._closed = False
 
     async def run(
-        self, work: Callable[[Transaction], Awaitable[T]], *, patience_s: float = PATIENCE_S
+        self, work: Callable[[Transaction], Awaitable[T]], *, within_s: float | None = None
     ) -> T:
         """Raises what `translate` makes of trouble; what `work` raises undoes the transaction."""
-        until = asyncio.get_running_loop().time() + patience_s
+        until = asyncio.get_running_loop().time() + (within_s or self.target.deadline_s)
         for left in reversed(range(TRIES)):
             try:
                 return await self._once(work, until)
@@ -126,7 +123,7 @@ class Link:
                 async with connection.pipeline():
                     transaction = Transaction(connection, self.queries, self.target)
                     await transaction.ask("begin")
-                    left_ms = max(1, int((until - loop.time() - SPARE_S) * 1000))
+                    left_ms = max(1, int((until - loop.time()) * (1 - SPARE) * 1000))
                     await transaction.ask(
                         "settings", commit=self.commit, statement_ms=str(left_ms),
                         idle_ms=str(IDLE_MS),
@@ -155,12 +152,12 @@ class Link:
 
     # -- connections ---------------------------------------------------------------------------
 
-    async def connect(self, *, within_s: float = PATIENCE_S) -> AsyncConnection[Any]:
+    async def connect(self, *, within_s: float | None = None) -> AsyncConnection[Any]:
         """A new connection. Raises as `run`."""
         if self._closed:
             raise closed(self.target)
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(within_s or self.target.deadline_s):
                 connection = await AsyncConnection.connect(
                     **self.target.parameters, autocommit=True, prepare_threshold=None
                 )
@@ -209,9 +206,10 @@ class Link:
 async def in_turn(
     turns: asyncio.Semaphore | asyncio.Lock, target: Target, *, until: float | None = None
 ) -> AsyncIterator[None]:
-    """One of those who may go on at once, waited for until then, or for PATIENCE_S."""
+    """One of those who may go on at once, waited for until then, or its deadline."""
     try:
-        async with asyncio.timeout(PATIENCE_S) if until is None else asyncio.timeout_at(until):
+        until = until or asyncio.get_running_loop().time() + target.deadline_s
+        async with asyncio.timeout_at(until):
             await turns.acquire()
     except TimeoutError as error:
         raise Unavailable(

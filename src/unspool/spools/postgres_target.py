@@ -3,8 +3,8 @@
     target = read_target("postgres://me:secret@db1,db2/mail?schema=orders&connections=4")
 
 All that libpq knows may stand in the query (sslmode, sslrootcert, target_session_attrs, host …);
-ours are `schema` (unspool) and `connections` (8). What the URL leaves out, libpq takes from
-its own variables and files: PGPASSWORD, ~/.pgpass, service files.
+ours are `schema` (unspool), `connections` (8) and `deadline_ms` (5000). What the URL leaves out,
+libpq takes from its own variables and files: PGPASSWORD, ~/.pgpass, service files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from ..errors import Misconfigured
 
 SCHEMA: Final = "unspool"
 CONNECTIONS: Final = 8
-CONNECTIONS_MAX: Final = 100
+DEADLINE_MS: Final = 5_000
+OURS: Final = {
+    "schema": SCHEMA,
+    "connections": str(CONNECTIONS),
+    "deadline_ms": str(DEADLINE_MS),
+}
 DEFAULTS: Final = {
     "connect_timeout": "3",
     "fallback_application_name": "unspool",
@@ -44,6 +49,8 @@ class Target(Value, frozen=True):
     """As libpq has them."""
     schema: str
     connections: int
+    deadline_s: float
+    """How long a sender may have to wait for it."""
 
     @property
     def lock_class(self) -> int:
@@ -55,7 +62,7 @@ def read_target(url: str) -> Target:
     """Raises `Misconfigured`."""
     shown = concealed(url)
     base, _, query = url.partition("?")
-    ours = {"schema": SCHEMA, "connections": str(CONNECTIONS)}
+    ours = dict(OURS)
     theirs: list[str] = []
     for part in query.split("&") if query else ():
         name, _, value = part.partition("=")
@@ -77,10 +84,16 @@ def read_target(url: str) -> Target:
             f"schema={ours['schema']} in {shown!r} is no name that a spool's schema may have."
             " Nothing was opened. Give up to 40 of a-z, 0-9 and _: ?schema=unspool"
         )
-    number = ours["connections"]
-    if not number.isascii() or not number.isdigit() or not 2 <= int(number) <= CONNECTIONS_MAX:
-        raise Misconfigured(
-            f"connections={number} in {shown!r} is not from 2 to {CONNECTIONS_MAX}. Nothing was"
-            f" opened. Leave it out, or say: ?connections={CONNECTIONS}"
-        )
-    return Target(shown, DEFAULTS | parameters, ours["schema"], int(number))
+    connections = _number(ours, "connections", least=2, most=100, shown=shown)
+    deadline_ms = _number(ours, "deadline_ms", least=100, most=60_000, shown=shown)
+    return Target(shown, DEFAULTS | parameters, ours["schema"], connections, deadline_ms / 1000)
+
+
+def _number(ours: dict[str, str], name: str, *, least: int, most: int, shown: str) -> int:
+    text = ours[name]
+    if text.isascii() and text.isdigit() and least <= int(text) <= most:
+        return int(text)
+    raise Misconfigured(
+        f"{name}={text} in {shown!r} is no number from {least} to {most}. Nothing was opened."
+        f" Leave it out, or say: ?{name}={OURS[name]}"
+    )
