@@ -291,6 +291,21 @@ async def test_cancelled_calls_mix_up_no_replies(spool: RedisSpool) -> None:
             assert ended is None or isinstance(ended, asyncio.CancelledError)
 
 
+async def test_closing_at_any_moment(server: Redis) -> None:
+    """Whoever listens is let go of at once, wherever he is. (In Python 3.11 a cancellation that
+    meets the end of a send is lost: he would have listened for 15 s more.)"""
+    began = asyncio.get_running_loop().time()
+    for turns in range(25):
+        spool = await RedisSpool.open(server.spool("closing"))
+        waiter = asyncio.create_task(spool.wait_arrival())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await spool.aclose()
+        waiter.cancel()
+        await asyncio.gather(waiter, return_exceptions=True)
+    assert asyncio.get_running_loop().time() - began < 10
+
+
 async def test_flushed_under_our_feet(server: Redis, spool: RedisSpool, request: Any) -> None:
     """Who has lost everything promises nothing more, and says so; opened again it begins anew."""
     await spool.accept([waiting("a")])
