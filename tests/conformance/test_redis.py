@@ -143,9 +143,10 @@ async def test_out_of_memory(server: Redis, spool: RedisSpool) -> None:
     assert all(isinstance(a, New) for a in await spool.accept([waiting("c"), waiting("d")]))
 
 
-async def test_what_is_large_comes_in_pieces(spool: RedisSpool) -> None:
+async def test_what_is_large_comes_in_pieces(server: Redis) -> None:
     """1, 4. An answer of hundreds of MiB is none that anybody waits for: a lease gives fewer, and
     what has to be whole is fetched one by one."""
+    spool = await RedisSpool.open(server.spool("large"))
     small = waiting("x").message.request
     assert small is not None
     large = replace(small, body=bytes(3 << 20))
@@ -167,6 +168,7 @@ async def test_what_is_large_comes_in_pieces(spool: RedisSpool) -> None:
         await spool.settle([(lease, replace(delivered(), answer=answer))])
     entries = await spool.find([key(name) for name in names])
     assert [entry and entry.answer for entry in entries] == [answer] * 6
+    await spool.aclose()
 
 
 # --- what a rotten byte costs ---------------------------------------------------------------------

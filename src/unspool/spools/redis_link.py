@@ -237,9 +237,12 @@ class Link:
                 await self._measure(connection)
             elif loop.time() - self._measured_at > self._patience.measure_s:
                 await self._measure(connection)
-        except BaseException:
+        except BaseException as error:
             if connection is not None:
                 await connection.disconnect(nowait=True)
+            if isinstance(error, trouble.RedisError | OSError):
+                await self._drop_idle()
+                raise translate(error, where=self.where, sent=False) from error
             raise
         return connection
 
