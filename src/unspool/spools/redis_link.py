@@ -183,7 +183,7 @@ class Link:
                     if ordered:
                         self._order.release()  # the next may go while this one waits for the disk
                         ordered = False
-                    if asked.binds(answer) and self.measured is not None and self.measured.waits:
+                    if self.measured is not None and self.measured.waits and asked.binds(answer):
                         if asked.verb in LOOKS:  # WAITAOF waits for one's own writes alone
                             await self._touch(connection)
                         await self._sync(connection)
