@@ -206,10 +206,15 @@ async def test_a_spoilt_record(
                 await spool.accept([waiting("new"), waiting("a")])
             assert await found(spool, "new") is None, "nothing of the batch was done"
     [aside] = await spool.damaged(after=None, limit=9)
+    before = server.redis().hget(record, "bad")
     with pytest.raises(Corrupt):
-        await spool.find([aside.key])
+        await spool.find([aside.key, aside.key])
     with pytest.raises(Corrupt):
         await spool.accept([waiting(aside.key.rstrip("."))])
+    assert server.redis().hget(record, "bad") == before, "all its bytes are kept"
+    again = await RedisSpool.open(server.spool(named(request)))
+    assert again.corrupt == 1
+    await again.aclose()
     if look != "sweep":
         left = await lease_all(spool, now=later(9 * DAY), until=later(10 * DAY))
         assert names_of(left) == ["b"]

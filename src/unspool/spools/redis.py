@@ -100,7 +100,8 @@ class RedisSpool:
 
     @property
     def corrupt(self) -> int:
-        """Records that failed their crc and were set aside, as far as we have seen."""
+        """Records that failed their crc and were set aside, as of when it was last asked: once a
+        second, while somebody waits for arrivals."""
         return self._link.corrupt
 
     # -- writing ---------------------------------------------------------------------------------
@@ -224,7 +225,8 @@ class RedisSpool:
     async def wait_arrival(self) -> None:
         self._bell.listen()
         while not await self._arrived(POLL_S):
-            rings = int(await self._link.call("rings"))
+            found = Rows(await self._link.call("rings"))
+            rings, self._link.corrupt = found.number(), found.integer()
             if rings != self._rings:
                 self._rings = rings
                 return
