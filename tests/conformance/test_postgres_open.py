@@ -244,7 +244,7 @@ def test_the_forms_lead_from_one_to_the_next() -> None:
 
 
 async def test_it_is_not_made_where_it_must_not_be(server: Postgres, schema: str) -> None:
-    with pytest.raises(Misconfigured, match="not to be made"):
+    with pytest.raises(Misconfigured, match="looking makes none"):
         await open_postgres(server.spool(schema), create=False)
 
 

@@ -116,7 +116,7 @@ async def reached(url: str, *, create: bool = False) -> AsyncGenerator[Spool, No
     from ..spools.open import reach_spool
 
     _must_exist(url, create=create)
-    opened = await reach_spool(url)
+    opened = await reach_spool(url, create=create)
     try:
         yield opened
     finally:

@@ -67,8 +67,9 @@ async def prepare(link: Link, *, create: bool = True) -> tuple[Promises, str]:
     if not _is_there(found):
         if not create:
             raise Misconfigured(
-                f"There is no spool in the schema {target.schema} of {target.shown}, and it was not"
-                " to be made. Nothing was changed. See what is there: psql -c '\\dn+'"
+                f"There is no spool in the schema {target.schema} of {target.shown}: nothing was"
+                " ever accepted there, and looking makes none. Name the one that the relay has:"
+                " --spool 'postgres://…?schema=…'"
             )
         await link.run(lambda transaction: _make(transaction, target), within_s=WITHIN_S)
     elif (await link.run(_about, within_s=WITHIN_S))[1] < FORM:
