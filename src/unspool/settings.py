@@ -80,7 +80,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     collect: Annotated[
         tuple[str, ...],
         Says(WHERE, "Queues to collect handed-over messages from, beside what comes to the door: "
-             "gearman://host:4730/function. The first worker does it.", form="queue"),
+             "gearman://host:4730/function, amqp://host/?queue=name or s3://bucket/prefix. The "
+             "first worker does it.", form="queue"),
     ] = ()  # fmt: skip
     workers: Annotated[
         int, Says(WHERE, "Processes that share the listeners and the spool.", least=1, most=256)

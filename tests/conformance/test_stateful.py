@@ -299,7 +299,7 @@ def nats() -> Iterator[Nats]:
 
 
 SHARED = {
-    "redis": (1.0, lambda server, path: RedisSpool.open(server.spool(path.parent.name))),
+    "redis": (0.4, lambda server, path: RedisSpool.open(server.spool(path.parent.name))),
     "postgres": (0.1, lambda server, path: open_spool(server.spool(f"at_{path.parent.name}"))),
     "nats": (0.1, lambda server, path: open_nats(server.url(path.parent.name))),
 }

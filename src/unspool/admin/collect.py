@@ -85,6 +85,7 @@ async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
                 secret=secret,
                 clock=clock,
                 chance=chance,
+                exacting=True,
             )
             for url, queue in zip(urls, queues, strict=True)
         ]
@@ -92,7 +93,12 @@ async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
         notify("READY=1")
         if once:
             return await _drained(collectors, told)
-        await asyncio.gather(*(collector.run(told) for collector in collectors))
+        running = [asyncio.create_task(collector.run(told)) for collector in collectors]
+        try:
+            await asyncio.gather(*running)
+        finally:  # one that cannot begin ends all: the operator looks at it now
+            told.set()
+            await asyncio.gather(*running, return_exceptions=True)
         notify("STOPPING=1")
         await custody.drain()
     finally:
