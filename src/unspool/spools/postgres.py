@@ -72,6 +72,7 @@ class PostgresSpool:
         self.corrupt = aside
         """Records set aside, as far as this process knows."""
         self._link = link
+        self._loop = asyncio.get_running_loop()
         self._arrivals = Arrivals()
         self._bell = Bell(link, self._arrivals)
         self._accepting = asyncio.Lock()  # the order in which we are told is the order of the ids
@@ -89,10 +90,12 @@ class PostgresSpool:
             work.close()
             return _refuse(closed(self._link.target))
         try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # asyncio.run(spool.find(…)): the loop comes later
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is not self._loop:  # it was only called here, and is awaited where it belongs
             return work
-        task = loop.create_task(work)
+        task = self._loop.create_task(work)
         self._working.add(task)
         task.add_done_callback(self._ended)
         return _result(task)
