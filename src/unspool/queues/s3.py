@@ -103,6 +103,7 @@ class S3Queue:
         self._giants: Final[set[str]] = set()
         self._after: str | None = None
         self._look_s = LOOK_LEAST_S
+        self._failed_at = -1.0
         self._closed = False
         self.promises: Final = Promises(
             survives=survives,
@@ -122,13 +123,18 @@ class S3Queue:
         await self._write(self._prefix, payloads)
 
     async def _write(self, prefix: str, payloads: Sequence[bytes]) -> None:
-        await _all(self._write_one(f"{prefix}/{unique(payload)}", payload) for payload in payloads)
+        began = asyncio.get_running_loop().time()
+        await _all(
+            self._write_one(f"{prefix}/{unique(payload)}", payload, began) for payload in payloads
+        )
 
-    async def _write_one(self, path: str, payload: bytes) -> None:
+    async def _write_one(self, path: str, payload: bytes, began: float) -> None:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
         async with self._room, self._translated():
+            if self._failed_at >= began:  # who waits behind a failure has no deadline of his own
+                raise self._trouble("failed a moment ago, and was not asked again")
             with contextlib.suppress(AlreadyExistsError):  # these bytes, and no others
                 await obstore.put_async(
                     self._store, path, payload, mode="create", use_multipart=False
@@ -262,8 +268,10 @@ class S3Queue:
         except AlreadyExistsError:
             raise
         except TimeoutError as error:
+            self._failed_at = asyncio.get_running_loop().time()
             raise self._trouble(f"did not answer within {self._limits.answer_ms} ms") from error
         except (BaseError, OSError) as error:
+            self._failed_at = asyncio.get_running_loop().time()
             raise self._meant(str(error)) from error
 
     def _meant(self, text: str) -> UnspoolError:
