@@ -14,7 +14,7 @@ from pathlib import Path
 
 import apsw
 import pytest
-from collecting import CLIENT, WORKER, Collecting, perl, submit, tool, written
+from collecting import CLIENT, WORKER, Collecting, environ, perl, submit, tool, written
 
 from crash.processes import Relay, eventually
 from crash.service import Service
@@ -26,7 +26,7 @@ from unspool.errors import Misconfigured
 from unspool.queues.open import open_queue
 from unspool.queues.protocol import Queue
 
-ROUNDS = int(os.environ.get("UNSPOOL_CRASH_ROUNDS", "4"))
+ROUNDS = 4 * max(1, int(os.environ.get("UNSPOOL_CRASH_ROUNDS", "1")))
 NUMBERS = count()
 
 
@@ -323,10 +323,9 @@ def test_refused(
 )
 def test_ended(arguments: tuple[str, ...], code: int, says: str, tmp_path: Path) -> None:
     """What cannot work ends with the exit code of its kind, in one line."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("UNSPOOL_")}
     done = subprocess.run(
         [sys.executable, "-m", "unspool", "collect", *arguments, *TO],
-        cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30, check=False,
+        cwd=tmp_path, env=environ(), capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert says in done.stderr
