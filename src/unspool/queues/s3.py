@@ -30,7 +30,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -172,22 +172,23 @@ class S3Queue:
         size = 0
         starts = [self._after, None] if self._after is not None else [None]
         for start in starts:
-            async for meta in self._listed(start):
-                path, bytes_ = meta["path"], meta["size"]
-                if path in self._held or path in paths:
-                    continue
-                if bytes_ > PAYLOAD_MAX_BYTES:
-                    self._say_giant(path)
-                    continue
-                size += bytes_
-                if len(paths) == limit or (paths and size > TAKE_BYTES):
-                    return paths
-                paths.append(path)
-                self._after = path
+            async with contextlib.aclosing(self._listed(start)) as listed:
+                async for meta in listed:
+                    path, bytes_ = meta["path"], meta["size"]
+                    if path in self._held or path in paths:
+                        continue
+                    if bytes_ > PAYLOAD_MAX_BYTES:
+                        self._say_giant(path)
+                        continue
+                    size += bytes_
+                    if len(paths) == limit or (paths and size > TAKE_BYTES):
+                        return paths
+                    paths.append(path)
+                    self._after = path
             self._after = None
         return paths
 
-    async def _listed(self, start: str | None) -> AsyncIterator[Any]:
+    async def _listed(self, start: str | None) -> AsyncGenerator[Any, None]:
         import obstore
 
         listing = obstore.list(self._store, f"{self._prefix}/", offset=start, chunk_size=1000)
