@@ -25,6 +25,7 @@ from unspool.core.message import Request
 from unspool.errors import Misconfigured
 from unspool.queues.open import open_queue
 from unspool.queues.protocol import Queue
+from unspool.spools.logfile import open_log
 
 ROUNDS = 4 * max(1, int(os.environ.get("UNSPOOL_CRASH_ROUNDS", "1")))
 NUMBERS = count()
@@ -181,6 +182,19 @@ async def test_a_sender_who_waits_is_told(
     bad = tool(server, "-f", function, stdin=b"no JSON")
     assert bad.returncode != 0
     assert collector.stop() == 0
+
+
+async def test_a_spool_that_somebody_has_to_himself(collector: Collecting, tmp_path: Path) -> None:
+    """Who cannot open it beside the relay is told how the relay can do it."""
+    spool = await open_log(tmp_path / "spool.log")
+    try:
+        collector.command += ["--spool", f"log:///{tmp_path}/spool.log"]
+        at = collector.command.index("--spool")
+        del collector.command[at : at + 2]
+        assert await asyncio.to_thread(collector.once) == 75
+        assert "let it collect itself: unspool serve --collect gearman://" in collector.text()
+    finally:
+        await spool.aclose()
 
 
 async def test_one_process_for_both(

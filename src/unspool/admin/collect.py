@@ -23,7 +23,7 @@ from ..chance import Chance
 from ..clock import SystemClock
 from ..core.admission import Terms
 from ..custody import Custody
-from ..errors import Misconfigured, PromiseBroken
+from ..errors import InUse, Misconfigured, PromiseBroken
 from ..ingress.collector import Collector
 from ..node import Node, marked
 from ..queues.open import open_queue
@@ -33,6 +33,7 @@ from ..spools.protocol import Spool
 from . import logs
 from .notify import notify
 from .plan import plan_of
+from .wording import SURVIVES
 from .workers import STOPS
 
 log = logging.getLogger("unspool.collect")
@@ -57,12 +58,18 @@ async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
     told = ears()
     plan = plan_of(settings)
     queues = [await open_queue(url) for url in urls]  # before the spool: these ask nobody yet
-    spool = await open_for(settings)
+    try:
+        spool = await open_for(settings)
+    except InUse as error:
+        raise InUse(
+            f"{error} If it is the relay of this spool, let it collect itself: "
+            f"unspool serve --collect {shown(urls[0])}"
+        ) from error
     try:
         if spool.promises.survives < plan.required:
             raise PromiseBroken(
-                f"the spool {' '.join(map(shown, settings.spool))} survives "
-                f"{spool.promises.survives.name.lower()}, and `survives` asks for "
+                f"the spool {' '.join(map(shown, settings.spool))} "
+                f"{SURVIVES[spool.promises.survives]}, and `survives` asks for "
                 f"{plan.required.name.lower()}. Nothing was collected. Use another spool, or "
                 f"say --survives {spool.promises.survives.name.lower()}"
             )
@@ -153,8 +160,8 @@ def _announce(settings: Settings, urls: Sequence[str], spool: Spool) -> None:
     name = (settings.destination or settings.to)[0]
     sys.stderr.write(
         f"unspool {__version__} collects from {' '.join(map(shown, urls))}\n"
-        f"  spool        {' '.join(map(shown, settings.spool))}: survives "
-        f"{spool.promises.survives.name.lower()} ({spool.promises.detail})\n"
+        f"  spool        {' '.join(map(shown, settings.spool))}: "
+        f"{SURVIVES[spool.promises.survives]} ({spool.promises.detail})\n"
         f"  delivery     by the relay of this spool: unspool serve --to {name}"
         f" {' '.join(f'--spool {shown(url)}' for url in settings.spool)}\n"
     )
