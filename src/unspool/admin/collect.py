@@ -27,6 +27,7 @@ from ..errors import InUse, Misconfigured, PromiseBroken
 from ..ingress.collector import Collector
 from ..node import Node, marked
 from ..queues.open import open_queue
+from ..queues.protocol import Queue
 from ..settings import Settings
 from ..spools.open import shown
 from ..spools.protocol import Spool
@@ -52,11 +53,10 @@ def collect(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
 
 
 async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
-    from .opening import disk_of, open_for
+    from .opening import open_for
     from .serve import ears  # with all that a relay needs
 
     told = ears()
-    plan = plan_of(settings)
     queues = [await open_queue(url) for url in urls]  # before the spool: these ask nobody yet
     try:
         spool = await open_for(settings)
@@ -66,37 +66,7 @@ async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
             f"unspool serve --collect {shown(urls[0])}"
         ) from error
     try:
-        if spool.promises.survives < plan.required:
-            raise PromiseBroken(
-                f"the spool {' '.join(map(shown, settings.spool))} "
-                f"{SURVIVES[spool.promises.survives]}, and `survives` asks for "
-                f"{plan.required.name.lower()}. Nothing was collected. Use another spool, or "
-                f"say --survives {spool.promises.survives.name.lower()}"
-            )
-        terms = Terms(
-            survives=spool.promises.survives,
-            required=plan.required,
-            backlog_max=plan.backlog_max,
-            disk_free_min_bytes=plan.disk_free_min_bytes,
-        )
-        custody = Custody(spool=spool, terms=terms, disk_free=disk_of(settings))
-        clock, chance = SystemClock(), Chance()
-        secret = await custody.open(now=clock.now(), chance=chance)
-        if plan.backlog_max:
-            await custody.count()
-        collectors = [
-            Collector(
-                queue=queue,
-                called=shown(url),
-                custody=custody,
-                options=marked(plan.options, secret),
-                secret=secret,
-                clock=clock,
-                chance=chance,
-                exacting=True,
-            )
-            for url, queue in zip(urls, queues, strict=True)
-        ]
+        custody, collectors = await _opened(settings, spool, urls, queues)
         _announce(settings, urls, spool)
         notify("READY=1")
         if once:
@@ -112,6 +82,47 @@ async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
     finally:
         await spool.aclose()
     return os.EX_OK
+
+
+async def _opened(
+    settings: Settings, spool: Spool, urls: Sequence[str], queues: Sequence[Queue]
+) -> tuple[Custody, list[Collector]]:
+    """Custody as the relay of this spool has it, and a collector for each queue."""
+    from .opening import disk_of
+
+    plan = plan_of(settings)
+    if spool.promises.survives < plan.required:
+        raise PromiseBroken(
+            f"the spool {' '.join(map(shown, settings.spool))} "
+            f"{SURVIVES[spool.promises.survives]}, and `survives` asks for "
+            f"{plan.required.name.lower()}. Nothing was collected. Use another spool, or "
+            f"say --survives {spool.promises.survives.name.lower()}"
+        )
+    terms = Terms(
+        survives=spool.promises.survives,
+        required=plan.required,
+        backlog_max=plan.backlog_max,
+        disk_free_min_bytes=plan.disk_free_min_bytes,
+    )
+    custody = Custody(spool=spool, terms=terms, disk_free=disk_of(settings))
+    clock, chance = SystemClock(), Chance()
+    secret = await custody.open(now=clock.now(), chance=chance)
+    if plan.backlog_max:
+        await custody.count()
+    collectors = [
+        Collector(
+            queue=queue,
+            called=shown(url),
+            custody=custody,
+            options=marked(plan.options, secret),
+            secret=secret,
+            clock=clock,
+            chance=chance,
+            exacting=True,
+        )
+        for url, queue in zip(urls, queues, strict=True)
+    ]
+    return custody, collectors
 
 
 async def _drained(collectors: Sequence[Collector], told: asyncio.Event) -> int:
