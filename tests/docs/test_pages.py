@@ -51,6 +51,7 @@ SESSIONS = {
     "docs/howto/gearman.md": GEARMAND,
     "docs/howto/client.md": "",
     "docs/howto/keys.md": RELAY,
+    "docs/howto/move-house.md": RELAY,
     "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
     "docs/howto/redis.md": REDIS,
