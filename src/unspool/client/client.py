@@ -41,9 +41,11 @@ from .parts import Parts, open_parts
 from .record import result_of
 from .request import Auth, Content, Defaults, Fields, Params, Request, compose
 from .results import (
+    Delivered,
     Fate,
     Progress,
     Queued,
+    Rejected,
     Result,
     Settled,
 )
@@ -153,9 +155,12 @@ class AsyncClient:
                 before = self.options.durability == "before"
                 result = await Road(parts, self._known, before=before).carry(request)
             name, tries = type(result).__name__, len(result.tries)
+            if not isinstance(result, Delivered | Rejected):
+                log.info("%s under the key %s: %s", request.method, request.key, name)
             return result
         except Undelivered as error:
             tries = len(error.tries)
+            log.info("%s under the key %s: nobody has it", request.method, request.key)
             raise
         finally:
             took_ms = round((loop.time() - began) * 1000)
