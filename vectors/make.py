@@ -295,6 +295,7 @@ def handover_cases() -> list[Case]:
         make("a field with NUL", handed(fields=[["X-A", "\0"]])),
         make("a field with a space at its end", handed(fields=[["X-A", "1 "]])),
         make("a field outside Latin-1", handed(fields=[["X-A", "€"]])),
+        make("a host that is none", handed(fields=[["Host", "a b"]])),
         make("two hosts", handed(fields=[["Host", "a"], ["host", "a"]])),
         make("the order as a field", handed(fields=[["Unspool-Order", "customer-9"]])),
         make("the deadline as a field", handed(fields=[["Unspool-Lifetime", "60"]])),

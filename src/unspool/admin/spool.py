@@ -180,7 +180,7 @@ async def _reach_what_is(url: str) -> Spool:
 
     if (missing := _missing(url)) is not None:
         raise Unavailable(str(missing))  # of several: the others are looked at
-    return await reach_spool(url)
+    return await reach_spool(url, create=False)
 
 
 def _missing(url: str, *, create: bool = False) -> NoSuch | None:
