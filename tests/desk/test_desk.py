@@ -21,6 +21,7 @@ from crash.service import Service
 from crash.wire import ask
 from unspool.core.lifecycle import State
 from unspool.core.message import Instant, Key
+from unspool.errors import TooMuch
 from unspool.spools import desk as desks
 from unspool.spools import desk_wire as wire
 from unspool.spools.desk import Desk, open_desk
@@ -300,3 +301,30 @@ async def test_another_user_is_sent_away(desk: Desk) -> None:
     )
     assert said.stdout in (b"0\n", b""), said
     assert b"Reset" in said.stderr or said.stdout == b"0\n", said
+
+
+async def test_large_messages_are_asked_for_one_by_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a frame holds at once: fewer are asked for. What was seized in vain is as good as
+    in another's hands until the term is over; one that fits in no frame is said."""
+    monkeypatch.setattr(wire, "FRAME_MAX_BYTES", 300_000)
+    spool = await DeskSpool.open(desk._folder)
+    entries = [waiting(f"m{number}", due_at=0, body=bytes(100_000)) for number in range(9)]
+    for entry in entries:
+        await spool.accept([entry])
+    rows = await spool.browse(Query(), after=None, limit=99, requests=True)
+    assert [row.message for row in rows][2:] == [entry.message for entry in entries]
+    keys = [row.message.key for row in rows]
+    assert [entry is not None for entry in await spool.find(keys)] == [True] * 11
+    leases = await spool.seize(keys, now=now(), until=Instant(now() + 60_000))
+    assert all(leases), "the size is known by now"
+    fresh = await DeskSpool.open(desk._folder)
+    later = Instant(now() + 120_000)
+    leases = await fresh.seize(keys, now=later, until=Instant(later + 60_000))
+    assert [lease is not None for lease in leases] == [False] * 11
+    monkeypatch.setattr(wire, "FRAME_MAX_BYTES", 50_000)
+    with pytest.raises(TooMuch, match="Stop the relay"):
+        await fresh.browse(Query(), after=None, limit=99, requests=True)
+    await spool.aclose()
+    await fresh.aclose()
