@@ -86,6 +86,10 @@ class Unacceptable(UnspoolError):
     """What was to be sent, where a client refused it (`unspool.client.Request`)."""
 
 
+class TooMuch(Unacceptable):
+    """More was asked for at once than is passed on. Ask for less."""
+
+
 class Reused(Unacceptable):
     """The key was used for other work. Nothing was run; give each new work a key of its own."""
 
