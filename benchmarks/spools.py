@@ -22,6 +22,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +36,9 @@ from unspool.spools.protocol import Entry, Lease, Spool
 from .bench import Bench
 from .process import Failed
 
-ENGINES: Final = tuple(sorted(ON_DISK))
+SERVED: Final = ("redis",)
+"""Spools in servers: each is started for it, with its data in the folder."""
+ENGINES: Final = (*sorted(ON_DISK), *SERVED)
 BATCHES: Final = (1, 16, 128)
 VERBS: Final = ("accept", "lease", "settle", "find")
 NOW: Final = Instant(1_800_000_000_000)
@@ -86,18 +90,42 @@ async def measure(spool: Spool, numbers: Any, *, batch: int, seconds: float) -> 
     return rates | {f"{verb}_us": busy[verb] / done * 1e6 for verb in VERBS}
 
 
+@contextmanager
+def place(engine: str, folder: Path) -> Iterator[tuple[str, int]]:
+    """The URL of a new spool, and the process that keeps it where that is not ours, or 0."""
+    if engine not in SERVED:
+        yield f"{engine}:///{folder / 'spool'}", 0
+        return
+    sys.path.append(str(Path(__file__).parent.parent / "tests"))
+    from servers.redis import redis
+
+    with redis(folder=folder) as server:
+        os.sched_setaffinity(server.pid, range(os.cpu_count() or 1))
+        yield server.url, server.pid
+
+
 async def run(engine: str, folder: Path, *, filled: int, seconds: float) -> dict[str, Any]:
-    url = f"{engine}:///{folder / 'spool'}"
+    with place(engine, folder) as (url, pid):
+        return await at(url, pid, engine, folder, filled=filled, seconds=seconds)
+
+
+async def at(
+    url: str, pid: int, engine: str, folder: Path, *, filled: int, seconds: float
+) -> dict[str, Any]:
     numbers = count()
     spool = await open_spool(url)
     out: dict[str, Any] = {"engine": engine, "detail": spool.promises.detail, "filled": filled}
     out["empty"] = {
         batch: await measure(spool, numbers, batch=batch, seconds=seconds) for batch in BATCHES
     }
+    before = _resident_bytes(pid) if pid else {}
     began = time.perf_counter()
     for _ in range(0, filled, FILL):
         await spool.accept([entry(next(numbers), THERE) for _ in range(FILL)])
     out["fill"] = filled / max(1e-9, time.perf_counter() - began)
+    if pid and filled:
+        grown = _resident_bytes(pid)["RssAnon"] - before["RssAnon"]
+        out["detail"] += f"; its server {grown / filled / 1000:.1f} KB a message"
     await spool.aclose()
     began = time.perf_counter()
     spool = await open_spool(url)
@@ -114,10 +142,10 @@ async def run(engine: str, folder: Path, *, filled: int, seconds: float) -> dict
     return out
 
 
-def _resident_bytes() -> dict[str, int]:
-    """As Linux tells it: of our own, and of files that it may drop at any time."""
+def _resident_bytes(pid: int | str = "self") -> dict[str, int]:
+    """As Linux tells it: of its own, and of files that it may drop at any time."""
     found: dict[str, int] = {}
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name in ("RssAnon", "RssFile"):
             found[name] = int(value.split()[0]) * 1024
