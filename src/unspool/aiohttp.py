@@ -30,6 +30,7 @@ Belongs to one event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final, Unpack
 
@@ -196,7 +197,8 @@ class Wire(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         if self._task is None and not self._closing:
-            self._parser.feed_data(bytes(data))
+            with contextlib.suppress(httptools.HttpParserUpgrade):  # refused when it is whole
+                self._parser.feed_data(bytes(data))
 
     def on_url(self, part: bytes) -> None:
         self._url += part

@@ -49,10 +49,7 @@ class Requests:
             asked["auth"] = requests.auth.HTTPDigestAuth("u", "p")
         if (parts := asked.pop("content", None)) is not None:
             asked["data"] = parts
-        if "url" in asked:
-            path = asked.pop("url")
-        else:
-            path = self._url + path
+        path = asked.pop("url") if "url" in asked else self._url + path
         asked.setdefault("allow_redirects", True)
         got = self.session.request(method, path, **asked)
         ours = got.unspool  # type: ignore[attr-defined]

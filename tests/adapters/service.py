@@ -118,6 +118,9 @@ class Service(ThreadingHTTPServer):
         self.elsewhere = ""
         self.closing = threading.Event()
 
+    def handle_error(self, *_: Any) -> None:
+        """Who does not wait for an answer is no error of the service."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"

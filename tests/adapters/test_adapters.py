@@ -163,9 +163,11 @@ def test_cookies_are_kept_and_sent(library: Open, one: Service) -> None:
 def test_a_large_answer_is_whole_and_a_too_large_one_an_error(library: Open, one: Service) -> None:
     with library(one.url, one.url) as session:
         assert session.ask("GET", "/large").body == b"x" * 3_000_000
-    with library(one.url, one.url, answer_max_bytes=1_000_000) as session:
-        with pytest.raises(session.large_error, match=r"too large|not completed"):
-            session.ask("GET", "/large")
+    with (
+        library(one.url, one.url, answer_max_bytes=1_000_000) as session,
+        pytest.raises(session.large_error, match=r"too large|not completed"),
+    ):
+        session.ask("GET", "/large")
 
 
 def test_a_body_that_can_be_read_once_is_kept(library: Open, one: Service, tmp_path: Path) -> None:
@@ -247,9 +249,11 @@ def test_an_option_that_does_not_exist_is_said_at_once() -> None:
 
 def test_words_of_ours_are_taken_off(library: Open, one: Service, tmp_path: Path) -> None:
     """What is contended is kept nowhere, and the field stays here."""
-    with library(NOBODY, NOBODY, outbox=str(tmp_path / "o.db")) as session:
-        with pytest.raises(session.connect_error):
-            session.ask("POST", "/o", json=1, headers={"Unspool-Contended": "?1"}, timeout=1)
+    with (
+        library(NOBODY, NOBODY, outbox=str(tmp_path / "o.db")) as session,
+        pytest.raises(session.connect_error),
+    ):
+        session.ask("POST", "/o", json=1, headers={"Unspool-Contended": "?1"}, timeout=1)
     with library(one.url, one.url) as session:
         fields = {"Unspool-Order": "c-7", "Unspool-Lifetime": "60"}
         session.ask("POST", "/orders", json=1, headers=fields)
