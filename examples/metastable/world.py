@@ -50,8 +50,8 @@ class Plan:
     retries: int = 3
     backoff: float = 0.2
     """Before the first retry at most; then twice as much."""
-    deadline: float = 2.0
-    """Of a call of the client: its attempts may take half of what is left, so the first a second."""
+    deadline: float = 1.0
+    """Of a call of the client. With one server its first attempt may take all of it."""
 
     def capacity_at(self, now: float) -> float:
         trouble = self.trouble_from <= now < self.trouble_to

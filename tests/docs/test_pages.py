@@ -50,6 +50,7 @@ SESSIONS = {
     "docs/howto/asgi.md": "",
     "docs/howto/django.md": "",
     "docs/howto/gearman.md": GEARMAND,
+    "docs/howto/client.md": "",
     "docs/howto/keys.md": RELAY,
     "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
@@ -96,7 +97,8 @@ def test_every_page_with_commands_is_run_somewhere() -> None:
         if blocks(page)
     }
     generated = {
-        f"docs/reference/{name}.md" for name in ("settings", "commands", "problems", "idempotency")
+        f"docs/reference/{name}.md"
+        for name in ("settings", "commands", "problems", "idempotency", "client")
     }
     assert pages - generated == set(SESSIONS) | SHOWN | set(ELSEWHERE)
     for name, where in ELSEWHERE.items():
