@@ -265,7 +265,8 @@ def _answered() -> Any:
 
 
 async def test_a_parked_message_is_left_alone_by_operators(tmp_path: Path) -> None:
-    """Only the source can say that it may go: `release --all` would send it twice."""
+    """Only the source can say that it may go: `release --all` would send it twice. By name it goes:
+    the old spool may be gone for good."""
     from unspool.core.parking import park
 
     spool = await open_spool(f"sqlite:///{tmp_path}/unspool.db")
@@ -278,6 +279,11 @@ async def test_a_parked_message_is_left_alone_by_operators(tmp_path: Path) -> No
     [entry] = await spool.find([a.message.key])
     assert entry is not None
     assert (entry.due_at, entry.trail) == (NEVER, trail)
+    named = await asyncio.to_thread(run, tmp_path, "release", "a")
+    assert named.returncode == 0, named
+    [entry] = await spool.find([a.message.key])
+    assert entry is not None
+    assert (entry.due_at < NEVER, entry.trail) == (True, a.trail)
     await spool.aclose()
 
 

@@ -50,6 +50,7 @@ SESSIONS = {
     "docs/howto/django.md": "",
     "docs/howto/gearman.md": GEARMAND,
     "docs/howto/keys.md": RELAY,
+    "docs/howto/move-house.md": RELAY,
     "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
     "docs/howto/redis.md": REDIS,
