@@ -62,6 +62,7 @@ SHOWN = {"README.md", "docs/howto/run-it.md"}
 """Pages whose commands name other people's folders: run one by one below."""
 
 ELSEWHERE = {
+    "docs/howto/postgres.md": "tests/conformance/test_postgres_page.py",
     "docs/howto/rabbitmq.md": "tests/queues/test_rabbitmq.py",
     "docs/howto/s3.md": "tests/queues/test_s3.py",
 }
