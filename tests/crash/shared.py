@@ -27,7 +27,14 @@ from servers import nats as nt
 from servers import postgres as pg
 from servers import redis as rd
 
+from .processes import ROUNDS
+
 SHARED = ("postgres", "redis", "nats")
+
+
+def engines(usual: str) -> tuple[str, ...]:
+    """All in a long run; in each run of the tests one for each test."""
+    return SHARED if ROUNDS > 1 else (usual,)
 
 
 class Server(Protocol):

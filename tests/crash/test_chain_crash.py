@@ -20,7 +20,7 @@ from .history import History, now_ns
 from .load import ASYNC, KEYED, PLAIN, Load, settle
 from .processes import ROUNDS, Relay, eventually
 from .service import Service
-from .shared import SHARED, engine
+from .shared import engine, engines
 from .test_kill import Flapping
 
 pytestmark = [
@@ -38,7 +38,7 @@ ARGUMENTS = (
 
 
 @pytest.mark.timeout(90 + 12 * LOSSES)
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", engines("postgres"))
 async def test_the_engine_is_lost_under_load(tmp_path: Path, name: str) -> None:
     history = History()
     moments = random.Random(7)

@@ -26,7 +26,7 @@ from .history import Call, History, now_ns
 from .load import ASYNC, KEYED, PLAIN, Load, note, settle
 from .processes import ROUNDS, Relay, eventually
 from .service import Service
-from .shared import SHARED, Cable, Server, engine
+from .shared import Cable, Server, engine, engines
 from .test_kill import Flapping
 from .wire import Severed, ask
 
@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-BLOWS = 6 * ROUNDS
+BLOWS = 4 * ROUNDS
 LEASE_S = 21
 ARGUMENTS = (
     "--backoff-most-ms", "2s",
@@ -91,7 +91,7 @@ async def blow(host: Host, kind: str, history: History, moments: random.Random) 
 
 
 @pytest.mark.timeout(120 + 30 * BLOWS)
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", engines("postgres"))
 async def test_relays_that_share_an_engine(tmp_path: Path, name: str) -> None:
     history = History()
     moments = random.Random(11)
@@ -131,7 +131,7 @@ async def test_relays_that_share_an_engine(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", engines("redis"))
 async def test_a_repeat_at_another_relay_waits_or_is_told(tmp_path: Path, name: str) -> None:
     """A key that runs at one relay: at another a repeat is told 409, or waits as it asked to, and
     gets the one answer. The service honours no keys: the claim alone keeps it to one effect."""
@@ -155,7 +155,7 @@ async def test_a_repeat_at_another_relay_waits_or_is_told(tmp_path: Path, name: 
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", engines("nats"))
 async def test_without_its_engine_a_relay_passes_through_and_takes_nothing(
     tmp_path: Path, name: str
 ) -> None:
