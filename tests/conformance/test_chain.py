@@ -253,6 +253,29 @@ async def test_nothing_can_be_opened() -> None:
         await pair.chain.begin()
 
 
+async def test_one_that_hangs_while_it_is_opened_holds_nobody_up() -> None:
+    """A first that takes connections and never answers: the relay starts on the second."""
+
+    async def hangs() -> Any:
+        await asyncio.Event().wait()
+
+    async def well() -> Any:
+        return MemorySpool()
+
+    chain = ChainSpool(
+        [
+            Custodian(name="a", open=hangs, deadline_ms=DEADLINE_MS),
+            Custodian(name="b", open=well, deadline_ms=DEADLINE_MS),
+        ],
+        now=lambda: NOW,
+    )
+    began = time.monotonic()
+    await chain.begin()
+    assert time.monotonic() - began < 2
+    assert "could not be opened within" in chain.blind
+    await chain.aclose()
+
+
 async def test_what_no_waiting_mends_ends_the_start() -> None:
     async def wrong() -> Any:
         raise Misconfigured("the password is wrong")
@@ -603,7 +626,7 @@ async def test_the_survey_and_the_tally_are_of_all() -> None:
         assert names_of(rows) == ["a", "b", "h"]
 
 
-async def test_one_that_hangs_while_it_closes_holds_nobody(tmp_path: Path) -> None:
+async def test_what_arrives_at_the_next_wakes_who_waits() -> None:
     async with pair_of() as pair:
         pair.first.mode = "slow"
         waiter = asyncio.create_task(pair.chain.wait_arrival())

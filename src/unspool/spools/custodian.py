@@ -33,6 +33,8 @@ log: Final = logging.getLogger("unspool.chain")
 
 PATIENT_S: Final = 60.0
 """For what people ask, and the broom: it may be everything that there is."""
+OPEN_S: Final = 20.0
+"""It may have to make its tables, or to read a log."""
 CLOSE_S: Final = 10.0
 ROOM_S: Final = 1.0
 """How long the room on a disk is believed."""
@@ -186,14 +188,19 @@ class Custodian:
         self._shut = cause
         self.failed(cause)
 
-    async def begin(self) -> bool:
-        """Open it. True: it is up. Raises what no waiting mends."""
+    async def begin(self, *, patient: bool = True) -> bool:
+        """Open it. True: it is up. Raises what no waiting mends. Not `patient`: another may be up
+        by then, and this one can be opened behind it."""
+        seconds = OPEN_S if patient else self._deadline_s
         try:
-            async with asyncio.timeout(max(self._deadline_s, CLOSE_S)):
+            async with asyncio.timeout(seconds):
                 self.spool = await self._open()
         except FATAL:
             raise
-        except (Exception, TimeoutError) as error:
+        except TimeoutError:
+            self.failed(f"it could not be opened within {seconds:g} s")
+            return False
+        except Exception as error:
             self.failed(_short(error))
             return False
         self._came_up()
