@@ -96,7 +96,7 @@ async def test_the_receipt_names_the_grade_of_the_one_that_took_it() -> None:
 
 
 async def test_a_receipt_that_cannot_be_looked_up_is_not_unknown() -> None:
-    """404 would say that it never was. It is safe where it is, and that is what its holder hears."""
+    """404 would say that it never was. It is safe where it is, and that is what is said."""
     async with relay_over_two() as (it, first, _second):
         response = await it.ask(key="a")
         first.away = True
