@@ -171,12 +171,19 @@ async def test_what_may_not_be_repeated_is_in_one_place() -> None:
         assert isinstance((await pair.chain.accept([waiting("c", repeat=False)]))[0], New)
 
 
-async def test_full_is_no_doubt() -> None:
-    """12. `Full` means that it did not happen: the next may have what may not be repeated."""
+@pytest.mark.parametrize("mode", ["full", "refuses"])
+async def test_what_surely_did_not_happen_is_no_doubt(mode: str) -> None:
+    """12. After `Full` and `NotDone` the next may have what may not be repeated."""
     async with pair_of() as pair:
-        pair.first.mode = "full"
+        pair.first.mode = mode
         [answer] = await pair.chain.accept([waiting("a", repeat=False)])
         assert isinstance(answer, New)
+
+
+async def test_one_that_is_full_says_so() -> None:
+    async with pair_of() as pair:
+        pair.first.mode = "full"
+        await pair.chain.accept([waiting("a")])
         assert pair.chain.views()[0].state == "full"
         assert "no room" in pair.chain.views()[0].cause
 

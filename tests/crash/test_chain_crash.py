@@ -9,6 +9,7 @@ most once (I1, I9); custody is taken throughout.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import time
@@ -73,7 +74,10 @@ async def test_the_engine_is_lost_under_load(tmp_path: Path, name: str) -> None:
             load.stop()
             await running
             await settle(relay.port, history)
-            await eventually(lambda: nothing_waits(spools[1]), "nothing waits away")
+            try:
+                await eventually(lambda: nothing_waits(spools[1]), "nothing waits away")
+            except AssertionError as error:
+                raise AssertionError(f"{await queue(spools[1])}\n{relay.tail()}") from error
             health = await relay.health()
         finally:
             relay.end()
@@ -99,8 +103,15 @@ async def up(relay: Relay) -> bool:
 
 
 async def nothing_waits(spool: str) -> bool:
+    return await queue(spool) == "The spool is empty.\n"
+
+
+async def queue(spool: str) -> str:
     """As an operator sees it, while the relay runs."""
-    command = [sys.executable, "-m", "unspool", "queue", "--spool", spool]
-    asked = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    command = [sys.executable, "-m", "unspool", "queue", "--limit", "20", "--spool", spool]
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("UNSPOOL_")}
+    asked = await asyncio.create_subprocess_exec(
+        *command, env=ours, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
     said, _ = await asked.communicate()
-    return said == b"The spool is empty.\n"
+    return said.decode()

@@ -25,7 +25,16 @@ from typing import Final, TypeVar
 
 from ..core.custodian import Pulse
 from ..core.message import Value
-from ..errors import Corrupt, Full, Misconfigured, Missing, Newer, Unavailable, UnspoolError
+from ..errors import (
+    Corrupt,
+    Full,
+    Misconfigured,
+    Missing,
+    Newer,
+    NotDone,
+    Unavailable,
+    UnspoolError,
+)
 from .protocol import Promises, Spool, Survives
 from .secret import SECRET_KEY
 
@@ -146,10 +155,10 @@ class Custodian:
     async def ask(
         self, verb: Callable[[Spool], Awaitable[T]], *, write: bool = False, patient: bool = False
     ) -> T:
-        """Raises `Unavailable` (it may have happened, unless it was down before), `Full` (it did
-        not), `Corrupt`."""
+        """Raises `Unavailable` (it may have happened), `NotDone` and `Full` (it did not),
+        `Corrupt`."""
         if self.spool is None or not self.up:
-            raise Unavailable(f"the spool {self.name} is down: {self.pulse.cause}")
+            raise NotDone(f"the spool {self.name} is down: {self.pulse.cause}")
         return await self.finish(_called(verb, self.spool), write=write, patient=patient)
 
     async def finish(self, begun: Awaitable[T], *, write: bool, patient: bool = False) -> T:
@@ -172,7 +181,8 @@ class Custodian:
             if not isinstance(error, UnspoolError):
                 log.exception("the spool %s made a mistake", self.name)
             self.failed(_short(error))
-            raise Unavailable(f"the spool {self.name} is down: {_short(error)}") from error
+            kind = NotDone if isinstance(error, NotDone) else Unavailable
+            raise kind(f"the spool {self.name} is down: {_short(error)}") from error
         if write:
             self.pulse.wrote()
         return result
