@@ -34,6 +34,10 @@ class Unavailable(Refused):
     """The spool did not answer; it may or may not have the message. Repeat it under its key."""
 
 
+class NotDone(Unavailable):
+    """The spool was not reached, or undid it: it does not have the message. Repeat it."""
+
+
 class InDoubt(Unavailable):
     """It may or may not have been taken, and may not be sent twice. Others are taken."""
 
