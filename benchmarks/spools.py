@@ -28,13 +28,13 @@ from typing import Any, Final
 
 from unspool.core.lifecycle import Delivered, State
 from unspool.core.message import Destination, Instant, Key, Message, Request, Response
-from unspool.spools.open import OURS, open_spool
+from unspool.spools.open import ON_DISK, open_spool
 from unspool.spools.protocol import Entry, Lease, Spool
 
 from .bench import Bench
 from .process import Failed
 
-ENGINES: Final = tuple(sorted(OURS.keys() - {"memory"}))
+ENGINES: Final = tuple(sorted(ON_DISK))
 BATCHES: Final = (1, 16, 128)
 VERBS: Final = ("accept", "lease", "settle", "find")
 NOW: Final = Instant(1_800_000_000_000)

@@ -69,6 +69,15 @@ def settings() -> Iterator[str]:
     )  # fmt: skip
 
 
+def everything() -> Iterator[tuple[str, click.Command]]:
+    """Every command by its words, those of groups behind the group."""
+    for name, command in cli.commands.items():
+        yield name, command
+        if isinstance(command, click.Group):
+            for below, one in command.commands.items():
+                yield f"{name} {below}", one
+
+
 def commands() -> Iterator[str]:
     yield from (
         "# Commands", "", MADE, "",
@@ -76,7 +85,7 @@ def commands() -> Iterator[str]:
         "print one JSON object a line: ignore members that you do not know, there will be more.",
         "Instants are milliseconds since 1970, durations milliseconds.",
     )  # fmt: skip
-    for name, command in cli.commands.items():
+    for name, command in everything():
         context = click.Context(command, info_name=f"unspool {name}")
         yield from ("", f"## `unspool {name}`", "")
         aliases = [alias for alias, real in Commands.ALIASES.items() if real == name]
@@ -85,7 +94,7 @@ def commands() -> Iterator[str]:
         yield from (line.strip() for line in (command.help or "").splitlines())
         yield from ("", "```", command.get_usage(context), "```", "")
         plain = [option for option in command.params if isinstance(option, click.Option)]
-        if name in ("serve", "config"):
+        if name in ("serve", "collect", "config"):
             plain = [option for option in plain if option.name not in SETTINGS]
             yield from ("Every [setting](settings.md) is a flag of it.", "")
         if plain:

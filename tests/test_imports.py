@@ -27,7 +27,9 @@ LAYERS = {
         "node", "express", "tries", "ledger", "recent", "claims", "endings", "upkeep",
     ),
     "ingress": ("ingress",),
+    "house": ("house",),
     "middleware": ("middleware",),
+    "portal": ("middleware.portal", "middleware.visit"),
     "client": ("client",),
     "admin": ("admin", "__main__"),
     "testing": ("testing",),
@@ -51,11 +53,13 @@ MAY = {
     "transports": _GROUND | {"clock"},
     "relay": _MIDDLE - {"relay"},
     "ingress": _MIDDLE,
-    "middleware": _MIDDLE | {"ingress"},
-    "client": _MIDDLE,
+    "house": _MIDDLE,
+    "middleware": _MIDDLE | {"ingress", "portal"},
+    "portal": {"errors"},
+    "client": _MIDDLE | {"portal"},
     "admin": {*LAYERS} - {"admin"},
     "testing": _MIDDLE | {"ingress"},
-    "public": _GROUND,
+    "public": _GROUND | {"client"},
 }
 """Layer: those that it may import besides itself."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Final
 
 from .core.idempotency import Unreadable, minted
-from .core.lifecycle import Keeping, Reason, State
+from .core.lifecycle import Keeping, State, ended_as
 from .core.message import SAFE_METHODS, Answer, Cause, Field, Instant, Request, Response, Sent
 from .core.outcome import Judgement, judge, repeatable
 from .problems import problem, proxy_status
@@ -56,8 +56,7 @@ def settled(entry: Entry) -> Response:
         return Response(answer.status, answer.reason, fields, answer.body)
     if entry.state is State.DELIVERED:
         return problem("expired", "it was delivered; the answer is no longer kept")
-    name = "unknown" if entry.reason == Reason.UNKNOWN else "bounced"
-    return problem(name, f"it ended as {entry.reason}")
+    return problem(ended_as(entry.reason), f"it ended as {entry.reason}")
 
 
 def why_not_saved(request: Request, judgement: Judgement, *, repeat: bool) -> str:

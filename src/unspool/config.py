@@ -276,6 +276,12 @@ def _spool(text: str) -> str:
     return text
 
 
+def _queue(text: str) -> str:
+    if not re.match(r"[a-z][a-z0-9+.-]*:", text):
+        raise ValueError("give a URL of one server, and no comma: gearman://127.0.0.1:4730/orders")
+    return text
+
+
 def _field(text: str) -> str:
     if not _TOKEN.fullmatch(text):
         raise ValueError("give names of HTTP fields")
@@ -304,6 +310,7 @@ FORMS: Final = {
     "base": _base,
     "address": _address,
     "spool": _spool,
+    "queue": _queue,
     "field": _field,
     "token": _token,
     "name": _name,

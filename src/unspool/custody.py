@@ -39,6 +39,26 @@ BATCH_MAX: Final = 512
 WAITING_MAX: Final = 20_000
 
 
+def secret_entry(secret: bytes, *, now: Instant) -> Entry:
+    """The secret as a spool keeps it: settled, and never swept."""
+    return Entry(
+        message=Message(
+            key=SECRET_KEY,
+            fingerprint=b"",
+            destination=Destination(""),
+            accepted_at=now,
+            expires_at=NEVER,
+            nonce=b"",
+        ),
+        state=State.DELIVERED,
+        due_at=NEVER,
+        answer=Response(status=200, reason=b"", fields=(), body=secret),
+        settled_at=now,
+        keep_until=NEVER,
+        answer_until=NEVER,
+    )
+
+
 class Custody:
     def __init__(
         self, *, spool: Spool, terms: Terms, disk_free: Callable[[], int | None] | None = None
@@ -68,23 +88,7 @@ class Custody:
     async def open(self, *, now: Instant, chance: Callable[[int], bytes] = os.urandom) -> bytes:
         """The spool's secret. Whoever asks first makes it; everybody else gets the same."""
         secret = chance(SECRET_BYTES)
-        entry = Entry(
-            message=Message(
-                key=SECRET_KEY,
-                fingerprint=b"",
-                destination=Destination(""),
-                accepted_at=now,
-                expires_at=NEVER,
-                nonce=b"",
-            ),
-            state=State.DELIVERED,
-            due_at=NEVER,
-            answer=Response(status=200, reason=b"", fields=(), body=secret),
-            settled_at=now,
-            keep_until=NEVER,
-            answer_until=NEVER,
-        )
-        [known] = await self.spool.accept([entry])
+        [known] = await self.spool.accept([secret_entry(secret, now=now)])
         answer = known.entry.answer
         if answer is None or len(answer.body) != SECRET_BYTES:
             [found] = await self.spool.find([SECRET_KEY])

@@ -17,7 +17,7 @@ import logging
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from random import random
-from typing import Final
+from typing import Final, Protocol
 
 from .clock import Clock
 from .core.lifecycle import (
@@ -32,13 +32,22 @@ from .core.lifecycle import (
     decide,
     overdue,
 )
-from .core.message import Answer, Cause, Destination, Failure, Instant, Request, Response, Sent
+from .core.message import (
+    Answer,
+    Cause,
+    Destination,
+    Failure,
+    Instant,
+    Key,
+    Request,
+    Response,
+    Sent,
+)
 from .core.outcome import cause_of, judge, retry_after
 from .core.scheduler import LANES_MAX, LaneDue, Scheduler
 from .custody import Custody
 from .errors import Refused, UnspoolError
 from .gather import gather
-from .receipts import Board
 from .spools.protocol import SKEW_MS, Lease
 from .transports.protocol import Transport
 
@@ -55,6 +64,12 @@ SURVEY_MS: Final = 50
 SWEEP_MAX: Final = 1_000
 
 
+class Posts(Protocol):
+    """Who wants to know which messages have a new verdict: the board, or an outbox."""
+
+    def post(self, key: Key) -> None: ...
+
+
 class Dispatcher:
     def __init__(
         self,
@@ -62,7 +77,7 @@ class Dispatcher:
         custody: Custody,
         transport: Transport,
         scheduler: Scheduler,
-        board: Board,
+        board: Posts,
         policy: Policy,
         clock: Clock,
         lease_ms: int,

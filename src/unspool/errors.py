@@ -56,10 +56,26 @@ class Stale(Refused):
     """The key was somebody else's by the end: what was written under it is undone. Run it again."""
 
 
+class Undelivered(Refused):
+    """Nobody has it: no server answered, no queue took it, no outbox keeps it. It is yours."""
+
+    exit_code = os.EX_UNAVAILABLE
+    request: object = None
+    """What was to be sent (`unspool.client.Request`); `client.send` takes it again."""
+    response: object = None
+    """The last answer, where there was one: a 503, say (`unspool.client.Response`)."""
+    tries: tuple[object, ...] = ()
+    """Every attempt and every offer (`unspool.client.Try`)."""
+    maybe_applied: bool = False
+    """An attempt may have had its effect. Send it again only under the same key."""
+
+
 class Unacceptable(UnspoolError):
     """The request can never be accepted as it is."""
 
     exit_code = os.EX_DATAERR
+    request: object = None
+    """What was to be sent, where a client refused it (`unspool.client.Request`)."""
 
 
 class Reused(Unacceptable):

@@ -61,6 +61,12 @@ def plan_for(destination: str, *, via: str = "unspool", policy: Policy | None = 
     return Plan(options=options)
 
 
+def marked(options: Options, secret: bytes) -> Options:
+    """Relays in a row are all called unspool; the spool's secret tells them apart."""
+    mark = blake2b(secret, digest_size=4, person=b"unspool via").hexdigest()
+    return msgspec.structs.replace(options, via=f"{options.via}-{mark}")
+
+
 class Node:
     def __init__(
         self,
@@ -73,12 +79,13 @@ class Node:
         chance: Callable[[int], bytes],
         luck: Callable[[], float],
     ) -> None:
-        # Relays in a row are all called unspool; the spool's secret tells them apart.
-        mark = blake2b(secret, digest_size=4, person=b"unspool via").hexdigest()
-        options = msgspec.structs.replace(plan.options, via=f"{plan.options.via}-{mark}")
+        options = marked(plan.options, secret)
         self.plan: Final = plan
+        self.options: Final = options
+        self.secret: Final = secret
         self.custody: Final = custody
         self.clock: Final = clock
+        self.chance: Final = chance
         self.scheduler: Final = Scheduler(attempts_max=plan.attempts_max, conduct=plan.conduct)
         self.draining = False
         board = self._board = Board(clock=clock, alone=plan.alone)

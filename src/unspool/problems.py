@@ -90,6 +90,11 @@ PROBLEMS: Final[dict[str, Problem]] = {
         413, "The body is larger than we can take responsibility for", _YOURS,
         "Send it without asking for custody, or make it smaller.",
     ),
+    "moved": Problem(
+        421, "It was moved to another relay", "The relay that has it now knows its key too.",
+        "Ask at the service's address as it is now, with the same key or the same receipt.",
+        "proxy_internal_response",
+    ),
     "key-reused": Problem(
         422, "This key was used for another request", "The first request under it is unharmed.",
         "Give each new request a key of its own.",

@@ -25,7 +25,7 @@ import msgspec
 
 from .clock import Clock
 from .core.fields import harmless
-from .core.lifecycle import Keeping, Reason, State, bounced, extended
+from .core.lifecycle import Keeping, Reason, State, bounced, ended_as, extended
 from .core.message import NEVER, Attempt, Field, Instant, Key, Request, Response, Sent
 from .custody import Custody
 from .problems import PREFIX, PROBLEMS, problem, proxy_status
@@ -36,6 +36,7 @@ _URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 _NAMES: Final = {state: state.name.lower() for state in State} | {State.CLAIMED: "waiting"}
 _TOKEN: Final = re.compile(r"([A-Za-z0-9_-]{22})([A-Za-z0-9_.-]{22})")
 _TARGET: Final = re.compile(rb"/_unspool/receipts/([^/?]+)(/response)?(?:\?(.*))?")
+_MOVED: Final = "The relay that has the service's messages now: it knows this receipt and its key."
 _PROBLEM: Final = re.compile(rb"/_unspool/problems/([a-z-]+)")
 SEIZE_MS: Final = 30_000
 POLL_MS: Final = 500
@@ -168,16 +169,17 @@ def describe(entry: Entry, *, now: Instant, survives: str) -> Receipt:
             response=mine + "/response",
         )
     if state is State.BOUNCED:
+        moved = entry.reason == Reason.MOVED
         return Receipt(
             mine,
-            name,
+            "moved" if moved else name,
             survives,
             accepted_at,
             trail,
             message.name,
             bounced_at=stamp(entry.settled_at),
             reason=entry.reason,
-            where="Responsibility has come back to you.",
+            where=_MOVED if moved else "Responsibility has come back to you.",
         )
     return Receipt(
         mine,
@@ -301,8 +303,7 @@ class Receipts:
         """The upstream's answer itself, once there is one."""
         now = self._clock.now()
         if entry.state is State.BOUNCED:
-            name = "unknown" if entry.reason == Reason.UNKNOWN else "bounced"
-            return problem(name, f"it ended as {entry.reason}")
+            return problem(ended_as(entry.reason), f"it ended as {entry.reason}")
         if entry.state is not State.DELIVERED:
             return accepted(entry, now=now, survives=self.survives)
         answer = entry.answer

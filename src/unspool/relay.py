@@ -106,7 +106,9 @@ class Relay:
         self._luck = luck
         self._via: Field = (b"Via", b"1.1 " + options.via.encode())
         self._retention = retention(options.policy.keeping)
-        self._tries = Tries(clock=clock)
+        self.tries: Final = Tries(clock=clock)
+        """Which keys are being tried here just now: whoever brings requests in by another way, too,
+        takes his turn."""
         self._express = Express(
             other=self,
             options=options,
@@ -116,7 +118,7 @@ class Relay:
             prompt=getattr(transport, "begin", None),
             lane=lane,
             clock=clock,
-            tries=self._tries,
+            tries=self.tries,
             via=self._via,
         )
         self._live = 0
@@ -226,7 +228,7 @@ class Relay:
         )
         print_ = passage.fingerprint = fingerprint(passage.request)
         until = passage.began_at + passage.wishes.wait_ms
-        turn = await self._tries.begin(key, print_, until=until)
+        turn = await self.tries.begin(key, print_, until=until)
         if isinstance(turn, str):
             return problem(turn, retry_after_s=1 if turn == "running" else None)
         passage.let_go = turn.ends

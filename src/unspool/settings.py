@@ -77,6 +77,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Says(WHERE, "Where messages are kept: sqlite, leveldb, log or memory. sqlite:///name is "
              "relative to the working folder, sqlite:////name is absolute.", form="spool"),
     ] = ("sqlite:///unspool.db",)  # fmt: skip
+    collect: Annotated[
+        tuple[str, ...],
+        Says(WHERE, "Queues to collect handed-over messages from, beside what comes to the door: "
+             "gearman://host:4730/function. The first worker does it.", form="queue"),
+    ] = ()  # fmt: skip
     workers: Annotated[
         int, Says(WHERE, "Processes that share the listeners and the spool.", least=1, most=256)
     ] = 1

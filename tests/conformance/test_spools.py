@@ -11,6 +11,7 @@ import apsw
 import pytest
 
 from servers.nats import Nats, nats
+from servers.postgres import Postgres, postgres
 from servers.redis import Redis, redis
 from unspool.core.message import Key
 from unspool.spools.keyed_rows import data_row, key_row, number_of
@@ -19,12 +20,14 @@ from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
 from unspool.spools.nats import open_nats
 from unspool.spools.nats_records import FACTS, Mail
+from unspool.spools.open import open_spool
 from unspool.spools.protocol import Spool
 from unspool.spools.redis import RedisSpool
 from unspool.spools.sqlite import SqliteSpool
 from unspool.testing.conformance import SpoolConformance
 
 BUCKETS = itertools.count()
+SCHEMAS = itertools.count()
 
 
 class TestMemory(SpoolConformance):
@@ -58,6 +61,28 @@ class TestLevelDB(SpoolConformance):
 
     async def spoil(self, spool: Any, key: Key) -> bool:
         return _spoil_on_shelf(spool, key)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres() as server:
+        yield server
+
+
+class TestPostgres(SpoolConformance):
+    @pytest.fixture(autouse=True)
+    def _schema(self, server: Postgres) -> None:
+        self.schema = f"spool_{next(SCHEMAS)}"
+        self.server = server
+
+    async def open(self) -> Spool:
+        return await open_spool(self.server.spool(self.schema))
+
+    async def spoil(self, spool: Spool, key: Key) -> bool:
+        self.server.execute(
+            f"UPDATE {self.schema}.message SET status = '\\x00' WHERE key = %s", key.encode()
+        )
+        return True
 
 
 class TestLog(SpoolConformance):

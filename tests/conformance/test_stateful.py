@@ -27,6 +27,8 @@ from msgspec.structs import replace
 
 from servers.nats import Nats
 from servers.nats import nats as nats_server
+from servers.postgres import Postgres
+from servers.postgres import postgres as postgres_server
 from servers.redis import Redis
 from servers.redis import redis as redis_server
 from unspool.core.lifecycle import (
@@ -52,6 +54,7 @@ from unspool.spools.leveldb import open_leveldb
 from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool
 from unspool.spools.nats import open_nats
+from unspool.spools.open import open_spool
 from unspool.spools.protocol import Entry, Lease, New, Query
 from unspool.spools.redis import RedisSpool
 from unspool.spools.sqlite import SqliteSpool
@@ -267,8 +270,6 @@ SETTINGS = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-SLOW = settings(SETTINGS, max_examples=max(1, EXAMPLES // 10))
-"""Where each batch makes the server write a file of its own."""
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -286,21 +287,29 @@ def redis() -> Iterator[Redis]:
 
 
 @pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def nats() -> Iterator[Nats]:
     with nats_server() as server:
         yield server
 
 
 SHARED = {
-    "redis": lambda server, path: RedisSpool.open(server.spool(path.parent.name)),
-    "nats": lambda server, path: open_nats(server.url(path.parent.name)),
+    "redis": (1.0, lambda server, path: RedisSpool.open(server.spool(path.parent.name))),
+    "postgres": (0.1, lambda server, path: open_spool(server.spool(f"at_{path.parent.name}"))),
+    "nats": (0.1, lambda server, path: open_nats(server.url(path.parent.name))),
 }
-"""A fixture of that name, and how a new spool there is opened."""
+"""A fixture of that name, how much of the time it gets, and how a new spool there is opened."""
 
 
 @pytest.mark.parametrize("engine", SHARED)
 def test_a_shared_one_is_the_memory_spool(engine: str, request: pytest.FixtureRequest) -> None:
-    server, open_spool = request.getfixturevalue(engine), SHARED[engine]
+    server, (share, open_spool) = request.getfixturevalue(engine), SHARED[engine]
     opens = {"open_spool": staticmethod(lambda path: open_spool(server, path)), "frees": False}
     machine = type(f"{engine} is memory", (IsMemory,), opens)
-    run_state_machine_as_test(machine, settings=SLOW if engine == "nats" else SETTINGS)
+    examples = settings(SETTINGS, max_examples=max(1, int(EXAMPLES * share)))
+    run_state_machine_as_test(machine, settings=examples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 
 import msgspec
 import pytest
@@ -13,8 +14,10 @@ from unspool.core.idempotency import (
     KEY_CHARS_MAX,
     Do,
     Unreadable,
+    minted_at,
     read_key,
     recall,
+    uuid7,
     worth_remembering,
 )
 from unspool.core.lifecycle import Reason, State
@@ -190,6 +193,8 @@ def test_recall_is_total_over_what_can_be_known(
             assert (what.do, what.problem) == (Do.REFUSE, "expired")
     elif reason == Reason.UNKNOWN:
         assert (what.do, what.problem) == (Do.REFUSE, "outcome-unknown")
+    elif reason == Reason.MOVED:
+        assert (what.do, what.problem) == (Do.REFUSE, "moved")
     else:
         assert (what.do, what.problem) == (Do.REFUSE, "bounced")
     assert (what.do is Do.REFUSE) == bool(what.problem)
@@ -223,3 +228,13 @@ def test_a_conflict_that_passes_is_not_the_answer() -> None:
     is still to come. Without it, it is the answer (G1)."""
     assert worth_remembering(Response(409, b"", ()))
     assert not worth_remembering(Response(409, b"", ((b"Retry-After", b"1"),)))
+
+
+def test_a_key_of_ours_tells_when_it_was_made() -> None:
+    """A UUIDv7 (RFC 9562 §5.7), of any chance there is."""
+    for chance in (bytes(10), b"\xff" * 10, bytes(range(10))):
+        key = uuid7(now=Instant(1_790_000_000_123), chance=chance)
+        assert str(uuid.UUID(key)) == key
+        assert (uuid.UUID(key).version, uuid.UUID(key).variant) == (7, uuid.RFC_4122)
+        assert minted_at(key) == 1_790_000_000_123
+    assert uuid7(now=Instant(1), chance=bytes(10)) < uuid7(now=Instant(2), chance=bytes(10))

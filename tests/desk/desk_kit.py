@@ -53,7 +53,11 @@ def waiting(
     trail: tuple[Attempt, ...] = (REFUSED,),
 ) -> Entry:  # fmt: skip
     at = Instant(now() - age_ms)
-    fields = ((b"Host", b"shop"), (b"Authorization", b"Bearer hunter2"), (b"X-T\xe9", b"\xff"))
+    fields = (
+        (b"Host", b"shop"),
+        (b"Authorization", b"Bearer hunter2"),
+        (b"X-Tea", b"caf\xe9 \xff"),
+    )
     message = seal(
         Request(b"POST", b"/orders?a=1", fields, body),
         key=Key(name.ljust(22, ".")), name=name, destination=destination, now=at,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from servers import gearmand
 from unspool.config import load
 
 from .page import FENCE, ROOT, Block, blocks, free_ports, matches, run
@@ -25,6 +26,13 @@ RELAY = (
 )
 """What the how-tos take for granted: a relay, a service that is down, and one message."""
 
+GEARMAND = """
+PATH=$PATH:/usr/sbin
+gearmand -L 127.0.0.1 -p 4730 -l none -P '' -u "$(id -un)" &
+until gearadmin -p 4730 --status >/dev/null 2>&1; do sleep 0.1; done
+"""
+"""As Debian starts it."""
+
 SESSIONS = {
     "docs/howto/check-your-server.md": "",
     "docs/tutorial/break-a-service.md": "",
@@ -32,6 +40,7 @@ SESSIONS = {
     "docs/howto/co-commit.md": "",
     "docs/howto/asgi.md": "",
     "docs/howto/django.md": "",
+    "docs/howto/gearman.md": GEARMAND,
     "docs/howto/keys.md": RELAY,
     "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
@@ -44,8 +53,10 @@ SHOWN = {"README.md", "docs/howto/run-it.md"}
 @pytest.mark.parametrize("name", SESSIONS)
 def test_the_commands_of_the_page_do_what_it_says(name: str, tmp_path: Path) -> None:
     session = blocks(ROOT / name)
-    service, weather, relay = free_ports(3)
-    replace = {"8000": str(service), "8001": str(weather), "8700": str(relay)}
+    if SESSIONS[name] is GEARMAND:
+        gearmand.program("gearmand")
+    service, weather, relay, queue = map(str, free_ports(4))
+    replace = {"8000": service, "8001": weather, "8700": relay, "4730": queue}
     before = SESSIONS[name]
     for old, new in replace.items():
         before = before.replace(old, new)

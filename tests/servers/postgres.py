@@ -2,6 +2,8 @@
 
     with postgres() as server:                  skips, or fails where CI is set, without PostgreSQL
         server.database("orders")               the conninfo of a new, empty database
+        server.spool("orders")                  the URL of a spool there
+        server.stop(SIGQUIT); server.start()    it crashes, and comes back
 
     @pytest.fixture(scope="module")
     def server():
@@ -27,7 +29,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -64,13 +66,58 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A server that runs."""
+    """A server, its folder, and whoever it runs as."""
 
-    def __init__(self, port: int, user: str) -> None:
+    def __init__(self, port: int, user: str, folder: Path, who: pwd.struct_passwd | None) -> None:
         self.port: Final = port
         self.user: Final = user
+        self.folder: Final = folder
+        self.data: Final = folder / "data"
+        self.who: Final = who
+        self.settings: dict[str, str] = {
+            "port": str(port), "listen_addresses": "127.0.0.1", "unix_socket_directories": "",
+            "max_connections": "200", "shared_buffers": "16MB",
+        }  # fmt: skip
         self.made: Final[set[str]] = set()
         """The databases that `database` made."""
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self, name: str, *arguments: str) -> None:
+        done = subprocess.run(
+            run_as(self.who, [_need(name), *arguments]),
+            capture_output=True, text=True, check=False, cwd=self.folder,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    def make(self) -> None:
+        """Its data, new and empty."""
+        self.command(
+            "initdb", "-D", str(self.data), "-A", "trust", "-U", self.user, "-E", "UTF8",
+            "--no-locale", "--no-sync",
+        )  # fmt: skip
+
+    def start(self, *, wait: bool = True) -> None:
+        options = [f"--{name}={value}" for name, value in self.settings.items()]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                run_as(self.who, [_need("postgres"), "-D", str(self.data), *options]),
+                stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
+                preexec_fn=_dies_with_us if self.who is None else None,
+            )  # fmt: skip
+        if wait:
+            _until_it_answers(self, self.process, self.folder / "log")
+
+    def stop(self, signal_: int = signal.SIGINT) -> None:
+        """SIGINT: sessions are ended. SIGQUIT: as if it had crashed; it recovers at the start."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal_)
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
 
     def conninfo(self, database: str = "postgres") -> str:
         return f"host=127.0.0.1 port={self.port} user={self.user} dbname={database}"
@@ -78,6 +125,20 @@ class Postgres:
     def url(self, database: str = "postgres", *, driver: str = "postgresql+psycopg") -> str:
         """For SQLAlchemy."""
         return f"{driver}://{self.user}@127.0.0.1:{self.port}/{database}"
+
+    def spool(self, schema: str = "unspool", *, port: int = 0, **options: object) -> str:
+        """The URL of the spool in this schema: what `--spool` takes."""
+        query = "".join(f"&{name}={value}" for name, value in options.items())
+        where = f"{self.user}@127.0.0.1:{port or self.port}"
+        return f"postgres://{where}/postgres?schema={schema}{query}"
+
+    def execute(self, statement: str, *values: object, database: str = "postgres") -> list[Any]:
+        """One statement, as whoever may do everything; its rows, where it has some."""
+        import psycopg
+
+        with psycopg.connect(self.conninfo(database), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), values or None)
+            return cursor.fetchall() if cursor.description else []
 
     def database(self, name: str) -> str:
         """The conninfo of a database that is new and empty."""
@@ -90,12 +151,20 @@ class Postgres:
         return self.conninfo(name)
 
 
+def _need(name: str) -> str:
+    found = program(name)
+    if found is None:
+        assert not os.environ.get("CI"), "PostgreSQL is missing, and CI promises it"
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    return found
+
+
 def _dies_with_us() -> None:
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGQUIT)
 
 
-def _run_as(who: pwd.struct_passwd | None, command: Sequence[str]) -> list[str]:
+def run_as(who: pwd.struct_passwd | None, command: Sequence[str]) -> list[str]:
     if who is None:
         return [*command]
     ids = [f"--reuid={who.pw_uid}", f"--regid={who.pw_gid}", "--clear-groups"]
@@ -105,50 +174,43 @@ def _run_as(who: pwd.struct_passwd | None, command: Sequence[str]) -> list[str]:
 
 @contextmanager
 def postgres(
-    *, durable: bool = False, settings: dict[str, str] | None = None
+    *, durable: bool = False, settings: dict[str, str] | None = None, within: Path | None = None
 ) -> Iterator[Postgres]:
-    """A server for as long as the block lasts. `durable`: commits wait for the disk."""
-    initdb, server = program("initdb"), program("postgres")
-    if initdb is None or server is None:
-        assert not os.environ.get("CI"), "PostgreSQL is missing, and CI promises it"
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    """A server for as long as the block lasts. `durable`: commits wait for the disk. `within`: a
+    folder of its own to keep its data in."""
     who = account()
     # Not below pytest's folders, which are closed to everybody but their owner.
-    folder = Path(tempfile.mkdtemp(prefix="unspool-postgres-"))
+    folder = Path(tempfile.mkdtemp(prefix="unspool-postgres-", dir=within))
+    server = Postgres(free_port(), "unspool", folder, who)
     try:
         if who is not None:
             os.chown(folder, who.pw_uid, who.pw_gid)
-        data, port = folder / "data", free_port()
-        made = subprocess.run(
-            _run_as(who, [initdb, "-D", str(data), "-A", "trust", "-U", "unspool", "-E", "UTF8",
-                          "--no-locale", "--no-sync"]),
-            capture_output=True, text=True, check=False, cwd=folder,
-        )  # fmt: skip
-        assert made.returncode == 0, made.stderr
-        given = {
-            "port": str(port), "listen_addresses": "127.0.0.1", "unix_socket_directories": "",
-            "max_connections": "200", "shared_buffers": "16MB",
-            **({} if durable else FAST), **(settings or {}),
-        }  # fmt: skip
-        options = [f"--{name}={value}" for name, value in given.items()]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                _run_as(who, [server, "-D", str(data), *options]),
-                stdout=log, stderr=log, cwd=folder, start_new_session=True,
-                preexec_fn=_dies_with_us if who is None else None,
-            )  # fmt: skip
-        try:
-            found = Postgres(port, "unspool")
-            _until_it_answers(found, process, folder / "log")
-            yield found
-        finally:
-            process.send_signal(signal.SIGINT)  # a fast shutdown: sessions are ended
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        server.settings.update({**({} if durable else FAST), **(settings or {})})
+        server.make()
+        server.start()
+        yield server
     finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def standby_of(server: Postgres, *, settings: dict[str, str] | None = None) -> Iterator[Postgres]:
+    """A server that follows this one, under the name `standby`."""
+    folder = Path(tempfile.mkdtemp(prefix="unspool-standby-"))
+    standby = Postgres(free_port(), server.user, folder, server.who)
+    try:
+        if server.who is not None:
+            os.chown(folder, server.who.pw_uid, server.who.pw_gid)
+        standby.settings.update(FAST | (settings or {}))
+        standby.command(
+            "pg_basebackup", "-D", str(standby.data), "-R", "-c", "fast",
+            "-d", f"{server.conninfo()} application_name=standby",
+        )  # fmt: skip
+        standby.start()
+        yield standby
+    finally:
+        standby.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -19,8 +19,12 @@ import click
 from .. import __version__
 from ..errors import UnspoolError
 from .commands.check_idempotency import check_idempotency
+from .commands.collect import collect
 from .commands.config import config
+from .commands.house import export_, import_, move
+from .commands.outbox import outbox
 from .commands.queue import queue
+from .commands.send import send
 from .commands.serve import serve
 from .commands.show import show
 from .commands.verbs import COMMANDS
@@ -33,14 +37,18 @@ BROKEN_PIPE: Final = 141
 EXIT_CODES: Final = {
     os.EX_OK: "It was done.",
     os.EX_USAGE: "The command line makes no sense.",
-    os.EX_DATAERR: "The name means several messages, or one that has settled; a record is spoilt.",
+    os.EX_DATAERR: "The name means several messages, or one that has settled; a record is spoilt; a"
+    " server rejected the request.",
     os.EX_NOINPUT: "There is no such message, or no such spool.",
-    os.EX_UNAVAILABLE: "An optional part is not installed; the server to be asked cannot be.",
+    os.EX_UNAVAILABLE: "An optional part is not installed; the server to be asked cannot be; nobody"
+    " has the request.",
     os.EX_SOFTWARE: "A mistake of ours.",
     os.EX_CANTCREAT: "A file, folder or socket cannot be made.",
     os.EX_IOERR: "The disk is full, or failed.",
-    os.EX_TEMPFAIL: "Not now: a message is being tried, the spool is in use or did not answer.",
-    os.EX_PROTOCOL: "A row of the conformance table that must hold does not.",
+    os.EX_TEMPFAIL: "Not now: a message is being tried, the spool is in use or did not answer; the"
+    " request is saved and not yet delivered.",
+    os.EX_PROTOCOL: "A row of the conformance table that must hold does not; a request may or"
+    " may not have been applied.",
     os.EX_CONFIG: "A setting is wrong, or a promise cannot be kept as the spool is set up.",
     INTERRUPTED: "Interrupted.",
     BROKEN_PIPE: "Nobody read on.",
@@ -84,7 +92,12 @@ def version() -> int:
     return 0
 
 
-for _command in (serve, config, queue, show, *COMMANDS, check_idempotency, version):
+_RUN: Final = (serve, collect, config)
+_HOUSE: Final = (export_, import_, move)
+_SENDER: Final = (send, outbox)
+_OTHER: Final = (check_idempotency, version)
+
+for _command in (*_RUN, queue, show, *COMMANDS, *_HOUSE, *_SENDER, *_OTHER):
     cli.add_command(_command)
 
 

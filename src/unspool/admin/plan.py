@@ -9,12 +9,14 @@ from ..core.schedule import Pace
 from ..node import Plan
 from ..passage import Options
 from ..settings import Settings
+from ..spools.open import of_one_machine
 from ..spools.protocol import Survives
 
 
 def plan_of(settings: Settings) -> Plan:
     """What these settings mean for a node."""
-    alone = settings.workers == 1
+    # Relays on other hosts may share what is not on this one: then claims are written down.
+    alone = settings.workers == 1 and all(map(of_one_machine, settings.spool))
     policy = Policy(
         pace=Pace(least_ms=settings.backoff_least_ms, most_ms=settings.backoff_most_ms),
         keeping=Keeping(

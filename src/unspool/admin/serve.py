@@ -48,6 +48,7 @@ from ..transports.limits import Limits as OutLimits
 from ..transports.protocol import Transport
 from ..transports.servers import Servers
 from . import logs
+from .collect import collecting
 from .descriptors import fitted
 from .notify import notify
 from .plan import plan_of
@@ -90,7 +91,7 @@ def serve(settings: Settings) -> int:
 
 
 async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) -> int:
-    told = _ears()
+    told = ears()
     spool = await open_spool(settings.spool[0])
     desk: Desk | None = None
     transport = _transport(settings)
@@ -99,7 +100,7 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
             plan=plan_of(settings),
             spool=spool,
             transport=transport,
-            disk_free=_disk_free(settings.spool[0]),
+            disk_free=disk_free(settings.spool[0]),
         )
         door = Door(node.relay, limits=_door_limits(settings))
         await door.listen(listening)
@@ -111,7 +112,8 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 50)
         notify("READY=1")
-        await told.wait()
+        async with collecting(settings.collect if first else (), node):
+            await told.wait()
         notify("STOPPING=1")
         log.info("draining: no new requests; in flight: %d", door.statistics().connections)
         node.draining = True
@@ -181,7 +183,7 @@ def _serve_alone(url: str) -> IO[bytes] | None:
     )
 
 
-def _ears() -> asyncio.Event:
+def ears() -> asyncio.Event:
     """Set by SIGTERM or SIGINT. The next one stops at once: the spool has what was accepted.
 
     The signals were held back until here, so one that came while we started is heard too.
@@ -258,7 +260,7 @@ def _door_tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def _disk_free(url: str) -> Callable[[], int | None] | None:
+def disk_free(url: str) -> Callable[[], int | None] | None:
     path = path_of(url)
     if path is None:
         return None

@@ -2,6 +2,7 @@
 
     @options                     --spool and --config, as `serve` has them
     using(flags, work)           open the spool, await work(Desk), close it
+    reached(url)                 another spool beside it, for as long as a `with` lasts
     desk.pages(query)            entries in order of acceptance, never all at once
     desk.named(word)             the entries that people call so
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import click
@@ -108,34 +110,45 @@ def options(command: F) -> F:
     )(command)
 
 
-def using(work: Callable[[Desk], Awaitable[T]], *, spool: str | None, config: str | None) -> T:
+@asynccontextmanager
+async def reached(url: str, *, create: bool = False) -> AsyncGenerator[Spool, None]:
+    """The spool of this URL, open, perhaps through its relay. `create`: make it where it is not."""
+    from ..spools.open import reach_spool
+
+    _must_exist(url, create=create)
+    opened = await reach_spool(url)
+    try:
+        yield opened
+    finally:
+        await opened.aclose()
+
+
+def using(
+    work: Callable[[Desk], Awaitable[T]], *, spool: str | None, config: str | None,
+    create: bool = False,
+) -> T:  # fmt: skip
     """Open the spool, do `work`, close it."""
     import asyncio  # with all that it needs, most of what `unspool version` would load
 
     flags = {"spool": (spool,)} if spool else {}
     settings = load(flags, os.environ, config=config or "").settings
     url = settings.spool[0]
-    _must_exist(url)
 
     async def run() -> T:
         from ..custody import SECRET_KEY
-        from ..spools.open import reach_spool
 
-        opened = await reach_spool(url)
-        try:
+        async with reached(url, create=create) as opened:
             return await work(Desk(spool=opened, settings=settings, secret=SECRET_KEY))
-        finally:
-            await opened.aclose()
 
     return asyncio.run(run())
 
 
-def _must_exist(url: str) -> None:
+def _must_exist(url: str, *, create: bool) -> None:
     """Looking must not make an empty spool where somebody mistyped the name of a full one."""
     from ..spools.open import path_of
 
     path = path_of(url)
-    if path is not None and not path.exists():
+    if path is not None and not path.exists() and not create:
         raise NoSuch(
             f"there is no spool at {path}: nothing was ever accepted there, or it is elsewhere. "
             "Name it with --spool, or run this where the relay runs."

@@ -5,6 +5,7 @@
     minted(name, …) -> Recall | Unreadable | None    is a key that nobody knows too old, or too new?
     worth_remembering(status)                        is this answer the answer for ever?
     child_key(secret, …) -> str                      a key for a step of the work under a key
+    uuid7(now, chance) -> str                        a key for a sender who named none
 
 Quoted and bare keys are one key: the IETF draft says `"k"` (a structured-field string, RFC 9651),
 the world says `k`. A repeat is told by key and fingerprint together, inside one caller's scope;
@@ -103,6 +104,7 @@ ATTACH: Final = Recall(Do.ATTACH)
 WAIT: Final = Recall(Do.WAIT)
 REUSED: Final = Recall(Do.REFUSE, "key-reused")
 TOO_OLD: Final = Recall(Do.REFUSE, "expired")
+MOVED: Final = Recall(Do.REFUSE, "moved", "the first request under this key was moved")
 UNKNOWN: Final = Recall(
     Do.REFUSE, "outcome-unknown", "the first may have had its effect; no whole answer came of it"
 )
@@ -147,6 +149,8 @@ def recall(known: Known | None, *, fingerprint: bytes, now: Instant) -> Recall:
         return REPLAY if known.answer is not None and now < known.answer_until else TOO_OLD
     if known.reason == Reason.UNKNOWN:
         return UNKNOWN
+    if known.reason == Reason.MOVED:
+        return MOVED
     return Recall(Do.REFUSE, "bounced", f"the request under this key ended as {known.reason}")
 
 
@@ -197,3 +201,15 @@ PASSING: Final = frozenset({401, 403, 407, 511})
 def worth_remembering(answer: Response) -> bool:
     """Is this final answer the one that repeats shall get? (2xx, 3xx and the lasting 4xx.)"""
     return answer.status not in PASSING and not is_busy(answer)
+
+
+def uuid7(*, now: Instant, chance: bytes) -> str:
+    """A key that tells when it was made (RFC 9562 §5.7). `chance` is 10 random bytes.
+
+    So a server may refuse one that is older than it remembers, instead of running it again.
+    """
+    high = int.from_bytes(chance[:2], "big") & 0x0FFF
+    low = int.from_bytes(chance[2:10], "big") & 0x3FFF_FFFF_FFFF_FFFF
+    value = (now & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | high << 64 | 0x2 << 62 | low
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -46,6 +46,16 @@ class Reason(enum.StrEnum):
     """By its sender."""
     DROPPED = "dropped"
     """By an operator."""
+    MOVED = "moved"
+    """By an operator, to another spool, which knows its key and its receipt."""
+
+
+_ENDED: Final[Mapping[str, str]] = {Reason.UNKNOWN: "unknown", Reason.MOVED: "moved"}
+
+
+def ended_as(reason: str) -> str:
+    """The problem that tells a sender why there is no answer."""
+    return _ENDED.get(reason, "bounced")
 
 
 class Delivered(Value, frozen=True):

@@ -4,10 +4,11 @@
     spool = await open_spool("sqlite:////var/lib/x.db")   absolute
     spool = await open_spool("leveldb:///unspool.leveldb")   a folder of one process
     spool = await open_spool("log:///unspool.log")            another
+    spool = await open_spool("postgres://me:pw@host/db")      a database that relays share
     spool = await open_spool("redis://127.0.0.1:6379/0")      a server: rediss:, valkey:, valkeys:
     spool = await open_spool("memory:")                   survives nothing; for trying things out
     await reach_spool(url)              for an operator: through the relay, where one has it open
-    path_of(url) · of_one_process(url)                    what can be told before it is opened
+    path_of(url) · of_one_process(url) · of_one_machine(url)    what can be told before it is opened
     shown(url)                                            for people: without its password
 
 Other packages add schemes by an entry point in the group `unspool.spools`: its name is the scheme,
@@ -55,6 +56,17 @@ async def _open_leveldb(url: str) -> Spool:
     return await open_leveldb(_named_path(url, example="unspool.leveldb"))
 
 
+async def _open_postgres(url: str) -> Spool:
+    try:
+        from .postgres import open_postgres
+    except ImportError as error:
+        raise Missing(
+            "The PostgreSQL spool needs psycopg, which is not installed. Nothing was opened."
+            " Install it: pip install 'unspool[postgres]'"
+        ) from error
+    return await open_postgres(url)
+
+
 async def _open_log(url: str) -> Spool:
     from .logfile import open_log
 
@@ -95,6 +107,8 @@ OURS: Final[Mapping[str, Opener]] = {
     "log": _open_log,
     "memory": _open_memory,
     "nats": _open_nats,
+    "postgres": _open_postgres,
+    "postgresql": _open_postgres,
     "redis": _open_redis,
     "rediss": _open_redis,
     "sqlite": _open_sqlite,
@@ -110,6 +124,11 @@ def path_of(url: str) -> Path | None:
     """Where on this machine's disks a spool is; None where that is not ours to know."""
     scheme, slashes, path = url.partition(":///")
     return Path(path) if scheme in ON_DISK and slashes and path else None
+
+
+def of_one_machine(url: str) -> bool:
+    """Can nobody beyond this machine have it open? Then one `serve` knows all that is tried."""
+    return url.partition(":")[0] in ON_DISK | {"memory"}
 
 
 def of_one_process(url: str) -> bool:

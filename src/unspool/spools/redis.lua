@@ -37,13 +37,13 @@ local P = string.sub(KEYS[1], 1, -6)
 local NEVER = 9007199254740991
 local WAITING, CLAIMED, DELIVERED, ASIDE = 0, 1, 2, 9
 local STANDING, ENVELOPE = '>BBBI4ddddd', '>BddBI4c0I4c0I4c0I4c0I4c0'
-local ROWS_MAX_BYTES = 33554432
+local ROWS_MAX_BYTES = 8388608
 
 local call, sha, pack, unpack = redis.call, redis.sha1hex, struct.pack, struct.unpack
 local sub, char, join = string.sub, string.char, table.concat
 local function num(n) return string.format('%.0f', n) end
 
-local touched, lined, rang = {}, {}, false
+local touched, rang, given = {}, false, 0
 
 -- reading -----------------------------------------------------------------------------------------
 
@@ -71,12 +71,17 @@ local function read(key)
   return e
 end
 
-local function row(e, flag, with)  -- 'r': with its request; 'a': with its answer
+-- 'r': with its request; 'a': with its answer. Once there is much in the answer of this call, they
+-- are left out, and asked for one by one (`part`).
+local function row(e, flag, with)
   local a, r = '', ''
-  if with == 'a' and e.answered == 1 then a = call('GET', P .. 'a:' .. e.key) or '' end
-  if with == 'r' and e.state <= CLAIMED then r = call('GET', P .. 'r:' .. e.key) or '' end
-  return pack('>BI4c0I4c0I4c0I4c0I4c0I4c0', flag, #e.key, e.key, #e.c, e.c, #e.m, e.m, #e.t, e.t,
-    #r, r, #a, a)
+  if given < ROWS_MAX_BYTES then
+    if with == 'a' and e.answered == 1 then a = call('GET', P .. 'a:' .. e.key) or '' end
+    if with == 'r' and e.state <= CLAIMED then r = call('GET', P .. 'r:' .. e.key) or '' end
+    given = given + #a + #r
+  end
+  return pack('>BI4c0I4c0I4c0I4c0I4', flag, #e.key, e.key, #e.c, e.c, #e.m, e.m, #e.t, e.t, #r)
+    .. r .. pack('>I4', #a) .. a  -- for what is large, pack goes letter by letter
 end
 
 -- writing -----------------------------------------------------------------------------------------
@@ -280,12 +285,12 @@ end
 -- item: how many, destination
 function V.lease()
   local now, till = unpack('>dd', args)
-  local rows, size = {}, 0
+  local rows = {}
   for i = 1, items do
     local limit, dest = unpack('>I4I4c0', ARGV[3 + i])
     local due = call('ZRANGEBYSCORE', P .. 'w:' .. dest, '-inf', num(now), 'LIMIT', 0, limit)
     for _, found in ipairs(due) do
-      if size > ROWS_MAX_BYTES then break end
+      if given >= ROWS_MAX_BYTES then break end
       local e = read(sub(found, 7))
       if not e then
         call('ZREM', P .. 'w:' .. dest, found)
@@ -294,7 +299,6 @@ function V.lease()
         aside(e)
       else
         rows[#rows + 1] = take(e, till, false, 'r')
-        size = size + #rows[#rows]
       end
     end
   end
@@ -466,6 +470,9 @@ function V.find()
   return join(rows)
 end
 
+-- r or a; item: key
+function V.part() return call('GET', P .. args .. ':' .. ARGV[4]) or '' end
+
 -- limit, after ('' or [name)
 function V.survey()
   local limit, after = unpack('>I4I4c0', args)
@@ -492,7 +499,7 @@ function V.browse()
     unpack('>dI4I4BBBI4c0I4c0', args)
   local found = items > 0 and {ARGV[4]}
     or call('ZRANGEBYSCORE', P .. 'all', '(' .. num(after), '+inf', 'LIMIT', 0, looks)
-  local rows, size, more = {}, 0, #found == looks and items == 0
+  local rows, more = {}, #found == looks and items == 0
   for i, key in ipairs(found) do
     local place = tonumber(call('ZSCORE', P .. 'all', key) or 0)
     local e = place > after and read(key)
@@ -500,10 +507,9 @@ function V.browse()
       aside(e)
     elseif e and wanted(e, state, held, dest, name) then
       rows[#rows + 1] = row(e, 0, requests == 1 and 'r' or '')
-      size = size + #rows[#rows]
     end
     if place > 0 then after = math.max(after, place) end
-    if (#rows == limit or size > ROWS_MAX_BYTES) and i < #found then more = true break end
+    if (#rows == limit or given >= ROWS_MAX_BYTES) and i < #found then more = true break end
   end
   close()
   return pack('>dB', after, more and 1 or 0) .. join(rows)

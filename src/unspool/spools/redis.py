@@ -48,13 +48,14 @@ from .protocol import (
     Tally,
 )
 from .redis_bell import Bell
-from .redis_link import Link
+from .redis_link import Link, Patience
 from .redis_rows import (
     Row,
     Rows,
     accept_item,
     double,
     entry_of,
+    is_answered,
     lease_item,
     message_of,
     page,
@@ -90,9 +91,9 @@ class RedisSpool:
         )
 
     @classmethod
-    async def open(cls, url: str) -> Self:
+    async def open(cls, url: str, *, patience: Patience | None = None) -> Self:
         """Raises `Misconfigured`, `PromiseBroken`, `Newer`, `Unavailable`."""
-        link = Link(*split(url))
+        link = Link(*split(url), patience)
         await link.open()
         return cls(link)
 
@@ -117,15 +118,18 @@ class RedisSpool:
                 changed = attempt != entry.attempt
                 answers.append(New(replace(entry, attempt=attempt) if changed else entry))
                 continue
-            known = self._known(found.row(), spoilt)
+            known = await self._known(found.row(), spoilt)
             answers.append(Duplicate(known) if kind == b"D" else Mismatch(known))
         await self._set_aside(spoilt)
         if any(isinstance(a, New) and a.entry.state is State.WAITING for a in answers):
             self._arrivals.ring()
         return answers
 
-    def _known(self, row: Row, spoilt: list[Key]) -> Entry:
+    async def _known(self, row: Row, spoilt: list[Key]) -> Entry:
+        """With its answer, or set down as spoilt."""
         entry = entry_of(row)
+        if is_answered(row) and not row.answer:
+            row = replace(row, answer=await self._part(b"a", row.key))
         try:
             return with_answer(entry, row)
         except Spoilt:
@@ -160,7 +164,10 @@ class RedisSpool:
         for _ in keys:
             leases: list[Lease] = []
             if found.mark() == b"L":
-                _lease(found.row(), until, leases, spoilt)
+                row = found.row()
+                if not row.request:
+                    row = replace(row, request=await self._part(b"r", row.key))
+                _lease(row, until, leases, spoilt)
             answers.append(leases[0] if leases else None)
         await self._set_aside(spoilt)
         return answers
@@ -236,7 +243,8 @@ class RedisSpool:
         entries: list[Entry | None] = []
         spoilt: list[Key] = []
         for _ in keys:
-            entries.append(self._known(found.row(), spoilt) if found.mark() == b"E" else None)
+            known = found.mark() == b"E"
+            entries.append(await self._known(found.row(), spoilt) if known else None)
         if spoilt:
             await self._set_aside(spoilt)
             raise self._corrupt(len(spoilt))
@@ -284,6 +292,10 @@ class RedisSpool:
                 count += 1
             if count < LANES:
                 return tallies
+
+    async def _part(self, which: bytes, key: Key) -> bytes:
+        """What was left out, where an answer would have been too large."""
+        return await self._link.call("part", args=which, items=[text(key)])
 
     # -- what is spoilt --------------------------------------------------------------------------
 

@@ -36,22 +36,28 @@ from .redis_rows import FORM, Rows, strings, word
 from .redis_server import SETTINGS, Measured, judge, parse_info
 from .redis_trouble import translate
 
-CONNECT_S: Final = 3.0
-ANSWER_S: Final = 5.0
-"""For each reply, and for each request to be taken."""
-CALL_S: Final = 10.0
-"""For all of a call, from waiting for a connection to the last reply."""
-SYNC_MS: Final = 4_000
-"""How long the server may take to sync what it was told to."""
 CONNECTIONS_MAX: Final = 8
 IDLE_S: Final = 30.0
 """A connection that rested for longer may have been closed by the server: it is made anew."""
-MEASURE_S: Final = 10.0
 BATCH_MAX_BYTES: Final = 256 * 1024 * 1024
 """Redis closes connections that send more than 1 GiB at once, and is busy with it for long."""
 
 SCRIPT: Final = files(__package__).joinpath("redis.lua").read_bytes()
 SHA: Final = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest()
+
+
+class Patience(Value, frozen=True):
+    """How long everything may take."""
+
+    connect_s: float = 3.0
+    answer_s: float = 5.0
+    """For each reply, and for each request to be taken."""
+    call_s: float = 10.0
+    """For all of a call, from waiting for a connection to the last reply."""
+    sync_ms: int = 4_000
+    """How long the server may take to sync what it was told to."""
+    measure_s: float = 10.0
+    """How long what was measured is believed."""
 
 
 class _Asked(Value, frozen=True):
@@ -65,7 +71,8 @@ class _Asked(Value, frozen=True):
 
 
 class Link:
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, patience: Patience | None = None) -> None:
+        self._patience: Final = patience or Patience()
         self.where: Final = shown(url)
         """The server, for people."""
         self.about: Final = f"{{{name}}}:about".encode()
@@ -74,7 +81,7 @@ class Link:
         """Records set aside."""
         self.rings = 0
         self.measured: Measured | None = None
-        self._pool: Final[Any] = _pool(url)
+        self._pool: Final[Any] = _pool(url, self._patience)
         self._id = b""
         self._idle: list[tuple[float, Any]] = []
         self._places: Final = asyncio.Semaphore(CONNECTIONS_MAX)
@@ -139,7 +146,7 @@ class Link:
 
     async def _call(self, asked: _Asked) -> bytes:
         try:
-            async with asyncio.timeout(CALL_S):
+            async with asyncio.timeout(self._patience.call_s):
                 return await self._lend(asked)
         except Refused:
             raise
@@ -195,11 +202,12 @@ class Link:
 
     async def _sync(self, connection: Any) -> None:
         """Wait until what this connection wrote last is on the server's disk."""
-        local, _ = await _exchange(connection, "WAITAOF", 1, 0, SYNC_MS)
+        patience_ms = self._patience.sync_ms
+        local, _ = await _exchange(connection, "WAITAOF", 1, 0, patience_ms)
         if local < 1:
             raise Unavailable(
-                f"{self.where} took the batch, and has not synced it within {SYNC_MS} ms: it may or"
-                " may not be kept. Repeat it under its key. See what the disk does:"
+                f"{self.where} took the batch and has not synced it within {patience_ms} ms: it may"
+                " or may not be kept. Repeat it under its key. See what the disk does:"
                 " redis-cli INFO persistence"
             )
 
@@ -218,7 +226,7 @@ class Link:
                 connection = self._pool.make_connection()
                 await connection.connect()
                 await self._measure(connection)
-            elif loop.time() - self._measured_at > MEASURE_S:
+            elif loop.time() - self._measured_at > self._patience.measure_s:
                 await self._measure(connection)
         except BaseException:
             if connection is not None:
@@ -269,9 +277,14 @@ async def _exchange(connection: Any, *command: Any) -> Any:
     return await connection.read_response(disable_decoding=True)
 
 
-def _pool(url: str) -> ConnectionPool:
+def _pool(url: str, patience: Patience) -> ConnectionPool:
     """Only makes connections; which are free is told here."""
     return ConnectionPool.from_url(
-        url, protocol=2, socket_timeout=ANSWER_S, socket_connect_timeout=CONNECT_S,
-        socket_keepalive=True, retry=Retry(NoBackoff(), 0), client_name="unspool",
-    )  # fmt: skip
+        url,
+        protocol=2,
+        socket_timeout=patience.answer_s,
+        socket_connect_timeout=patience.connect_s,
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 0),
+        client_name="unspool",
+    )

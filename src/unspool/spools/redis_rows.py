@@ -223,10 +223,13 @@ def _request(row: Row) -> Request:
     return record.unpack_request(row.request)
 
 
+def is_answered(row: Row) -> bool:
+    return bool(row.standing[2])
+
+
 def with_answer(entry: Entry, row: Row) -> Entry:
     """Raises `Spoilt`, also where an answer should be and is not."""
-    answered = row.standing[2]
-    if not answered:
+    if not is_answered(row):
         return entry
     if not row.answer:
         raise Spoilt("an answer that is not there")

@@ -13,7 +13,8 @@ Never MACHINE: replicas are asynchronous, and a failover may lose what was ackno
 server does not show its settings (CONFIG is often closed on hosted ones), what can be confirmed
 write by write still counts, and nothing else.
 
-Does not see: a data directory on tmpfs, and a disk that lies.
+Does not see: a data directory on tmpfs, a disk that lies, and an AOF that was switched off and on
+again and is not whole yet.
 """
 
 from __future__ import annotations
@@ -68,6 +69,12 @@ def judge(info: Mapping[str, str], config: Mapping[str, str], *, where: str) -> 
         raise Unavailable(
             f"{where} is a replica, and takes no writes. Nothing was opened. Name its master: "
             f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
+        )
+    if info.get("aof_rewrite_in_progress") == "1" and info.get("aof_base_size") == "0":
+        raise Unavailable(
+            f"{where} is writing its AOF for the first time; until that is done, what it is given"
+            " is lost with it. Nothing was done. Start again in a moment; see how far: redis-cli"
+            " INFO persistence"
         )
     policy = info.get("maxmemory_policy", "noeviction")
     if info.get("maxmemory", "0") != "0" and policy != "noeviction":

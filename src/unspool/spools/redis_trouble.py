@@ -24,7 +24,7 @@ _LOADING: Final = (
 )
 SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
     (
-        "OOM command",
+        "allowed when used memory",
         Full,
         (
             "is out of memory (maxmemory). Nothing of this batch was done; what was "
@@ -32,7 +32,7 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
         ),
     ),
     (
-        "READONLY",
+        "read only replica",
         Unavailable,
         (
             "has become a replica and takes no writes. Nothing was done. Name its master: "
@@ -47,7 +47,7 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
             "redis-cli INFO persistence"
         ),
     ),
-    ("LOADING", Unavailable, _LOADING),
+    ("BusyLoadingError", Unavailable, _LOADING),
     (
         "NOREPLICAS",
         Unavailable,
@@ -72,7 +72,7 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
         "is busy with somebody's script. Nothing was done. See which: redis-cli SLOWLOG GET",
     ),
     (
-        "MOVED",
+        "MovedError",
         Misconfigured,
         (
             "is part of a cluster, where a spool's keys move from server to server. Nothing "
@@ -93,7 +93,7 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
     ("NOAUTH", Misconfigured, _ASKS),
     ("uthentication required", Misconfigured, _ASKS),
     (
-        "NOPERM",
+        "NoPermissionError",
         Misconfigured,
         (
             "does not let this user do what a spool needs. Nothing was done. See who it is, "
@@ -101,7 +101,7 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
         ),
     ),
     (
-        "No permissions",
+        "The user executing the script",
         Misconfigured,
         (
             "does not let this user touch what a spool needs. Nothing was done. See who it "
@@ -122,14 +122,10 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
 
 def translate(error: Exception, *, where: str) -> UnspoolError:
     said = str(error)
+    named = f"{type(error).__name__} {said}"  # the library takes some of its words away
     for sign, kind, meaning in SAID:
-        if sign in said:
+        if sign in named:
             return kind(f"{where} {meaning}")
-    if isinstance(error, trouble.NoPermissionError):
-        return Misconfigured(f"{where} does not let this user do that ({said}). Nothing was done."
-                             " See what it may: redis-cli ACL WHOAMI")  # fmt: skip
-    if isinstance(error, trouble.BusyLoadingError):
-        return Unavailable(f"{where} {_LOADING}")
     if isinstance(error, trouble.ResponseError):
         return Unavailable(
             f"{where} refused: {said}. It may or may not have happened; repeat it under its key."

@@ -19,7 +19,7 @@ from contextlib import aclosing
 
 import click
 
-from ...spools.protocol import Damaged
+from ...spools.protocol import Damaged, Spool
 from .. import wording
 from ..spool import PAGE, Desk
 
@@ -27,9 +27,9 @@ HEADING = "--Mark---- ----Bytes -Key--------------------- -Destination----------
 HINT = "records are set aside as corrupt. See them: unspool queue --corrupt"
 
 
-async def pages(desk: Desk) -> AsyncGenerator[Damaged, None]:
+async def pages(spool: Spool) -> AsyncGenerator[Damaged, None]:
     after: str | None = None
-    while page := await desk.spool.damaged(after=after, limit=PAGE):
+    while page := await spool.damaged(after=after, limit=PAGE):
         for damaged in page:
             yield damaged
         after = page[-1].mark
@@ -38,7 +38,7 @@ async def pages(desk: Desk) -> AsyncGenerator[Damaged, None]:
 async def listed(desk: Desk, *, limit: int, as_json: bool) -> int:
     count = size = 0
     more = False
-    async with aclosing(pages(desk)) as found:
+    async with aclosing(pages(desk.spool)) as found:
         async for damaged in found:
             if limit and count == limit:
                 more = True
@@ -91,7 +91,7 @@ def _footer(count: int, size: int, *, more: bool) -> str:
 
 
 async def all_of(desk: Desk) -> list[str]:
-    async with aclosing(pages(desk)) as found:
+    async with aclosing(pages(desk.spool)) as found:
         return [damaged.mark async for damaged in found]
 
 

@@ -27,6 +27,7 @@ import msgspec
 
 from ...core.lifecycle import Bounced, Deferred, Reason, State, Verdict
 from ...core.message import AT_ONCE, NEVER, Destination, Instant, Key
+from ...core.parking import PARKED, unpark
 from ...settings import Settings
 from ...spools.protocol import Entry, Lease, Query
 from .. import wording
@@ -232,7 +233,10 @@ async def _apply(
     desk: Desk, verb: Verb, entries: Sequence[Entry], probed: set[Destination] | None = None
 ) -> int:
     """Do it, and say of each what happened; the exit code."""
-    done = await _done(desk, verb, [entry.message.key for entry in entries], probed)
+    parked = {entry.message.key for entry in entries if unpark(entry.trail)}
+    left_alone = parked if verb.name != "drop" else set()
+    keys = [entry.message.key for entry in entries if entry.message.key not in left_alone]
+    done = await _done(desk, verb, keys, probed)
     left = [entry.message.key for entry in entries if entry.message.key not in done]
     current = dict(zip(left, await desk.spool.find(left) if left else (), strict=True))
     code = 0
@@ -307,6 +311,8 @@ def _why_not(verb: Verb, entry: Entry | None, *, now: int) -> tuple[str, int]:
     """Why a message could not be seized, as it is now."""
     if entry is None:
         return "is gone; nothing was done", os.EX_NOINPUT
+    if entry.state is State.WAITING and unpark(entry.trail):
+        return f"is {PARKED}", os.EX_TEMPFAIL
     if entry.state in (State.DELIVERED, State.BOUNCED):
         text = f"{wording.condition(entry, now=now)}; there is nothing to {verb.name}"
         return text, os.EX_DATAERR

@@ -1,0 +1,154 @@
+"""Collect: from queues into the spool, as a process of its own or beside the relay.
+
+    collect(settings, urls, once=…) -> exit code        `unspool collect`
+    async with collecting(urls, node): …                `unspool serve --collect`
+
+The process opens the spool that a relay uses, running or not, and delivers nothing itself. It runs
+until SIGTERM or SIGINT, finishes what it has taken, gives the rest back and exits 0. A queue that
+is down is no reason to end: it is asked again, as a mail server asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+
+from .. import __version__
+from ..chance import Chance
+from ..clock import SystemClock
+from ..core.admission import Terms
+from ..custody import Custody
+from ..errors import Misconfigured, PromiseBroken
+from ..ingress.collector import Collector
+from ..node import Node, marked
+from ..queues.open import open_queue
+from ..settings import Settings
+from ..spools.open import open_spool, shown
+from ..spools.protocol import Spool
+from . import logs
+from .notify import notify
+from .plan import plan_of
+from .workers import STOPS
+
+log = logging.getLogger("unspool.collect")
+
+
+def collect(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
+    """Collect from these queues. Returns the exit code; raises `Broken` where it cannot start."""
+    if settings.spool[0].startswith("memory:"):
+        raise Misconfigured(
+            "a spool in memory would end with this command. Nothing was collected. Let the relay "
+            f"itself collect: unspool serve --spool memory: --collect {shown(urls[0])}"
+        )
+    logs.start(level=settings.log_level, form=settings.log_format)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    return asyncio.run(_run(settings, urls, once=once))
+
+
+async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
+    from .serve import disk_free, ears  # with all that a relay needs
+
+    told = ears()
+    plan = plan_of(settings)
+    queues = [await open_queue(url) for url in urls]  # before the spool: these ask nobody yet
+    spool = await open_spool(settings.spool[0])
+    try:
+        if spool.promises.survives < plan.required:
+            raise PromiseBroken(
+                f"the spool {shown(settings.spool[0])} survives "
+                f"{spool.promises.survives.name.lower()}, and `survives` asks for "
+                f"{plan.required.name.lower()}. Nothing was collected. Use another spool, or "
+                f"say --survives {spool.promises.survives.name.lower()}"
+            )
+        terms = Terms(
+            survives=spool.promises.survives,
+            required=plan.required,
+            backlog_max=plan.backlog_max,
+            disk_free_min_bytes=plan.disk_free_min_bytes,
+        )
+        custody = Custody(spool=spool, terms=terms, disk_free=disk_free(settings.spool[0]))
+        clock, chance = SystemClock(), Chance()
+        secret = await custody.open(now=clock.now(), chance=chance)
+        if plan.backlog_max:
+            await custody.count()
+        collectors = [
+            Collector(
+                queue=queue,
+                called=shown(url),
+                custody=custody,
+                options=marked(plan.options, secret),
+                secret=secret,
+                clock=clock,
+                chance=chance,
+            )
+            for url, queue in zip(urls, queues, strict=True)
+        ]
+        _announce(settings, urls, spool)
+        notify("READY=1")
+        if once:
+            return await _drained(collectors, told)
+        await asyncio.gather(*(collector.run(told) for collector in collectors))
+        notify("STOPPING=1")
+        await custody.drain()
+    finally:
+        await spool.aclose()
+    return os.EX_OK
+
+
+async def _drained(collectors: Sequence[Collector], told: asyncio.Event) -> int:
+    """Until there is nothing more, or somebody says stop."""
+    all_of_it = True
+    for collector in collectors:
+        all_of_it = await collector.drain(told) and all_of_it
+    return os.EX_OK if all_of_it else os.EX_TEMPFAIL
+
+
+@contextlib.asynccontextmanager
+async def collecting(urls: Sequence[str], node: Node) -> AsyncIterator[None]:
+    """Collect beside a relay. At the end what was taken is in the spool, or given back."""
+    told = asyncio.Event()
+    running = []
+    for url in urls:
+        collector = Collector(
+            queue=await open_queue(url),
+            called=shown(url),
+            custody=node.custody,
+            options=node.options,
+            secret=node.secret,
+            clock=node.clock,
+            chance=node.chance,
+            tries=node.relay.tries,
+        )
+        running.append(asyncio.create_task(collector.run(told), name="unspool collector"))
+        log.info("collecting from %s", shown(url))
+    for task in running:
+        task.add_done_callback(_look)
+    try:
+        yield
+    finally:
+        told.set()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def _look(task: asyncio.Task[None]) -> None:
+    """A mistake of ours must not be silent: the relay goes on, and nothing more is collected."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("collecting has ended; the relay goes on", exc_info=error)
+
+
+def _announce(settings: Settings, urls: Sequence[str], spool: Spool) -> None:
+    """Three lines: from where, into what, for whom."""
+    name = (settings.destination or settings.to)[0]
+    sys.stderr.write(
+        f"unspool {__version__} collects from {' '.join(map(shown, urls))}\n"
+        f"  spool        {shown(settings.spool[0])}: survives "
+        f"{spool.promises.survives.name.lower()} ({spool.promises.detail})\n"
+        f"  delivery     by the relay of this spool: unspool serve --to {name}"
+        f" --spool {shown(settings.spool[0])}\n"
+    )
+    sys.stderr.flush()

@@ -1,0 +1,285 @@
+"""AsyncClient: the smart client, for asyncio. `blocking.Client` is the same for everybody else.
+
+    async with AsyncClient(["https://a.example"], outbox="outbox.db") as client:
+        result = await client.post("/orders", json=order, key=order.id)
+        async for settled in client.settled(): …      what became of what was queued
+        await client.drain(timeout=60)                until nothing waits
+        await client.wait(key, timeout=60)            what became of one
+
+The road of a request: its key, on disk first if asked for; direct attempts, queues (`route`); the
+outbox; the fallback plan. What somebody owns is a result; what nobody owns raises `Undelivered`,
+with the request attached. What makes no sense raises before anything is sent: `Unacceptable`,
+`Reused`, `Misconfigured`, and what the outbox raises when it is opened, at the first use.
+
+One key is one request. Two calls under one key go one after the other; another request under it is
+refused (`Reused`), as far as this client remembers, or its outbox does; the servers remember
+longer.
+
+Belongs to one event loop and one process. Bugs: a caller who is cancelled learns nothing; what had
+been sent may be applied, and what was on disk is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, Self, TypedDict, Unpack
+
+import msgspec
+
+from ..chance import Chance
+from ..core.idempotency import uuid7
+from ..errors import Undelivered
+from .endings import fall_back, no_outbox, undelivered, unusable
+from .events import Ended, teller
+from .known import Known
+from .options import ClientOptions, Options, checked
+from .parts import Parts, open_parts
+from .record import result_of
+from .request import Auth, Content, Defaults, Fields, Params, Request, compose
+from .results import (
+    Fate,
+    Progress,
+    Queued,
+    Result,
+    Settled,
+)
+from .road import Road
+
+log: Final = logging.getLogger("unspool.client")
+
+LOOK_S: Final = 0.1
+
+
+class Asked(TypedDict, total=False):
+    """What may be said of a request."""
+
+    params: Params | None
+    headers: Fields | None
+    json: Any
+    data: Any
+    content: Content | None
+    auth: Auth | None
+    key: str | bool | None
+    deadline: float | None
+    lifetime: float | None
+    order: str
+    contended: bool
+    attempts: int | None
+
+
+class AsyncClient:
+    def __init__(self, servers: str | Sequence[str] = (), **given: Unpack[ClientOptions]) -> None:
+        """Raises `Misconfigured`. Nothing is opened before the first use."""
+        self.options: Final[Options] = checked(servers, given)
+        self._defaults = defaults_of(self.options)
+        self._tell = teller(self.options.on_event)
+        self._chance = Chance()
+        self._known = Known()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._parts: Parts | None = None
+        self._opening: asyncio.Task[Parts] | None = None
+        self._closed = False
+
+    # --- one request -------------------------------------------------------------------------
+
+    async def request(self, method: str, path: str, **asked: Unpack[Asked]) -> Result:
+        """Send it. Raises `Undelivered` where nobody has it, `Unacceptable` where it is wrong."""
+        return await self.send(self.build(method, path, **asked))
+
+    def build(self, method: str, path: str, **asked: Unpack[Asked]) -> Request:
+        """The request, whole and with its key, and not sent. Raises `Unacceptable`."""
+        return compose(method, path, defaults=self._defaults, mint=self._mint, **asked)
+
+    async def get(self, path: str, **asked: Unpack[Asked]) -> Result:
+        return await self.request("GET", path, **asked)
+
+    async def head(self, path: str, **asked: Unpack[Asked]) -> Result:
+        return await self.request("HEAD", path, **asked)
+
+    async def post(self, path: str, **asked: Unpack[Asked]) -> Result:
+        return await self.request("POST", path, **asked)
+
+    async def put(self, path: str, **asked: Unpack[Asked]) -> Result:
+        return await self.request("PUT", path, **asked)
+
+    async def patch(self, path: str, **asked: Unpack[Asked]) -> Result:
+        return await self.request("PATCH", path, **asked)
+
+    async def delete(self, path: str, **asked: Unpack[Asked]) -> Result:
+        return await self.request("DELETE", path, **asked)
+
+    async def send(self, request: Request) -> Result:
+        """Send a request that was built, or that came with an `Undelivered`."""
+        try:
+            return await self.carry(request)
+        except Undelivered as error:
+            if self.options.fallback is None:
+                raise
+            return await fall_back(self.options.fallback, request, error)
+
+    async def carry(self, request: Request) -> Result:
+        """As `send`, without the fallback plan."""
+        parts = await self.ready()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        name, tries = "Undelivered", 0
+        try:
+            if request.deadline_ms <= 0:
+                raise undelivered(
+                    request,
+                    f"its deadline had passed {-request.deadline_ms} ms ago; it was not sent",
+                )
+            self._known.check(request)
+            async with self._known.turn(request):
+                before = self.options.durability == "before"
+                result = await Road(parts, self._known, before=before).carry(request)
+            name, tries = type(result).__name__, len(result.tries)
+            return result
+        except Undelivered as error:
+            tries = len(error.tries)
+            raise
+        finally:
+            took_ms = round((loop.time() - began) * 1000)
+            self._tell(Ended(request.key, name, took_ms, tries))
+
+    # --- what was queued ---------------------------------------------------------------------
+
+    async def settled(self) -> AsyncIterator[Settled]:
+        """What becomes of queued requests, from now on: ours, and those that we send for others."""
+        parts = await self.ready()
+        if parts.watch is None:
+            raise no_outbox()
+        async for one in parts.watch.news():
+            self._known.settled(one.key)
+            yield one
+
+    async def wait(self, key: str, timeout: float = 30.0) -> Fate | Queued:
+        """What became of the request under this key; `Queued` when `timeout` seconds are over.
+        Raises `Misconfigured` without an outbox, and KeyError for a key that it does not know."""
+        parts = await self.ready()
+        outbox = parts.outbox
+        if outbox is None:
+            raise no_outbox()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        while True:
+            entry = await outbox.find(key)
+            if entry is None:
+                raise KeyError(f"{key!r} is not in the outbox")
+            result = result_of(
+                entry, survives=outbox.survives, receipt_from=parts.route.receipt_from
+            )
+            left = until - loop.time()
+            if not isinstance(result, Queued) or left <= 0:
+                return result
+            await asyncio.sleep(min(LOOK_S, left))
+
+    async def drain(
+        self, timeout: float = 60.0, *, progress: Callable[[Progress], Any] | None = None
+    ) -> Progress:
+        """Wait until nothing waits in the outbox, or `timeout` seconds are over. `progress` is told
+        whenever that changes."""
+        parts = await self.ready()
+        outbox, watch = parts.outbox, parts.watch
+        if outbox is None or watch is None:
+            raise no_outbox()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        before, last = watch.settled, None
+        while True:
+            await outbox.custody.count()
+            now = Progress(outbox.waiting, watch.settled - before)
+            if now != last and progress is not None:
+                progress(now)
+            last = now
+            if not now.waiting or loop.time() >= until:
+                return now
+            await asyncio.sleep(LOOK_S)
+
+    def statistics(self) -> dict[str, Any]:
+        """How it does, for people and probes: servers, budgets, what waits."""
+        if self._parts is None:
+            return {}
+        route, outbox = self._parts.route, self._parts.outbox
+        lanes = [one.lane.view() for one in route.health.servers]
+        return {
+            "servers": {
+                server.where: msgspec.to_builtins(lane)
+                for server, lane in zip(route.servers, lanes, strict=True)
+            },
+            "budget": route.budget.level,
+            "drops": route.throttle.drop(self.options.clock.now()),
+            "waiting": outbox.waiting if outbox else 0,
+            "sends": outbox.sends if outbox else False,
+        }
+
+    # --- beginning and end -------------------------------------------------------------------
+
+    async def ready(self) -> Parts:
+        """Open what is needed, once. Raises what a person must mend, before anything is sent."""
+        loop = asyncio.get_running_loop()
+        if self._parts is not None and self._loop is loop and self._pid == os.getpid():
+            return self._parts
+        if self._closed:
+            raise unusable("it is closed", "Make another: AsyncClient(…)")
+        if self._loop is not None and self._pid != os.getpid():
+            raise unusable(
+                "it was opened before this process was forked", "Make one in each process"
+            )
+        if self._loop is not None and self._loop is not loop:
+            ended = "has closed" if self._loop.is_closed() else "is another one"
+            raise unusable(f"the event loop that it belongs to {ended}", "Make one in each loop")
+        self._loop, self._pid = loop, os.getpid()
+        if self._opening is None:
+            self._opening = loop.create_task(self._open())
+            self._opening.add_done_callback(self._opened)
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> Parts:
+        parts = await open_parts(self.options, tell=self._tell)
+        parts.start(sends=self.options.sends)
+        self._parts = parts
+        return parts
+
+    def _opened(self, task: asyncio.Task[Parts]) -> None:
+        self._opening = None
+        if task.cancelled() or task.exception() is not None:
+            self._loop = None  # whoever asks next tries again
+
+    async def __aenter__(self) -> Self:
+        await self.ready()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Let go. What waits in the outbox stays there, and is sent by whoever opens it next."""
+        self._closed = True
+        if self._pid and self._pid != os.getpid():
+            return
+        if self._opening is not None:
+            await asyncio.wait([self._opening])
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            await parts.aclose()
+
+    def _mint(self) -> str:
+        return uuid7(now=self.options.clock.now(), chance=self._chance(10))
+
+
+def defaults_of(options: Options) -> Defaults:
+    fields = compose(
+        "GET", "/", defaults=Defaults(), mint=lambda: "", headers=options.headers, auth=options.auth
+    ).fields
+    return Defaults(
+        fields=fields,
+        deadline_ms=round(options.deadline * 1000),
+        lifetime_ms=round(options.lifetime * 1000),
+        body_max_bytes=options.body_max_bytes,
+        servers_know_keys=options.servers_know_keys,
+    )

@@ -1,0 +1,68 @@
+"""Events: what a client does, told to whoever wants to know, as it happens.
+
+    Client(…, on_event=print)
+
+    Tried       one direct attempt is over
+    Offered     one offer to a queue is over
+    Ended       a call is over, with its result; or with none, where it raised
+    News        a request that had been queued has settled
+
+The callback is called in the client's own loop and must not block. What it raises is logged and
+goes no further. There is no registry and no global: a client tells its own callback.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from ..core.message import Value
+from .results import Settled, Try
+
+log: Final = logging.getLogger("unspool.client")
+
+
+class Tried(Value, frozen=True):
+    key: str
+    attempt: Try
+    number: int
+    """From 1, over servers."""
+    background: bool
+    """It was one that had been queued."""
+
+
+class Offered(Value, frozen=True):
+    key: str
+    attempt: Try
+    background: bool
+
+
+class Ended(Value, frozen=True):
+    key: str
+    result: str
+    """The name of the result's type; `Undelivered` where nobody has it."""
+    took_ms: int
+    tries: int
+
+
+class News(Value, frozen=True):
+    settled: Settled
+
+
+Event = Tried | Offered | Ended | News
+OnEvent = Callable[[Event], None]
+
+
+def teller(on_event: OnEvent | None) -> OnEvent:
+    """Tell, whatever the one who is told does with it."""
+
+    def tell(event: Event) -> None:
+        if on_event is None:
+            return
+        try:
+            on_event(event)
+        except Exception:
+            log.exception("on_event made a mistake; the request goes on")
+
+    return tell

@@ -1,0 +1,90 @@
+"""What a client remembers of keys: which are on their way, and which requests they were used for.
+
+    known.check(request)            raises `Reused`: the key is another request's
+    known.queued(key)               it was put into the outbox, and nothing was heard since
+    async with known.turn(request): one at a time under one key; the others wait
+
+Only of keys that callers give: a minted one is nobody's to reuse. At most KEYS_MAX, the latest; the
+outbox remembers what it keeps, and the servers remember longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import Final
+
+from ..core.message import fingerprint
+from ..errors import Reused
+from .request import Request
+
+KEYS_MAX: Final = 10_000
+
+
+class Turn:
+    """One key's, for as long as somebody wants it."""
+
+    __slots__ = ("lock", "wanted")
+
+    def __init__(self) -> None:
+        self.lock: Final = asyncio.Lock()
+        self.wanted = 0
+
+
+class Known:
+    def __init__(self) -> None:
+        self._prints: OrderedDict[str, bytes] = OrderedDict()
+        self._queued: set[str] = set()
+        self._turns: dict[str, Turn] = {}
+
+    def check(self, request: Request) -> None:
+        """Remember what this key is used for. Raises `Reused`."""
+        if request.minted or not request.key:
+            return
+        now = fingerprint(request.wire)
+        before = self._prints.get(request.key)
+        if before is not None and before != now:
+            raise reused(request)
+        self._prints[request.key] = now
+        self._prints.move_to_end(request.key)
+        if len(self._prints) > KEYS_MAX:
+            gone, _ = self._prints.popitem(last=False)
+            self._queued.discard(gone)
+
+    def queued(self, key: str) -> bool:
+        return key in self._queued
+
+    def queue(self, request: Request) -> None:
+        if not request.minted:
+            self._queued.add(request.key)
+
+    def settled(self, key: str) -> None:
+        self._queued.discard(key)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, request: Request) -> AsyncIterator[None]:
+        """Wait for whoever is sending under this key."""
+        if request.minted or not request.key:
+            yield
+            return
+        turn = self._turns.setdefault(request.key, Turn())
+        turn.wanted += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.wanted -= 1
+            if not turn.wanted:
+                self._turns.pop(request.key, None)
+
+
+def reused(request: Request) -> Reused:
+    error = Reused(
+        f"The key {request.key!r} was used for another request. This one was not sent, and the"
+        " first is unharmed. Give each new request a key of its own; to send the first again, give"
+        " all of it as it was"
+    )
+    error.request = request
+    return error

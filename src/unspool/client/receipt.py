@@ -1,0 +1,262 @@
+"""Receipts: what is held of a request that a relay or a queue has taken over.
+
+    await receipt.status()           where it is now: Status
+    await receipt.wait(timeout=30)   what became of it: Delivered, Rejected, Unknown, Bounced; or
+                                     the Accepted again, when the time is up
+    await receipt.cancel()           no further attempt; False: too late
+    receipt.url                      the address of the receipt; empty where the queue has none
+
+A relay's receipt is followed over HTTP at the relay that gave it (design section 6). A queue that
+is not a relay cannot be asked: its receipt says `handed over`, and that is all there is to know
+here.
+
+That the relay does not answer changes nothing: it has the request. `wait` goes on asking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol, TypeVar
+
+import msgspec
+
+from ..core.fields import values
+from ..core.lifecycle import Reason
+from ..core.message import Answer, Failure, Value
+from ..core.message import Request as Wire
+from ..core.message import Response as Answered
+from ..errors import Unavailable
+from .results import (
+    Accepted,
+    Bounced,
+    Delivered,
+    Fate,
+    Rejected,
+    Response,
+    Try,
+    Unknown,
+    response_of,
+)
+
+RECEIPTS: Final = "/_unspool/receipts/"
+WAIT_S: Final = 20
+"""How long the relay is asked to wait before it answers: below the transport's patience."""
+PAUSE_S: Final = 1.0
+ASKED_MS: Final = 5_000
+
+T = TypeVar("T")
+
+
+def is_ours(answer: Answered) -> bool:
+    """Does a relay of ours speak here? Its Proxy-Status says so (RFC 9209)."""
+    return any(value.startswith(b"unspool") for value in values(answer.fields, b"proxy-status"))
+
+
+def receipt_path(answer: Answer) -> str:
+    """Where the receipt is, of an answer by which a relay of ours takes responsibility; else empty.
+    A 202 alone promises nothing (RFC 9110 §15.3.3)."""
+    if isinstance(answer, Failure) or answer.status != 202 or not is_ours(answer):
+        return ""
+    for value in values(answer.fields, b"location"):
+        if value.startswith(RECEIPTS.encode()) and value.isascii():
+            return value.decode()
+    return ""
+
+
+class Status(Value, frozen=True):
+    """Where it is now, as whoever has it says."""
+
+    state: str
+    """waiting · delivered · bounced · handed over"""
+    attempts: int = 0
+    last: str = ""
+    """What came of the last attempt."""
+    reason: str = ""
+    """Why it bounced."""
+    next_attempt_at: str = ""
+    expires_at: str = ""
+
+
+class Asks(Protocol):
+    """One question to the relay that gave the receipt."""
+
+    async def __call__(self, request: Wire, *, timeout_ms: int) -> Answer: ...
+
+
+class Receipt:
+    """See the head of this file."""
+
+    __slots__ = ("_ask", "key", "path", "survives", "where")
+
+    def __init__(
+        self, *, where: str, key: str, path: str = "", survives: str = "", ask: Asks | None = None
+    ) -> None:
+        self.where: Final = where
+        """Who has it: the relay's origin, or the queue."""
+        self.key: Final = key
+        self.path: Final = path
+        self.survives: Final = survives
+        """What it outlives there, as far as is known."""
+        self._ask: Final = ask
+
+    def __repr__(self) -> str:
+        return f"<Receipt of {self.key!r} at {self.where}>"
+
+    @property
+    def url(self) -> str:
+        return self.where + self.path if self.path else ""
+
+    async def status(self) -> Status:
+        """Raises `Unavailable` where the relay does not answer: it has the request all the same."""
+        if self._ask is None or not self.path:
+            return Status("handed over")
+        told = await self._told("")
+        trail: list[dict[str, Any]] = told.get("attempts") or []
+        return Status(
+            state=str(told.get("state", "")),
+            attempts=len(trail),
+            last=str(trail[-1].get("cause", "")) if trail else "",
+            reason=str(told.get("reason", "")),
+            next_attempt_at=str(told.get("next_attempt_at") or ""),
+            expires_at=str(told.get("expires_at") or ""),
+        )
+
+    async def wait(self, timeout: float = 30.0) -> Fate:
+        """What became of it, or what is known when `timeout` seconds are over: `Accepted`."""
+        if self._ask is None or not self.path:
+            return Accepted(self, self.key)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        while True:
+            left = max(0.0, until - loop.time())
+            began = loop.time()
+            try:
+                told = await self._told(f"?wait={int(min(WAIT_S, left))}", wait_s=min(WAIT_S, left))
+                if (fate := await self._fate(told)) is not None:
+                    return fate
+            except Unavailable:
+                pass  # it has it all the same
+            left = until - loop.time()
+            if left <= 0:
+                return Accepted(self, self.key)
+            if loop.time() - began < PAUSE_S:
+                await asyncio.sleep(min(PAUSE_S, left))
+
+    async def _fate(self, told: dict[str, Any]) -> Fate | None:
+        tries = tuple(
+            Try(
+                self.where,
+                one.get("status") or 0,
+                str(one.get("cause", "")),
+                str(one.get("sent", "")),
+            )
+            for one in told.get("attempts") or ()
+        )
+        if told.get("state") == "bounced":
+            if told.get("reason") == Reason.UNKNOWN:
+                why = "the relay's attempt may have been applied, and it may not be repeated"
+                return Unknown(None, why, self.key, tries)
+            return Bounced(self.key, str(told.get("reason", "")), tries)
+        if told.get("state") != "delivered":
+            return None
+        answer = await self._asked(b"GET", "/response", ASKED_MS)
+        if isinstance(answer, Failure):
+            raise self._silent(answer)
+        if is_ours(answer):  # the answer is no longer kept: the fact is
+            response = Response(int(told.get("status") or 200), whole=False)
+        else:
+            response = response_of(answer)
+        kind = Rejected if response.status // 100 in (4, 5) else Delivered
+        return kind(response, self.key, tries)
+
+    async def cancel(self) -> bool:
+        """True: it will not be tried any more. What was tried before may have had its effect."""
+        if self._ask is None or not self.path:
+            return False
+        answer = await self._asked(b"DELETE", "", ASKED_MS)
+        if isinstance(answer, Failure):
+            raise self._silent(answer)
+        return answer.status == 200
+
+    async def _told(self, query: str, *, wait_s: float = 0) -> dict[str, Any]:
+        answer = await self._asked(b"GET", query, ASKED_MS + round(wait_s * 1000))
+        if isinstance(answer, Failure):
+            raise self._silent(answer)
+        if answer.status == 404:
+            return {
+                "state": "bounced",
+                "reason": "forgotten: the relay no longer knows the receipt",
+            }
+        try:
+            told = (
+                msgspec.json.decode(answer.body, type=dict[str, Any])
+                if answer.status == 200
+                else {}
+            )
+        except msgspec.MsgspecError:
+            told = {}
+        if not told:
+            raise Unavailable(
+                f"{self.where} answered {answer.status} when it was asked for a receipt. It has the"
+                f" request all the same. Ask again: curl {self.url}"
+            )
+        return told
+
+    async def _asked(self, method: bytes, tail: str, timeout_ms: int) -> Answer:
+        assert self._ask is not None
+        return await self._ask(Wire(method, (self.path + tail).encode(), ()), timeout_ms=timeout_ms)
+
+    def _silent(self, failure: Failure) -> Unavailable:
+        return Unavailable(
+            f"{self.where} did not answer ({failure.detail or failure.cause}). It has the request"
+            f" all the same. Ask again: curl {self.url}"
+        )
+
+
+class BlockingReceipt:
+    """The same for callers who block."""
+
+    __slots__ = ("_call", "_receipt")
+
+    def __init__(
+        self, receipt: Receipt, call: Callable[[Callable[[], Awaitable[Any]]], Any]
+    ) -> None:
+        self._receipt = receipt
+        self._call = call
+
+    def __repr__(self) -> str:
+        return repr(self._receipt)
+
+    @property
+    def where(self) -> str:
+        return self._receipt.where
+
+    @property
+    def key(self) -> str:
+        return self._receipt.key
+
+    @property
+    def url(self) -> str:
+        return self._receipt.url
+
+    @property
+    def survives(self) -> str:
+        return self._receipt.survives
+
+    def status(self) -> Status:
+        told: Status = self._call(self._receipt.status)
+        return told
+
+    def wait(self, timeout: float = 30.0) -> Fate:
+        receipt = self._receipt
+
+        async def waited() -> Fate:
+            return await receipt.wait(timeout)
+
+        fate: Fate = self._call(waited)
+        return msgspec.structs.replace(fate, receipt=self) if isinstance(fate, Accepted) else fate
+
+    def cancel(self) -> bool:
+        told: bool = self._call(self._receipt.cancel)
+        return told

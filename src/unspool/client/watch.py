@@ -1,0 +1,117 @@
+"""The watch: what became of requests that were queued, by whomever they are sent.
+
+    watch.expect(key, name)        we queued this one
+    watch.posted(key)              the dispatcher here has a verdict on this one
+    await watch.wait(name, …)      what became of one
+    async for settled in watch.news()
+
+With several processes on one outbox, one sends and all want to know: so each looks for its own, a
+few times a second while there are some, and hears at once of what it sends itself. Whoever sends
+also tells of what nobody else here may be waiting for any more, because it died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from ..core.lifecycle import State
+from ..core.message import Key
+from ..custody import Custody
+from ..errors import UnspoolError
+from ..spools.protocol import Entry
+from .results import Fate, Queued, Settled
+
+log: Final = logging.getLogger("unspool.client")
+
+LOOK_S: Final = 0.5
+BATCH: Final = 200
+NEWS_MAX: Final = 10_000
+"""So much news waits for an iterator that does not come; then the oldest goes."""
+
+
+class Watch:
+    def __init__(
+        self, *, custody: Custody, read: Callable[[Entry], Fate | Queued],
+        told: Callable[[Settled], None],
+    ) -> None:  # fmt: skip
+        self._custody = custody
+        self._read = read
+        self._told = told
+        self._ours: dict[Key, str] = {}
+        self._posted: dict[Key, None] = {}
+        self._awake = asyncio.Event()
+        self._listeners: set[asyncio.Queue[Settled | None]] = set()
+        self.settled = 0
+
+    def expect(self, key: Key, name: str) -> None:
+        self._ours[key] = name
+        self._awake.set()
+
+    def posted(self, key: Key) -> None:
+        self._posted[key] = None
+        self._awake.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._sleep()
+            try:
+                await self._look()
+            except UnspoolError as error:
+                log.warning("the outbox does not tell what became of its requests: %s", error)
+                await asyncio.sleep(LOOK_S)
+            except Exception:
+                log.exception("watching the outbox was a mistake; it goes on")
+                await asyncio.sleep(LOOK_S)
+
+    async def _sleep(self) -> None:
+        self._awake.clear()
+        if self._posted:
+            return
+        try:
+            async with asyncio.timeout(LOOK_S if self._ours else None):
+                await self._awake.wait()
+        except TimeoutError:
+            return
+
+    async def _look(self) -> None:
+        posted, self._posted = list(self._posted), {}
+        keys = list(dict.fromkeys([*posted, *self._ours]))
+        for at in range(0, len(keys), BATCH):
+            some = keys[at : at + BATCH]
+            for key, entry in zip(some, await self._custody.spool.find(some), strict=True):
+                if entry is None:
+                    self._ours.pop(key, None)
+                elif entry.state in (State.DELIVERED, State.BOUNCED):
+                    self._tell(key, entry)
+
+    def _tell(self, key: Key, entry: Entry) -> None:
+        ours = self._ours.pop(key, None) is not None
+        result = self._read(entry)
+        if isinstance(result, Queued):
+            return
+        self.settled += 1
+        settled = Settled(entry.message.name or key, result, ours)
+        self._told(settled)
+        for listener in self._listeners:
+            if listener.full():
+                listener.get_nowait()
+            listener.put_nowait(settled)
+
+    async def news(self) -> AsyncIterator[Settled]:
+        """Everything from now on, until the client closes."""
+        listener: asyncio.Queue[Settled | None] = asyncio.Queue(NEWS_MAX)
+        self._listeners.add(listener)
+        try:
+            while (settled := await listener.get()) is not None:
+                yield settled
+        finally:
+            self._listeners.discard(listener)
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            if listener.full():
+                listener.get_nowait()
+            listener.put_nowait(None)

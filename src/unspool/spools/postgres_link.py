@@ -1,0 +1,250 @@
+"""The PostgreSQL spool's connections: borrowed for one transaction, each with a deadline.
+
+    link = Link(target)
+    value = await link.run(work)                 BEGIN, what `work(transaction)` asks, COMMIT
+    value = await link.run(work, within_s=60)
+    connection = await link.connect()            one for itself; the caller's to close
+    await link.aclose()
+
+A transaction is sent as a pipeline: what needs no answer in between is one round trip, its COMMIT
+with it. Nothing is prepared, and nothing is set but for the transaction: PgBouncer may give each to
+another session.
+
+Deadlines. Whoever waits for a connection, for the server to be reached, and for its answers waits
+`within_s` in all, or as long as the URL says. Then the socket is shut under libpq, which says so at
+once, whatever the server does; the server itself gives a statement up a little earlier.
+
+A connection that has had any trouble is closed, and all that are idle with it: they mostly have had
+the same. One that the server has closed while it was idle is readable, and not used. So after a
+restart of the server the next call connects anew. Where the server refuses, that is known at once:
+psycopg_pool would wait for its timeout first, and not say why. Two transactions that crossed are
+done again, whole, up to TRIES times.
+
+Belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.pq import TransactionStatus
+
+from ..errors import Unavailable
+from .postgres_errors import translate
+from .postgres_target import Target
+
+T = TypeVar("T")
+
+SPARE: Final = 0.1
+"""Of the time: so much earlier does the server give a statement up than we the server."""
+IDLE_MS: Final = 10_000
+"""Of a transaction whose client stands still: then its locks are let go."""
+IDLE_MAX_S: Final = 300.0
+"""A firewall forgets a connection that nothing goes over."""
+TRIES: Final = 4
+
+_CROSSED: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+
+
+class Transaction:
+    """What has been begun on a borrowed connection. `ask` sends; the cursor has the answer."""
+
+    def __init__(
+        self, connection: AsyncConnection[Any], queries: dict[str, str], target: Target
+    ) -> None:
+        self.target: Final = target
+        self._connection = connection
+        self._queries = queries
+        self.ends_with = "COMMIT"
+
+    async def ask(self, query: str, **values: Any) -> AsyncCursor[Any]:
+        """Rows are there with `fetchall`: in between, for a round trip; after `run`, for none."""
+        return await self._connection.execute(
+            self._queries[query].encode(), values, binary=True, prepare=False
+        )
+
+    async def do(self, statement: str) -> None:
+        """One that is no query of ours: for making tables."""
+        await self._connection.execute(statement.encode(), prepare=False)
+
+    def roll_back(self) -> None:
+        """Nothing of this is to have happened."""
+        self.ends_with = "ROLLBACK"
+
+
+class Link:
+    def __init__(self, target: Target, queries: dict[str, str], *, commit: str = "on") -> None:
+        self.target: Final = target
+        self.queries: Final = queries
+        self.commit = commit
+        """What a commit waits for: synchronous_commit of each transaction."""
+        self.unheard = 0
+        """Commits that were cut short while a standby was waited for."""
+        self._slots = asyncio.Semaphore(target.connections)
+        self._idle: list[tuple[AsyncConnection[Any], float]] = []
+        self._closed = False
+
+    async def run(
+        self, work: Callable[[Transaction], Awaitable[T]], *, within_s: float | None = None
+    ) -> T:
+        """Raises what `translate` makes of trouble; what `work` raises undoes the transaction."""
+        until = asyncio.get_running_loop().time() + (within_s or self.target.deadline_s)
+        for left in reversed(range(TRIES)):
+            try:
+                return await self._once(work, until)
+            except _CROSSED as error:
+                if not left:
+                    raise translate(error, self.target, committing=False) from error
+        raise AssertionError("the last try gives or raises")
+
+    async def _once(self, work: Callable[[Transaction], Awaitable[T]], until: float) -> T:
+        loop = asyncio.get_running_loop()
+        late = False
+        committing = False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
+            cut(connection)
+
+        async with in_turn(self._slots, self.target, until=until):
+            connection = await self._borrowed(until)
+            timer = loop.call_at(until, give_up)
+            unheard = self.unheard
+            try:
+                async with connection.pipeline():
+                    transaction = Transaction(connection, self.queries, self.target)
+                    await transaction.ask("begin")
+                    left_ms = max(1, int((until - loop.time()) * (1 - SPARE) * 1000))
+                    await transaction.ask(
+                        "settings", commit=self.commit, statement_ms=str(left_ms),
+                        idle_ms=str(IDLE_MS),
+                    )  # fmt: skip
+                    result = await work(transaction)
+                    committing = True
+                    await connection.execute(transaction.ends_with.encode())
+            except BaseException as error:
+                await self._drop(connection)
+                if isinstance(error, _CROSSED):
+                    raise
+                if isinstance(error, psycopg.Error | OSError):
+                    raise translate(error, self.target, committing=committing, late=late) from error
+                raise
+            finally:
+                timer.cancel()
+            if self.unheard != unheard:
+                await self._drop(connection)
+                raise Unavailable(
+                    f"The spool {self.target.shown} wrote this, and its standby has not confirmed"
+                    " it in time. It may or may not outlive the host; repeat it under the same key."
+                    " See who replicates: psql -c 'TABLE pg_stat_replication'"
+                )
+            self._give_back(connection)
+            return result
+
+    # -- connections ---------------------------------------------------------------------------
+
+    async def connect(self, *, within_s: float | None = None) -> AsyncConnection[Any]:
+        """A new connection. Raises as `run`."""
+        if self._closed:
+            raise closed(self.target)
+        try:
+            async with asyncio.timeout(within_s or self.target.deadline_s):
+                connection = await AsyncConnection.connect(
+                    **self.target.parameters, autocommit=True, prepare_threshold=None
+                )
+        except (psycopg.Error, OSError, TimeoutError) as error:
+            await self._forget_idle()
+            raise translate(error, self.target, committing=False, connecting=True) from error
+        connection.add_notice_handler(self._noticed)
+        return connection
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        # "canceling wait for synchronous replication": it is committed, and on one host alone.
+        if notice.severity_nonlocalized == "WARNING":
+            self.unheard += 1
+
+    async def _borrowed(self, until: float) -> AsyncConnection[Any]:
+        now = asyncio.get_running_loop().time()
+        while self._idle:
+            connection, since = self._idle.pop()
+            if not readable(connection) and now - since < IDLE_MAX_S:
+                return connection
+            await connection.close()
+        return await self.connect(within_s=max(0.001, until - now))
+
+    def _give_back(self, connection: AsyncConnection[Any]) -> None:
+        assert connection.info.transaction_status is TransactionStatus.IDLE
+        if self._closed:
+            connection.pgconn.finish()
+        else:
+            self._idle.append((connection, asyncio.get_running_loop().time()))
+
+    async def _drop(self, connection: AsyncConnection[Any]) -> None:
+        await connection.close()
+        await self._forget_idle()
+
+    async def _forget_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection, _ in idle:
+            await connection.close()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        await self._forget_idle()
+
+
+@asynccontextmanager
+async def in_turn(
+    turns: asyncio.Semaphore | asyncio.Lock, target: Target, *, until: float | None = None
+) -> AsyncIterator[None]:
+    """One of those who may go on at once, waited for until then, or its deadline."""
+    try:
+        until = until or asyncio.get_running_loop().time() + target.deadline_s
+        async with asyncio.timeout_at(until):
+            await turns.acquire()
+    except TimeoutError as error:
+        raise Unavailable(
+            f"All {target.connections} connections to the spool {target.shown} were busy for too"
+            " long. Nothing of this was done; repeat it. See what they do:"
+            " psql -c 'TABLE pg_stat_activity'"
+        ) from error
+    try:
+        yield
+    finally:
+        turns.release()
+
+
+def readable(connection: AsyncConnection[Any]) -> bool:
+    """Of an idle connection: has the server said something, which can only be good-bye?"""
+    try:
+        poll = select.poll()
+        poll.register(connection.pgconn.socket, select.POLLIN | select.POLLERR | select.POLLHUP)
+        return bool(poll.poll(0))
+    except (psycopg.Error, OSError):
+        return True
+
+
+def cut(connection: AsyncConnection[Any]) -> None:
+    """End what is going on over it, now: libpq sees a closed socket."""
+    with suppress(psycopg.Error, OSError), _again(connection.pgconn.socket) as again:
+        again.shutdown(socket.SHUT_RDWR)
+
+
+def _again(descriptor: int) -> socket.socket:
+    return socket.socket(fileno=os.dup(descriptor))
+
+
+def closed(target: Target) -> Unavailable:
+    return Unavailable(
+        f"The spool {target.shown} is closed. Nothing of this was done; what was accepted is kept."
+        " Start again: unspool serve"
+    )

@@ -1,0 +1,296 @@
+"""How a Redis or Valkey is set up, and what that makes of the promise; and bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from servers.redis import Redis, free_port, redis
+from unspool.errors import Misconfigured, Newer, PromiseBroken, Unavailable, UnspoolError
+from unspool.spools.open import open_spool
+from unspool.spools.protocol import New, Survives
+from unspool.spools.redis import RedisSpool
+from unspool.spools.redis_link import Patience
+from unspool.spools.redis_rows import FORM
+from unspool.spools.redis_server import judge, parse_info
+from unspool.spools.redis_url import split
+from unspool.testing.conformance.values import (
+    LEASED_UNTIL,
+    NOW,
+    delivered,
+    lease_all,
+    waiting,
+)
+
+QUICK = Patience(connect_s=1, answer_s=2, call_s=4, sync_ms=1_500, measure_s=0)
+GOOD = {"redis_version": "7.0.15", "role": "master", "aof_enabled": "1"}
+ALWAYS = {"appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
+EVERYSEC = {**ALWAYS, "appendfsync": "everysec"}
+VALKEY = {**GOOD, "redis_version": "7.2.4", "valkey_version": "9.1.2"}
+
+
+@pytest.mark.parametrize(
+    ("info", "config", "survives", "waits"),
+    [
+        (GOOD, ALWAYS, Survives.POWER, False),
+        (GOOD, EVERYSEC, Survives.PROCESS, False),
+        (GOOD, {**ALWAYS, "appendfsync": "no"}, Survives.PROCESS, False),
+        (GOOD, {**ALWAYS, "no-appendfsync-on-rewrite": "yes"}, Survives.PROCESS, False),
+        (GOOD, {}, Survives.PROCESS, False),
+        ({**GOOD, "aof_enabled": "0"}, ALWAYS, Survives.NOTHING, False),
+        (VALKEY, ALWAYS, Survives.POWER, False),
+        (VALKEY, EVERYSEC, Survives.POWER, True),
+        (VALKEY, {**ALWAYS, "no-appendfsync-on-rewrite": "yes"}, Survives.POWER, True),
+        (VALKEY, {**ALWAYS, "appendfsync": "no"}, Survives.PROCESS, False),
+        (VALKEY, {}, Survives.POWER, True),
+        ({**GOOD, "maxmemory": "0", "maxmemory_policy": "allkeys-lru"}, ALWAYS, Survives.POWER,
+         False),
+        ({**GOOD, "maxmemory": "9", "maxmemory_policy": "noeviction"}, ALWAYS, Survives.POWER,
+         False),
+    ],
+)  # fmt: skip
+def test_what_it_promises(
+    info: dict[str, str], config: dict[str, str], survives: Survives, waits: bool
+) -> None:
+    """The promise is what the server's own settings make of it; never `machine`."""
+    measured = judge(info, config, where="redis://x")
+    assert (measured.survives, measured.waits) == (survives, waits)
+    if survives < Survives.POWER:
+        assert "redis-cli CONFIG SET appendfsync always" in measured.detail
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"redis_version": "6.0.16"}, Misconfigured, "too old"),
+        ({"redis_version": "?"}, Misconfigured, "too old"),
+        ({"redis_mode": "cluster"}, Misconfigured, "part of a cluster"),
+        ({"loading": "1"}, Unavailable, "reading its data"),
+        ({"role": "slave", "master_host": "10.0.0.7"}, Unavailable, "10.0.0.7"),
+        ({"maxmemory": "9", "maxmemory_policy": "allkeys-lru"}, PromiseBroken,
+         "CONFIG SET maxmemory-policy noeviction"),
+    ],
+)  # fmt: skip
+def test_what_it_refuses(change: dict[str, str], error: type[UnspoolError], says: str) -> None:
+    """Where messages would be lost, or cannot be written, nothing is opened, and a sentence says
+    why and how to mend it."""
+    with pytest.raises(error, match=says):
+        judge({**GOOD, **change}, ALWAYS, where="redis://x")
+
+
+def test_info_is_read() -> None:
+    """Headings and empty lines are no settings."""
+    assert parse_info(b"# Server\r\nredis_version:7.0.15\r\n\r\nos:a:b\r\n") == {
+        "redis_version": "7.0.15",
+        "os": "a:b",
+    }
+
+
+async def test_real_servers() -> None:
+    """Measured on real ones: as Debian sets it up nothing is promised; then it is mended while it
+    runs; a promise that goes away is noticed, and nothing more is accepted."""
+    with redis(settings={"appendonly": "no", "appendfsync": "everysec"}) as server:
+        spool = await RedisSpool.open(server.url)
+        assert spool.promises.survives is Survives.NOTHING
+        assert "restart of the server loses everything" in spool.promises.detail
+        await spool.aclose()
+        server.redis().config_set("appendonly", "yes")
+        spool = await _opened(server, Survives.PROCESS)
+        await spool.aclose()
+        server.redis().config_set("appendfsync", "always")
+        spool = await _opened(server, Survives.POWER)
+        await spool.accept([waiting("a")])
+        server.redis().config_set("appendfsync", "everysec")
+        with pytest.raises(Unavailable, match="promised more"):
+            await spool.accept([waiting("b")])
+        server.redis().config_set("appendfsync", "always")
+        assert isinstance((await spool.accept([waiting("b")]))[0], New)
+        server.redis().config_set("maxmemory-policy", "allkeys-lru")
+        server.redis().config_set("maxmemory", "1gb")
+        with pytest.raises(Unavailable, match="throws keys away"):
+            await spool.accept([waiting("c")])
+        with pytest.raises(PromiseBroken):
+            await RedisSpool.open(server.url)
+        await spool.aclose()
+
+
+async def _opened(server: Redis, survives: Survives) -> RedisSpool:
+    until = time.monotonic() + 10  # the AOF is written anew when it is switched on
+    while server.redis().info("persistence")["aof_rewrite_in_progress"]:
+        assert time.monotonic() < until
+    spool = await RedisSpool.open(server.url, patience=QUICK)
+    assert spool.promises.survives is survives
+    return spool
+
+
+async def test_an_aof_that_is_still_being_made() -> None:
+    """Just switched on, the AOF holds nothing until it has been written for the first time: what is
+    written meanwhile is lost with the server."""
+    with redis(settings={"appendonly": "no"}) as server:
+        client = server.redis()
+        client.config_set("rdb-key-save-delay", 200_000)
+        client.set("somebody's", "key")
+        client.config_set("appendonly", "yes")
+        with pytest.raises(Unavailable, match="for the first time"):
+            await RedisSpool.open(server.url)
+        client.config_set("rdb-key-save-delay", 0)
+        spool = await _opened(server, Survives.POWER)
+        await spool.aclose()
+
+
+async def test_waitaof() -> None:
+    """With `everysec` each write waits until the server says that it has synced. One that does not
+    sync is no custody: Unavailable, in time."""
+    with redis(valkey=True, settings={"appendfsync": "everysec"}) as server:
+        spool = await RedisSpool.open(server.url, patience=Patience(sync_ms=1_900, measure_s=60))
+        assert spool.promises.survives is Survives.POWER
+        assert "WAITAOF" in spool.promises.detail
+        before = server.redis().info("commandstats").get("cmdstat_waitaof", {"calls": 0})["calls"]
+        await spool.accept([waiting("a", repeat=False), waiting("b")])
+        leases = await lease_all(spool)
+        assert await spool.settle([(lease, delivered()) for lease in leases]) == [True, True]
+        await spool.accept([waiting("c")])
+        await lease_all(spool)  # may be repeated: need not wait
+        assert server.redis().info("commandstats")["cmdstat_waitaof"]["calls"] == before + 4
+        server.redis().config_set("appendfsync", "no")
+        with pytest.raises(Unavailable, match="not synced it"):
+            await spool.accept([waiting("d")])
+        await spool.aclose()
+
+
+async def test_passwords() -> None:
+    """Wrong, missing, or one too many: a sentence, and never the password itself."""
+    with redis(settings={"requirepass": "s3cret"}) as server:
+        good = f"redis://:s3cret@127.0.0.1:{server.port}"
+        await (await open_spool(good)).aclose()
+        for url, says in (
+            (f"redis://:wr0ng@127.0.0.1:{server.port}", "password"),
+            (f"redis://127.0.0.1:{server.port}", "asks for a password"),
+        ):
+            with pytest.raises(Misconfigured, match=says) as raised:
+                await open_spool(url)
+            assert "wr0ng" not in str(raised.value)
+        server.redis().execute_command(
+            "ACL", "SETUSER", "weak", "on", ">pw", "~{unspool}:*", "+@read", "+auth", "+client"
+        )
+        with pytest.raises(Misconfigured, match="does not let this user"):
+            await open_spool(f"redis://weak:pw@127.0.0.1:{server.port}")
+        server.redis().execute_command(
+            "ACL", "SETUSER", "able", "on", ">pw", "~{unspool}:*", "&{unspool}:*", "+@all",
+            "-@dangerous", "+info",
+        )  # fmt: skip
+        spool = await open_spool(f"redis://able:pw@127.0.0.1:{server.port}")
+        assert spool.promises.survives is Survives.PROCESS  # it may not see appendfsync
+        await spool.accept([waiting("a")])
+        assert len(await lease_all(spool)) == 1
+        await spool.aclose()
+
+
+async def test_another_programs_keys() -> None:
+    """What is not ours is not touched; what a newer unspool has written is not read."""
+    with redis() as server:
+        client = server.redis()
+        client.set("{theirs}:about", "x")
+        client.hset("{cart}:about", "colour", "red")
+        client.sadd("{set}:all", "x")
+        for name in ("theirs", "cart", "set"):
+            with pytest.raises(Misconfigured, match="another program"):
+                await RedisSpool.open(server.spool(name))
+        assert client.dbsize() == 3
+        client.hset("{newer}:about", mapping={"unspool": "9", "id": "x", "rings": 0, "seq": 0})
+        with pytest.raises(Newer, match=f"reads {FORM.decode()}"):
+            await RedisSpool.open(server.spool("newer"))
+
+
+async def test_replicas_and_clusters() -> None:
+    """A replica takes no writes; a cluster would send us from server to server."""
+    with redis() as server:
+        spool = await RedisSpool.open(server.url, patience=Patience(measure_s=60))
+        server.redis().execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
+        with pytest.raises(Unavailable, match="has become a replica"):
+            await spool.accept([waiting("a")])
+        with pytest.raises(Unavailable, match="is a replica"):
+            await RedisSpool.open(server.url)
+        await spool.aclose()
+    with (
+        redis(settings={"cluster-enabled": "yes", "cluster-port": str(free_port())}) as server,
+        pytest.raises(Misconfigured, match="part of a cluster"),
+    ):
+        await RedisSpool.open(server.url)
+
+
+async def test_nobody_there() -> None:
+    """Refused at once."""
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await RedisSpool.open(f"redis://127.0.0.1:{free_port()}")
+
+
+@pytest.mark.parametrize(
+    ("url", "made"),
+    [
+        ("redis://h", ("redis://h", "unspool")),
+        ("redis://u:p%40@h:7/3?name=a.b", ("redis://u:p%40@h:7/3", "a.b")),
+        ("valkey://h/", ("redis://h/", "unspool")),
+        ("valkeys://h?ssl_ca_certs=/a", ("rediss://h?ssl_ca_certs=%2Fa", "unspool")),
+        ("rediss://[::1]:6380/0", ("rediss://[::1]:6380/0", "unspool")),
+    ],
+)
+def test_urls(url: str, made: tuple[str, str]) -> None:
+    """Server, database and name; a password stays as it is."""
+    assert split(url) == made
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis:", "redis:///0", "redis://h/db", "redis://h:x", "redis://h/0?name=", "redis://h:99999",
+        "redis://h/0?name={a}", "redis://h/0?sokcet_timeout=3", "redis://h/0/1",
+    ],
+)  # fmt: skip
+async def test_bad_urls(url: str) -> None:
+    """Nothing is opened, and a sentence gives an example."""
+    with pytest.raises(Misconfigured, match=r"redis://127\.0\.0\.1:6379/0"):
+        await open_spool(url)
+
+
+def test_without_the_package() -> None:
+    """The opener names the pip line, and the command exits 69."""
+    code = (
+        "import sys; sys.modules['redis'] = None\n"
+        "from unspool.admin.cli import main\n"
+        "sys.argv[1:] = ['queue', '--spool', 'valkey://127.0.0.1']\n"
+        "sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'unspool[redis]'" in done.stderr
+    assert done.returncode == 69
+
+
+async def test_tls(tmp_path: Any) -> None:
+    """`rediss:` speaks TLS, and asks whom it speaks to."""
+    import trustme
+
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    with (tmp_path / "cert.pem").open("wb") as chain:
+        chain.writelines(blob.bytes() for blob in issued.cert_chain_pems)
+    port = free_port()
+    settings = {
+        "tls-port": str(port), "tls-cert-file": str(tmp_path / "cert.pem"),
+        "tls-key-file": str(tmp_path / "key.pem"), "tls-ca-cert-file": str(tmp_path / "ca.pem"),
+        "tls-auth-clients": "no",
+    }  # fmt: skip
+    with redis(settings=settings):
+        url = f"rediss://localhost:{port}/0"
+        spool = await RedisSpool.open(f"{url}?ssl_ca_certs={tmp_path / 'ca.pem'}")
+        await spool.accept([waiting("a")])
+        assert await spool.seize([waiting("a").message.key], now=NOW, until=LEASED_UNTIL) != [None]
+        await spool.aclose()
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await RedisSpool.open(url)
