@@ -51,7 +51,7 @@ class Relay:
         folder: Path,
         *,
         to: str,
-        spool: Path | None = None,
+        spool: Path | str | None = None,
         engine: str = "sqlite",
         arguments: Sequence[str] = (),
         under: Sequence[str] = (),
@@ -65,7 +65,8 @@ class Relay:
         """A command to run it under, such as strace."""
         self.command = [
             sys.executable, "-m", "unspool", "serve", "--to", to,
-            "--listen", f"127.0.0.1:{self.port}", "--spool", f"{engine}:///{self.spool}",
+            "--listen", f"127.0.0.1:{self.port}", "--spool",
+            self.spool if isinstance(self.spool, str) else f"{engine}:///{self.spool}",
             "--log-format", "text", *arguments,
         ]  # fmt: skip
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("UNSPOOL_")}

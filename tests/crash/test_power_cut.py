@@ -80,7 +80,7 @@ async def quick() -> AsyncIterator[Quick]:
 class Spool:
     """One spool, and what was promised over it."""
 
-    def __init__(self, engine: str, path: Path, number: int) -> None:
+    def __init__(self, engine: str, path: Path | str, number: int) -> None:
         self.engine = engine
         self.path = path
         self.number = number

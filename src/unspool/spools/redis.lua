@@ -24,6 +24,7 @@
 --   {NAME}:k               ZSET    keys of claims and of what has settled, by when they may go
 --   {NAME}:u               ZSET    keys with an answer, by answer_until
 --   {NAME}:aside           ZSET    keys of what was set aside, all scores 0
+--   {NAME}:touched         STRING  written to see whether the server syncs, for a minute; not here
 --   {NAME}:bell            CHANNEL one message a batch that may concern who waits for arrivals
 --
 -- A place is 6 bytes, big-endian, so that equal scores are in order of acceptance. An instant is a
