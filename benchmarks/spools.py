@@ -1,7 +1,7 @@
 """Spools: what each engine gives, verb by verb, without a relay before it.
 
     python -m benchmarks --spools                        every engine, empty and filled
-    python -m benchmarks.spools ENGINE FOLDER FILLED S   one engine, in this process, as JSON
+    python -m benchmarks.spools ENGINE FOLDER FILLED S URL   one engine, here, as JSON
 
 accept, lease, settle (as delivered, with its answer) and find, of messages with 1 KiB bodies, in
 batches of 1, 16 and 128, one caller; first in a new spool, then beside FILLED messages that wait
@@ -33,8 +33,9 @@ from unspool.spools.protocol import Entry, Lease, Spool
 
 from .bench import Bench
 from .process import Failed
+from .served import SERVED, served
 
-ENGINES: Final = tuple(sorted(ON_DISK))
+ENGINES: Final = (*sorted(ON_DISK), *SERVED)
 BATCHES: Final = (1, 16, 128)
 VERBS: Final = ("accept", "lease", "settle", "find")
 NOW: Final = Instant(1_800_000_000_000)
@@ -86,8 +87,9 @@ async def measure(spool: Spool, numbers: Any, *, batch: int, seconds: float) -> 
     return rates | {f"{verb}_us": busy[verb] / done * 1e6 for verb in VERBS}
 
 
-async def run(engine: str, folder: Path, *, filled: int, seconds: float) -> dict[str, Any]:
-    url = f"{engine}:///{folder / 'spool'}"
+async def run(
+    engine: str, folder: Path, url: str, *, filled: int, seconds: float
+) -> dict[str, Any]:
     numbers = count()
     spool = await open_spool(url)
     out: dict[str, Any] = {"engine": engine, "detail": spool.promises.detail, "filled": filled}
@@ -135,11 +137,12 @@ def all_engines(bench: Bench, *, filled: int, only: tuple[str, ...]) -> list[dic
         folder = bench.new_folder(f"spool-{engine}")
         bench.settle()
         command = [sys.executable, "-m", "benchmarks.spools", engine, str(folder)]
-        done = subprocess.run(
-            [*command, str(filled), str(bench.seconds)],
-            capture_output=True, text=True, check=False,
-            preexec_fn=lambda: os.sched_setaffinity(0, {bench.measured_core}),
-        )  # fmt: skip
+        with served(engine, bench, folder) as url:
+            done = subprocess.run(
+                [*command, str(filled), str(bench.seconds), url],
+                capture_output=True, text=True, check=False,
+                preexec_fn=lambda: os.sched_setaffinity(0, {bench.measured_core}),
+            )  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
         if done.returncode:
             raise Failed(f"{engine}: {done.stderr.strip().splitlines()[-1:]}")
@@ -181,8 +184,8 @@ def _short(value: float) -> str:
 
 
 if __name__ == "__main__":
-    name, where, filled_, seconds_ = sys.argv[1:]
+    name, where, filled_, seconds_, url_ = sys.argv[1:]
     json.dump(
-        asyncio.run(run(name, Path(where), filled=int(filled_), seconds=float(seconds_))),
+        asyncio.run(run(name, Path(where), url_, filled=int(filled_), seconds=float(seconds_))),
         sys.stdout,
     )

@@ -42,6 +42,7 @@ SESSIONS = {
     "docs/howto/django.md": "",
     "docs/howto/gearman.md": GEARMAND,
     "docs/howto/keys.md": RELAY,
+    "docs/howto/nats.md": "",
     "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
     "docs/howto/wsgi.md": "",
@@ -55,8 +56,8 @@ def test_the_commands_of_the_page_do_what_it_says(name: str, tmp_path: Path) -> 
     session = blocks(ROOT / name)
     if SESSIONS[name] is GEARMAND:
         gearmand.program("gearmand")
-    service, weather, relay, queue = map(str, free_ports(4))
-    replace = {"8000": service, "8001": weather, "8700": relay, "4730": queue}
+    service, weather, relay, queue, broker = map(str, free_ports(5))
+    replace = {"8000": service, "8001": weather, "8700": relay, "4730": queue, "4222": broker}
     before = SESSIONS[name]
     for old, new in replace.items():
         before = before.replace(old, new)

@@ -18,6 +18,7 @@ from idemptx.exceptions import (
     MissingKeyException,
     RequestInProgressException,
 )
+
 from served import BEST, behind, counted, serve
 
 inner = counted()

@@ -9,6 +9,7 @@ from typing import Any
 
 import django
 from django.conf import settings
+
 from served import FILE
 
 GUARD = "unspool.testing.counter.urls.Guard"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from django.core.management import call_command
 from django_ import configured
+
 from served import threads
 
 application = configured(

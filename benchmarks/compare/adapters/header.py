@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from idempotency_header_middleware import IdempotencyHeaderMiddleware
 from idempotency_header_middleware.backends import MemoryBackend
+
 from served import behind, counted, serve
 
 serve(behind(IdempotencyHeaderMiddleware(counted(), backend=MemoryBackend())))

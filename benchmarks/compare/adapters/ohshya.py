@@ -6,9 +6,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from fastapi_idempotency import IdempotencyMiddleware, MemoryStore
-from served import BEST, behind, counted, serve
 from starlette.requests import Request
 
+from served import BEST, behind, counted, serve
 from unspool.testing.counter.doing import principal_of
 
 

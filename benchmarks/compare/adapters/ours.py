@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 
 from served import QUIET, App, behind, counted, serve
-
 from unspool.middleware.asgi import Idempotency
 from unspool.testing.counter.asgi import principal
 

@@ -7,6 +7,7 @@ not the token, the original status for a replay, Django's cache, and a lock that
 from __future__ import annotations
 
 from django_ import configured
+
 from served import BEST, threads
 
 if BEST:
