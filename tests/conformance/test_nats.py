@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import shutil
+import signal
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -406,10 +408,15 @@ async def test_with_a_wrong_password() -> None:
 
 async def test_who_may_not_write() -> None:
     """A user without permission to publish is told so when it is opened, not at the first 503."""
-    may = 'permissions { publish: ["$JS.API.>", "_INBOX.>"] }'
-    users = f"authorization {{ users: [ {{ user: me, password: pw, {may} }} ] }}"
-    with nats(settings=users) as server, pytest.raises(Misconfigured, match="permission"):
-        await open_nats(server.url(user="me:pw"))
+    may = 'permissions { publish: [%s "$JS.API.>", "$JS.FC.>"], subscribe: "_INBOX.>" }'
+    less, enough = may % "", may % '"$KV.unspool.>",'
+    users = f"{{ user: a, password: pw, {less} }}, {{ user: b, password: pw, {enough} }}"
+    with nats(settings=f"authorization {{ users: [ {users} ] }}") as server:
+        with pytest.raises(Misconfigured, match="permission"):
+            await open_nats(server.url(user="a:pw"))
+        async with opened(server.url(user="b:pw")) as [spool]:
+            await spool.accept([waiting(f"{number}") for number in range(600)])
+            assert len(await lease_all(spool, limit=1_000)) == 600
 
 
 async def test_a_server_that_takes_too_little() -> None:
@@ -453,7 +460,8 @@ async def test_a_bucket_that_was_changed(url: str) -> None:
 
 async def test_servers_that_do_not_answer() -> None:
     """Too old a server is refused; one that says nothing, or answers nothing, is given up within
-    seconds."""
+    seconds, also where it has been as it should for a while: a batch larger than what is buffered
+    for it, too. Then it goes on."""
 
     async def refused(info: dict[str, str] | None) -> str:
         async with _pretender(info) as port, asyncio.timeout(12):
@@ -463,9 +471,22 @@ async def test_servers_that_do_not_answer() -> None:
                 return str(error)
         return "it was opened"
 
-    old, mute, silent = await asyncio.gather(
-        refused({"version": "2.9.10"}), refused({"version": "2.15.1"}), refused(None)
+    async def paused() -> list[str]:
+        with nats() as server:
+            async with opened(server.url()) as [spool]:
+                await spool.accept([waiting("a")])
+                os.kill(server.pid, signal.SIGSTOP)
+                entries = [large(f"{number}", 30_000) for number in range(500)]
+                writes = [spool.accept(entries), spool.find([key("a")]), spool.tally([NOW])]
+                told = await asyncio.gather(*writes, return_exceptions=True)
+                os.kill(server.pid, signal.SIGCONT)
+                assert await eventually(lambda: spool.find([key("a")]))
+                return [type(one).__name__ for one in told]
+
+    old, mute, silent, stopped = await asyncio.gather(
+        refused({"version": "2.9.10"}), refused({"version": "2.15.1"}), refused(None), paused()
     )
+    assert stopped == ["Unavailable"] * 3
     assert "of version 2.9.10; the spool needs 2.12" in old
     assert "no answer within" in mute
     assert "No NATS server answers" in silent

@@ -207,7 +207,7 @@ class Watch:
         consumer, link = self._consumer, self._link
         with contextlib.suppress(Exception):  # it goes by itself, too, when nobody listens
             await subscription.unsubscribe()
-            if link.wire.connected and self._closed:
+            if link.wire.connected:
                 await link.wire.send(f"$JS.API.CONSUMER.DELETE.{link.names.stream}.{consumer}")
 
     async def _until_loaded(self) -> None:
