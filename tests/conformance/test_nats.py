@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from servers.nats import Nats, nats
+from servers.nats import Nats, cluster, nats
 from unspool.core.lifecycle import State
 from unspool.core.message import Destination, Instant, Key, Request, Response
 from unspool.errors import Full, Misconfigured, PromiseBroken, Unavailable
@@ -238,6 +238,51 @@ def _knows(spool: NatsSpool, taken: set[str]) -> Any:
         return all(spool._watch.index.get(Key(name)) for name in taken)
 
     return ask
+
+
+@pytest.mark.skipif("UNSPOOL_CRASH_ROUNDS" not in os.environ, reason="takes half a minute")
+@pytest.mark.timeout(180)
+async def test_servers_of_a_cluster_are_killed_one_by_one() -> None:
+    """1. With three replicas the promise is `machine`, and nothing that was taken is lost when one
+    server after the other is killed and comes back; whoever was connected to it goes elsewhere."""
+    with cluster() as servers:
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
+        url = f"nats://{hosts}/unspool?sync_interval=always&survives=machine&replicas=3"
+        await eventually(lambda: _answers(url), seconds=30)
+        async with opened(url, url) as spools:
+            assert spools[0].promises.survives is Survives.MACHINE
+            taken: set[str] = set()
+            stop = asyncio.Event()
+
+            async def sender(number: int) -> None:
+                for turn in itertools.count():
+                    if stop.is_set():
+                        return
+                    try:
+                        await spools[number % 2].accept([waiting(f"{number}-{turn}")])
+                        taken.add(key(f"{number}-{turn}"))
+                    except Unavailable:
+                        await asyncio.sleep(0.05)
+
+            senders = [asyncio.create_task(sender(number)) for number in range(4)]
+            for server in servers:
+                await eventually(_more(taken, len(taken)), seconds=30)
+                await asyncio.to_thread(server.kill)
+                await eventually(_more(taken, len(taken)), seconds=30)
+                await asyncio.to_thread(server.start)
+                await asyncio.sleep(3)  # until it has what it missed
+            stop.set()
+            await asyncio.gather(*senders)
+            known = await spools[0].find([Key(name) for name in taken])
+            print(f"\ncluster: {len(taken)} taken, {sum(map(bool, known))} found")
+            assert all(known)
+            for spool in spools:
+                await eventually(_knows(spool, taken))
+
+
+async def _answers(url: str) -> bool:
+    async with opened(url):
+        return True
 
 
 async def test_a_server_that_forgot(url: str) -> None:

@@ -3,6 +3,7 @@
     with nats() as server:                  skips, or fails where CI is set, without nats-server
         server.url("orders")                the URL of a spool in a bucket of that name
         server.restart()                    on the same port and folder; kill=True: without goodbye
+    with cluster() as servers:              three that replicate
 
 It listens on loopback alone, and waits for the disk after every message only if asked to
 (`settings`: lines of its configuration). Whatever becomes of the tests, it ends with them.
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -79,7 +80,7 @@ class Nats:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
+    def start(self, *, wait: bool = True) -> None:
         self.folder.mkdir(exist_ok=True)
         config, log = self.folder / "nats.conf", self.folder / "log"
         config.write_text(self._config, encoding="utf-8")
@@ -89,8 +90,14 @@ class Nats:
                 stdout=file, stderr=file, cwd=self.folder, start_new_session=True,
                 preexec_fn=_dies_with_us,
             )  # fmt: skip
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until it is ready."""
+        assert self._process is not None
         until = time.monotonic() + START_S
-        while b"Server is ready" not in log.read_bytes():
+        while "Server is ready" not in self.log:
             assert self._process.poll() is None, self.log
             assert time.monotonic() < until, self.log
             time.sleep(0.02)
@@ -115,10 +122,15 @@ class Nats:
 
 @contextmanager
 def nats(
-    *, jetstream: str | None = "", settings: str = "", query: str = "", folder: Path | None = None
+    *,
+    jetstream: str | None = "",
+    settings: str = "",
+    query: str = "",
+    folder: Path | None = None,
+    ready: bool = True,
 ) -> Iterator[Nats]:
     """A server for as long as the block lasts. `jetstream`: what its block says; None: it has none.
-    `query`: of its URLs. `folder`: one that is kept."""
+    `query`: of its URLs. `folder`: one that is kept. Not `ready`: it is not waited for."""
     binary = program()
     if binary is None:
         assert not os.environ.get("CI"), "nats-server is missing, and CI promises it"
@@ -126,9 +138,30 @@ def nats(
     made = folder or Path(tempfile.mkdtemp(prefix="unspool-nats-"))
     server = Nats(binary, made, jetstream=jetstream, settings=settings, query=query)
     try:
-        server.start()
+        server.start(wait=ready)
         yield server
     finally:
         server.stop()
         if folder is None:
             shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def cluster(size: int = 3) -> Iterator[list[Nats]]:
+    """Servers that replicate, each of which syncs always."""
+    routes = [free_port() for _ in range(size)]
+    urls = ", ".join(f"nats://127.0.0.1:{port}" for port in routes)
+    with ExitStack() as stack:
+        servers = []
+        for number, port in enumerate(routes):
+            lines = f"cluster {{ name: c, listen: 127.0.0.1:{port}, routes: [{urls}] }}"
+            server = stack.enter_context(
+                nats(
+                    jetstream="sync_interval: always", settings=f"server_name: n{number}\n{lines}",
+                    ready=False,
+                )
+            )  # fmt: skip
+            servers.append(server)
+        for server in servers:
+            server.wait()
+        yield servers
