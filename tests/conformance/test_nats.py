@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import tracemalloc
+from binascii import a2b_base64, b2a_base64
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,19 +24,34 @@ from msgspec.structs import replace
 from servers.nats import Nats, cluster, nats
 from unspool.core.lifecycle import State
 from unspool.core.message import Destination, Instant, Key, Request, Response
+from unspool.core.record import Spoilt
 from unspool.errors import Full, Misconfigured, PromiseBroken, Unavailable
 from unspool.spools.nats import open_nats
 from unspool.spools.nats_address import read_url
 from unspool.spools.nats_index import Index
 from unspool.spools.nats_link import Link
-from unspool.spools.nats_records import FACTS, Facts, Mail, facts_of, key_of, token_of
+from unspool.spools.nats_records import (
+    FACTS,
+    PART_BYTES,
+    Facts,
+    Known,
+    Mail,
+    checked_facts,
+    entry_of,
+    facts_header,
+    facts_of,
+    key_of,
+    token_of,
+    written,
+)
 from unspool.spools.nats_room import ROOM_MIN_BYTES
 from unspool.spools.nats_spool import NatsSpool
 from unspool.spools.nats_wire import Wire
-from unspool.spools.protocol import Duplicate, New, Query, Survives
+from unspool.spools.protocol import Duplicate, Lease, New, Query, Survives
 from unspool.testing.conformance.values import (
     HERE,
     NOW,
+    THERE,
     claimed,
     deferred,
     delivered,
@@ -130,6 +146,22 @@ async def test_a_line_whose_register_went_with_age(url: str) -> None:
         assert await lease_all(one) == []
 
 
+async def test_a_relay_that_hears_late(url: str) -> None:
+    """5. It believes that its message is the head, while a claim before it has come to wait: the
+    server refuses the lease by the line's register, and it hears what it missed first."""
+    async with opened(url, url) as (one, other):
+        [claim] = await one.accept([claimed("a", order_key="x")])
+        await other.accept([waiting("b", order_key="x")])
+        await other._watch.current()
+        hearing, other._watch._subscription = other._watch._subscription, None
+        await one.settle([(Lease(claim.entry, later(60_000)), deferred(NOW))])
+        leasing = asyncio.create_task(lease_all(other))
+        await asyncio.sleep(0.05)
+        other._watch._subscription = hearing
+        await one.accept([waiting("elsewhere", destination=THERE)])
+        assert names_of(await leasing) == ["a"]
+
+
 async def test_what_one_accepts_the_other_sees(url: str) -> None:
     """Its watch shows it and rings; `find` and `accept` of the key do not even wait for that."""
     async with opened(url, url) as (one, other):
@@ -210,6 +242,7 @@ async def test_a_restart_under_load(kill: bool) -> None:
             await asyncio.sleep(0.3)
             await asyncio.to_thread(server.stop, kill=kill)
             await asyncio.sleep(0.3)
+            assert refused >= 6, "who was in the middle of something waits for an answer"
             before = len(taken)
             await asyncio.to_thread(server.start)
             await eventually(_more(taken, before))
@@ -627,6 +660,30 @@ def test_keys_in_subjects() -> None:
     assert len(set(tokens)) == len(keys)
     assert [key_of(token) for token in tokens] == keys
     assert all(set(token) <= set("=-_" + "".join(map(chr, range(48, 123)))) for token in tokens)
+
+
+def test_a_flipped_bit_is_noticed() -> None:
+    """12. In facts, envelope, status, request or answer, and in what holds them together."""
+    entry = waiting("a", order_key="x")
+    change = written(entry, place=7, expected=0, part_bytes=PART_BYTES)
+    assert change.facts is not None
+    header = a2b_base64(facts_header(change.facts))
+    for at in range(len(header)):
+        for bit in range(8):
+            text = b2a_base64(_flipped(header, at, bit), newline=False).decode()
+            with pytest.raises(Spoilt):
+                checked_facts(text, key("a"))
+    for at in range(len(change.body)):
+        with pytest.raises(Spoilt):
+            entry_of(Known(1, change.facts, _flipped(change.body, at, at % 8)), request=True)
+    with pytest.raises(Spoilt):
+        checked_facts("no base64 at all", key("a"))
+    with pytest.raises(Spoilt):
+        checked_facts(facts_header(change.facts), key("b"))
+
+
+def _flipped(data: bytes, at: int, bit: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
 
 
 async def test_a_stranger_s_message_is_set_aside(url: str) -> None:
