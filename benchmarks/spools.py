@@ -1,7 +1,7 @@
 """Spools: what each engine gives, verb by verb, without a relay before it.
 
     python -m benchmarks --spools                        every engine, empty and filled
-    python -m benchmarks.spools ENGINE FOLDER FILLED S URL   one engine, here, as JSON
+    python -m benchmarks.spools ENGINE FOLDER FILLED S   one engine, in this process, as JSON
 
 accept, lease, settle (as delivered, with its answer) and find, of messages with 1 KiB bodies, in
 batches of 1, 16 and 128, one caller; first in a new spool, then beside FILLED messages that wait
@@ -22,6 +22,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -33,8 +35,9 @@ from unspool.spools.protocol import Entry, Lease, Spool
 
 from .bench import Bench
 from .process import Failed
-from .served import SERVED, served
 
+SERVED: Final = ("nats", "redis")
+"""Spools in servers: each is started for it, with its data in the folder."""
 ENGINES: Final = (*sorted(ON_DISK), *SERVED)
 BATCHES: Final = (1, 16, 128)
 VERBS: Final = ("accept", "lease", "settle", "find")
@@ -87,8 +90,30 @@ async def measure(spool: Spool, numbers: Any, *, batch: int, seconds: float) -> 
     return rates | {f"{verb}_us": busy[verb] / done * 1e6 for verb in VERBS}
 
 
-async def run(
-    engine: str, folder: Path, url: str, *, filled: int, seconds: float
+@contextmanager
+def place(engine: str, folder: Path) -> Iterator[tuple[str, int]]:
+    """The URL of a new spool, and the process that keeps it where that is not ours, or 0."""
+    if engine not in SERVED:
+        yield f"{engine}:///{folder / 'spool'}", 0
+        return
+    sys.path.append(str(Path(__file__).parent.parent / "tests"))
+    from servers.nats import nats
+    from servers.redis import redis
+
+    always = {"jetstream": "sync_interval: always", "query": "sync_interval=always"}
+    start = redis(folder=folder) if engine == "redis" else nats(folder=folder, **always)
+    with start as server:
+        os.sched_setaffinity(server.pid, range(os.cpu_count() or 1))
+        yield server.spool("bench"), server.pid
+
+
+async def run(engine: str, folder: Path, *, filled: int, seconds: float) -> dict[str, Any]:
+    with place(engine, folder) as (url, pid):
+        return await at(url, pid, engine, folder, filled=filled, seconds=seconds)
+
+
+async def at(
+    url: str, pid: int, engine: str, folder: Path, *, filled: int, seconds: float
 ) -> dict[str, Any]:
     numbers = count()
     spool = await open_spool(url)
@@ -96,10 +121,14 @@ async def run(
     out["empty"] = {
         batch: await measure(spool, numbers, batch=batch, seconds=seconds) for batch in BATCHES
     }
+    before = _resident_bytes(pid) if pid else {}
     began = time.perf_counter()
     for _ in range(0, filled, FILL):
         await spool.accept([entry(next(numbers), THERE) for _ in range(FILL)])
     out["fill"] = filled / max(1e-9, time.perf_counter() - began)
+    if pid and filled:
+        grown = _resident_bytes(pid)["RssAnon"] - before["RssAnon"]
+        out["detail"] += f"; its server {grown / filled / 1000:.1f} KB a message"
     await spool.aclose()
     began = time.perf_counter()
     spool = await open_spool(url)
@@ -116,10 +145,10 @@ async def run(
     return out
 
 
-def _resident_bytes() -> dict[str, int]:
-    """As Linux tells it: of our own, and of files that it may drop at any time."""
+def _resident_bytes(pid: int | str = "self") -> dict[str, int]:
+    """As Linux tells it: of its own, and of files that it may drop at any time."""
     found: dict[str, int] = {}
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name in ("RssAnon", "RssFile"):
             found[name] = int(value.split()[0]) * 1024
@@ -137,12 +166,11 @@ def all_engines(bench: Bench, *, filled: int, only: tuple[str, ...]) -> list[dic
         folder = bench.new_folder(f"spool-{engine}")
         bench.settle()
         command = [sys.executable, "-m", "benchmarks.spools", engine, str(folder)]
-        with served(engine, bench, folder) as url:
-            done = subprocess.run(
-                [*command, str(filled), str(bench.seconds), url],
-                capture_output=True, text=True, check=False,
-                preexec_fn=lambda: os.sched_setaffinity(0, {bench.measured_core}),
-            )  # fmt: skip
+        done = subprocess.run(
+            [*command, str(filled), str(bench.seconds)],
+            capture_output=True, text=True, check=False,
+            preexec_fn=lambda: os.sched_setaffinity(0, {bench.measured_core}),
+        )  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
         if done.returncode:
             raise Failed(f"{engine}: {done.stderr.strip().splitlines()[-1:]}")
@@ -184,8 +212,8 @@ def _short(value: float) -> str:
 
 
 if __name__ == "__main__":
-    name, where, filled_, seconds_, url_ = sys.argv[1:]
+    name, where, filled_, seconds_ = sys.argv[1:]
     json.dump(
-        asyncio.run(run(name, Path(where), url_, filled=int(filled_), seconds=float(seconds_))),
+        asyncio.run(run(name, Path(where), filled=int(filled_), seconds=float(seconds_))),
         sys.stdout,
     )

@@ -278,7 +278,7 @@ def test_a_password_in_a_url_is_not_repeated() -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"spool": ("sqlite:///a", "sqlite:///b")}, "spool names 2 spools"),
+        ({"spool": ("sqlite:///a", "sqlite:///a")}, "spool names sqlite:///a twice"),
         ({"lease_ms": "75s"}, 'lease_ms = "75s" is too short'),
         ({"total_ms": "80s"}, 'lease_ms = "90s" is too short: a lease'),
         ({"window_start": "21"}, "window_start = 21 is more than window_max = 20"),

@@ -323,9 +323,13 @@ FORMS: Final = {
 
 def _agree(s: Settings) -> None:
     """Settings that contradict one another are refused before anything starts."""
-    if len(s.spool) != 1:
+    if not s.spool:
+        raise Misconfigured("spool is empty: name at least one, such as sqlite:///unspool.db")
+    if len({*s.spool}) < len(s.spool):
+        twice = next(url for url in s.spool if s.spool.count(url) > 1)
         raise Misconfigured(
-            f"spool names {len(s.spool)} spools; this version of unspool keeps one. Name one."
+            f"spool names {concealed(twice)} twice: a second one is for when the first cannot take"
+            " anything. Name another."
         )
     if not s.listen:
         raise Misconfigured("listen is empty: name at least one address, such as 127.0.0.1:8700")

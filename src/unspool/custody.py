@@ -7,56 +7,41 @@
     custody.accept_for(hears, entry)  accept and find for somebody who is told in his own way;
     custody.find_for(hears, key)      he tells `took`, or `failed`, what he was told of an accept
     await custody.open()              the spool's secret, made on first use
+    await custody.receipt(key, nonce) the entry of a receipt
+    custody.grade(entry)              what it survives, as receipts tell it
     await custody.count()             how many wait already
     custody.recent                    answers just kept: a repeat mostly follows soon
 
 It also remembers how the spool does: after a write that failed it is left alone for a moment, so
 that an outage of the disk costs a refusal and not a timeout for each sender.
 
-The secret lives in the spool as an entry of its own that is never swept: wherever the messages are,
-what their receipts were made with is too, on every engine and for every relay that shares it.
+The secret lives in the spool as an entry of its own: see `spools.secret`. A spool may be a chain of
+several (`spools.chain`), which tells of each item apart: here is where that is asked for.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from hmac import compare_digest
 from typing import Final
 
 from .core.admission import Health, Reject, Terms, admit
 from .core.lifecycle import State, Verdict
-from .core.message import NEVER, Destination, Instant, Key, Message, Response
-from .errors import Full, Refused, Unavailable
+from .core.message import Instant, Key, Response
+from .errors import Full, Homeless, InDoubt, Refused, Unavailable
 from .recent import Recent
+from .spools.chain import ChainSpool
 from .spools.committer import Committer, Hears
 from .spools.protocol import Acceptance, Entry, Lease, New, Spool
+from .spools.secret import SECRET_BYTES, SECRET_KEY, secret_entry
 
-SECRET_KEY: Final = Key("unspool.secret........")
-SECRET_BYTES: Final = 32
+__all__ = ["SECRET_KEY", "Custody", "secret_entry"]
+
 TROUBLE_MS: Final = 1_000
 """How long a spool that failed is left alone."""
 BATCH_MAX: Final = 512
 WAITING_MAX: Final = 20_000
-
-
-def secret_entry(secret: bytes, *, now: Instant) -> Entry:
-    """The secret as a spool keeps it: settled, and never swept."""
-    return Entry(
-        message=Message(
-            key=SECRET_KEY,
-            fingerprint=b"",
-            destination=Destination(""),
-            accepted_at=now,
-            expires_at=NEVER,
-            nonce=b"",
-        ),
-        state=State.DELIVERED,
-        due_at=NEVER,
-        answer=Response(status=200, reason=b"", fields=(), body=secret),
-        settled_at=now,
-        keep_until=NEVER,
-        answer_until=NEVER,
-    )
 
 
 class Custody:
@@ -67,6 +52,7 @@ class Custody:
         self.terms: Final = terms
         self.survives: Final = spool.promises.survives.name.lower()
         """The grade as receipts tell it: measured once, when the spool was opened."""
+        self.chain: Final = spool if isinstance(spool, ChainSpool) else None
         self.backlog = 0
         """Waiting messages, roughly: what was counted at start and what came and went since."""
         self.recent: Final = Recent()
@@ -76,10 +62,16 @@ class Custody:
         self._looked_at = Instant(0)
         self._free_bytes: int | None = None
         self._accepts: Committer[Entry, Acceptance] = Committer(
-            spool.accept, batch_max=BATCH_MAX, waiting_max=WAITING_MAX, patient=True
+            spool.accept if self.chain is None else self.chain.accept_each,
+            batch_max=BATCH_MAX,
+            waiting_max=WAITING_MAX,
+            patient=True,
         )
         self._settles: Committer[tuple[Lease, Verdict], bool] = Committer(
-            spool.settle, batch_max=BATCH_MAX, waiting_max=WAITING_MAX, patient=True
+            spool.settle if self.chain is None else self.chain.settle_each,
+            batch_max=BATCH_MAX,
+            waiting_max=WAITING_MAX,
+            patient=True,
         )
         self._finds: Committer[Key, Entry | None] = Committer(
             spool.find, batch_max=BATCH_MAX, waiting_max=WAITING_MAX, patient=True
@@ -87,9 +79,8 @@ class Custody:
 
     async def open(self, *, now: Instant, chance: Callable[[int], bytes] = os.urandom) -> bytes:
         """The spool's secret. Whoever asks first makes it; everybody else gets the same."""
-        secret = chance(SECRET_BYTES)
-        [known] = await self.spool.accept([secret_entry(secret, now=now)])
-        answer = known.entry.answer
+        [known] = await self.spool.accept([secret_entry(chance(SECRET_BYTES), now=now)])
+        answer: Response | None = known.entry.answer
         if answer is None or len(answer.body) != SECRET_BYTES:
             [found] = await self.spool.find([SECRET_KEY])
             answer = found.answer if found else None
@@ -148,11 +139,41 @@ class Custody:
     async def find(self, key: Key) -> Entry | None:
         return await self._finds.submit(key)
 
+    async def receipt(self, key: Key, nonce: bytes) -> Entry | None:
+        """The entry that this receipt was given for; None: there is none, or not any more.
+
+        Raises `Unavailable` where a part of the spool that may know it cannot be asked.
+        """
+        entry = await self.find(key)
+        if entry is not None and compare_digest(entry.message.nonce, nonce):
+            return entry
+        if self.chain is None:
+            return None
+        entry = await self.chain.other(key, nonce)
+        if entry is None:
+            self.not_blind()
+        return entry
+
+    def not_blind(self) -> None:
+        """Raises `Unavailable` where a part of the spool cannot be asked."""
+        if self.chain is not None and self.chain.blind:
+            raise Unavailable(
+                f"a spool cannot be asked just now: {self.chain.blind}. What it keeps is safe; ask"
+                " again later"
+            )
+
+    def grade(self, entry: Entry) -> str:
+        if self.chain is None:
+            return self.survives
+        return self.chain.grade(entry).name.lower()
+
     def find_for(self, hears: Hears[Entry | None], key: Key) -> None:
         self._finds.submit_for(hears, key)
 
     def failed(self, error: Refused, now: Instant) -> None:
         assert isinstance(error, Full | Unavailable | Refused)
+        if isinstance(error, Homeless | InDoubt):
+            return  # that one alone: others are taken
         self._trouble = str(error).split(".", 1)[0]
         self._trouble_until = Instant(now + TROUBLE_MS)
 

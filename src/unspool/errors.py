@@ -33,10 +33,18 @@ class Unavailable(Refused):
     """The spool did not answer; it may or may not have the message. Repeat it under its key."""
 
 
+class InDoubt(Unavailable):
+    """It may or may not have been taken, and may not be sent twice. Others are taken."""
+
+
 class Full(Refused):
     """A limit of the spool was reached."""
 
     exit_code = os.EX_IOERR
+
+
+class Homeless(Refused):
+    """The spool that could take it is away, and no other may. Others are taken all the same."""
 
 
 class Busy(Refused):

@@ -311,7 +311,7 @@ class Saved:
         if not isinstance(error, Refused):
             return express.other.complaint(error)
         express.custody.failed(error, express.clock.now())
-        return express.saving.not_saved(untried(express.lane.last_trouble), str(error), 1)
+        return express.saving.refused(self._passage, untried(express.lane.last_trouble), error)
 
 
 class Told:

@@ -192,6 +192,8 @@ class Node:
         now = self.clock.now()
         reject = self.custody.admit(now)
         promises = self.custody.spool.promises
+        chain = self.custody.chain
+        spools = {} if chain is None else {"spools": msgspec.to_builtins(chain.views())}
         return {
             "ready": not self.draining and reject is None and self._delivers,
             "delivers": self._delivers,
@@ -203,6 +205,7 @@ class Node:
             "delivered": self.dispatcher.delivered,
             "deferred": self.dispatcher.deferred,
             "bounced": self.dispatcher.bounced,
+            **spools,
             "lanes": msgspec.to_builtins(self.scheduler.statistics().lanes),
         }
 

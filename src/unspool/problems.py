@@ -171,6 +171,11 @@ PROBLEMS: Final[dict[str, Problem]] = {
     ),
 }  # fmt: skip
 
+STILL_YOURS: Final = frozenset(
+    name for name, row in PROBLEMS.items() if "you still have it" in row.where
+)
+"""Whoever is told one of these knows that nothing was done: it may go elsewhere, key or no key."""
+
 _encode = msgspec.json.Encoder().encode
 
 

@@ -18,7 +18,6 @@ from binascii import b2a_base64
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
-from hmac import compare_digest
 from typing import Final
 
 import msgspec
@@ -90,8 +89,11 @@ class Board:
             if not future.done():
                 future.set_result(None)
 
-    async def settled(self, custody: Custody, key: Key, *, timeout_ms: int) -> Entry | None:
-        """The entry once it is delivered or bounced, or as it is when the time is up.
+    async def settled(
+        self, custody: Custody, key: Key, *, timeout_ms: int, nonce: bytes = b""
+    ) -> Entry | None:
+        """The entry once it is delivered or bounced, or as it is when the time is up; with `nonce`
+        that of this receipt.
 
         Looks after it has put itself on the board, never before: what settles in between is seen.
         """
@@ -100,7 +102,7 @@ class Board:
             future = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(key, []).append(future)
             try:
-                entry = await custody.find(key)
+                entry = await (custody.receipt(key, nonce) if nonce else custody.find(key))
                 left = until - self._clock.now()
                 done = entry is None or entry.state is not State.WAITING
                 if done or left <= 0 or self._hurried:
@@ -239,10 +241,6 @@ class Receipts:
         self._wait_max_ms = wait_max_ms
         self._ready = ready
 
-    @property
-    def survives(self) -> str:
-        return self._custody.survives
-
     async def serve(self, request: Request) -> Response:
         if request.rest is not None:
             request.rest.close()
@@ -260,8 +258,8 @@ class Receipts:
 
     async def _receipt(self, request: Request, found: re.Match[bytes]) -> Response:
         read = read_token(found[1].decode("latin-1"))
-        entry = await self._custody.find(read[1]) if read else None
-        if read is None or entry is None or not compare_digest(entry.message.nonce, read[0]):
+        entry = await self._custody.receipt(read[1], read[0]) if read else None
+        if read is None or entry is None:
             return problem("receipt-unknown")
         if not entry.message.nonce:
             return problem("receipt-unknown")
@@ -274,7 +272,8 @@ class Receipts:
         if wait_ms is None:
             return problem("field-malformed", "`wait` takes a number of seconds: ?wait=30")
         if wait_ms:
-            entry = await self._board.settled(self._custody, read[1], timeout_ms=wait_ms) or entry
+            settled = self._board.settled(self._custody, read[1], timeout_ms=wait_ms, nonce=read[0])
+            entry = await settled or entry
         return self._answer(entry) if found[2] else self._state(entry)
 
     def _wait_ms(self, query: bytes) -> int | None:
@@ -296,7 +295,7 @@ class Receipts:
         ]
         if entry.state is State.WAITING:
             fields.append((b"Retry-After", b"%d" % retry_after_s(entry, now)))
-        body = _encode(describe(entry, now=now, survives=self.survives))
+        body = _encode(describe(entry, now=now, survives=self._custody.grade(entry)))
         return Response(status=200, reason=b"", fields=fields, body=body)
 
     def _answer(self, entry: Entry) -> Response:
@@ -305,7 +304,7 @@ class Receipts:
         if entry.state is State.BOUNCED:
             return problem(ended_as(entry.reason), f"it ended as {entry.reason}")
         if entry.state is not State.DELIVERED:
-            return accepted(entry, now=now, survives=self.survives)
+            return accepted(entry, now=now, survives=self._custody.grade(entry))
         answer = entry.answer
         if answer is None or now >= entry.answer_until:
             return problem("expired", "it was delivered; the answer is no longer kept")
@@ -346,6 +345,7 @@ class Receipts:
                     self._board.post(key)
                     found = await self._custody.find(key)
                     return self._state(found or entry)
+            self._custody.not_blind()
         return problem("settled", f"it is {_NAMES[entry.state]}")
 
     def _problem(self, name: str) -> Response:

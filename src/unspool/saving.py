@@ -28,7 +28,7 @@ from .core.message import Answer, Attempt, Instant, Message, Response, mint, sea
 from .core.outcome import cause_of, retry_after
 from .core.schedule import next_due
 from .custody import Custody
-from .errors import Corrupt, Refused
+from .errors import Corrupt, Refused, Unavailable
 from .passage import Options, Passage
 from .problems import problem
 from .receipts import Board, accepted
@@ -55,10 +55,6 @@ class Saving:
         self._board = board
         self._clock = clock
         self._chance = chance
-
-    @property
-    def _survives(self) -> str:
-        return self._custody.survives
 
     async def claim(self, passage: Passage, *, now: Instant) -> Entry | None:
         """Write down that we are trying it. None: the claim is ours."""
@@ -130,7 +126,7 @@ class Saving:
         try:
             entry = await self._keep(passage, answer if passage.tried else None, now)
         except Refused as error:
-            return self.not_saved(answer, str(error), 1)
+            return self.refused(passage, answer, error)
         return await self.taken(passage, entry, answer)
 
     async def taken(self, passage: Passage, entry: Entry | None, answer: Answer | None) -> Response:
@@ -143,6 +139,13 @@ class Saving:
             # Somebody took our claim over and is trying it: nothing is promised (I1).
             return problem("running", retry_after_s=1)
         return await self.promised(passage, entry, answer)
+
+    def refused(self, passage: Passage, answer: Answer | None, error: Refused) -> Response:
+        """The spool did not take it; or nobody knows, and then it may not be sent again unless it
+        may be repeated: what was taken all the same is delivered."""
+        if isinstance(error, Unavailable) and not passage.repeat:
+            return problem("unknown", str(error))
+        return self.not_saved(answer, str(error), 1)
 
     def not_saved(self, answer: Answer | None, why: str, retry_after_s: int | None) -> Response:
         if isinstance(answer, Response):
@@ -228,7 +231,7 @@ class Saving:
         return accepted(
             entry,
             now=self._clock.now(),
-            survives=self._survives,
+            survives=self._custody.grade(entry),
             applied=b"respond-async" if passage.wishes.respond_async else b"",
             cause="" if answer is None else f"saved: {cause_of(answer)[1]}",
         )

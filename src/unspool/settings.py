@@ -74,13 +74,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ("127.0.0.1:8700",)  # fmt: skip
     spool: Annotated[
         tuple[str, ...],
-        Says(WHERE, "Where messages are kept: sqlite, leveldb, log or memory. sqlite:///name is "
-             "relative to the working folder, sqlite:////name is absolute.", form="spool"),
+        Says(WHERE, "Where messages are kept: sqlite, leveldb, log, postgres, redis, nats or "
+             "memory. sqlite:///name is relative to the working folder, sqlite:////name is "
+             "absolute. Of several the next takes what the one before cannot.", form="spool"),
     ] = ("sqlite:///unspool.db",)  # fmt: skip
     collect: Annotated[
         tuple[str, ...],
         Says(WHERE, "Queues to collect handed-over messages from, beside what comes to the door: "
-             "gearman://host:4730/function. The first worker does it.", form="queue"),
+             "gearman://host:4730/function, amqp://host/?queue=name or s3://bucket/prefix. The "
+             "first worker does it.", form="queue"),
     ] = ()  # fmt: skip
     workers: Annotated[
         int, Says(WHERE, "Processes that share the listeners and the spool.", least=1, most=256)
@@ -91,6 +93,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Says(CUSTODY, "The least that a message must outlive before the relay takes custody; a "
              "spool that gives less makes it refuse."),
     ] = "power"  # fmt: skip
+    spool_ms: Annotated[
+        int,
+        Says(CUSTODY, "With several spools: how long one may take before it counts as down and the "
+             "next is asked.", least=10),
+    ] = 3 * SECOND  # fmt: skip
     lifetime_ms: Annotated[
         int,
         Says(CUSTODY, "How long delivery is tried before a message bounces; a sender may ask for "

@@ -21,6 +21,7 @@ from unspool.client import Bounced, Settled
 from unspool.client.events import Ended, News, Tried
 from unspool.core.idempotency import minted_at
 from unspool.core.message import Request
+from unspool.problems import problem
 
 from .kit import DOWN, OK, RESET, TAKEN, World, has, never, says, value
 
@@ -129,6 +130,16 @@ async def test_never_sent_goes_on_also_without_a_key() -> None:
     async with world.client("a", "b", queues=["https://relay"]) as client:
         result = await client.post("/orders", json=1, key=False)
     assert isinstance(result, Accepted)
+
+
+async def test_a_relay_in_front_that_says_that_it_did_nothing_is_believed() -> None:
+    """A 503 of its own is no attempt at the service: also without a key it may go elsewhere."""
+    world = World(a=problem("unreachable"), b=problem("refused"), relay=TAKEN)
+    async with world.client("a", "b", queues=["https://relay"], deadline=2) as client:
+        assert isinstance(await client.post("/orders", json=1, key=False), Accepted)
+        world.servers["a"].then(problem("no-answer"))
+        world.servers["b"].then(problem("no-answer"))
+        assert isinstance(await client.post("/orders", json=1, key=False), Unknown)
 
 
 async def test_a_relay_takes_over_what_no_server_answers() -> None:

@@ -44,7 +44,7 @@ NUMBERS = itertools.count()
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
-    with postgres() as server:
+    with postgres(settings={"wal_writer_delay": "10s"}) as server:
         yield server
 
 
@@ -333,6 +333,6 @@ async def test_leases_are_synced_all_of_them(pair: tuple[Spool, Spool], server: 
     """4. The server may lose its power while the holder lives: then two would hold one token."""
     one, _ = pair
     await one.accept([waiting("a", repeat=True)])
+    before = server.flushed()
     await lease_one(one)
-    [[behind]] = server.execute("SELECT pg_current_wal_lsn() - pg_current_wal_flush_lsn()")
-    assert behind == 0
+    assert server.flushed() - before > 100

@@ -365,7 +365,7 @@ async def test_a_torn_batch_is_no_batch(tmp_path: Path) -> None:
     it are: Redis writes a script's changes as one transaction, and drops one that has no end."""
     dice = random.Random(3)
     with redis(folder=tmp_path / "data") as server:
-        for number in range(8):
+        for number in range(5):
             spool = await RedisSpool.open(server.spool(f"torn{number}"))
             for batch in range(6):
                 await spool.accept([waiting(f"{batch}-{n}", order_key="x") for n in range(5)])

@@ -255,10 +255,18 @@ async def test_passwords() -> None:
             "ACL", "SETUSER", "able", "on", ">pw", "~{unspool}:*", "&{unspool}:*", "+@all",
             "-@dangerous", "+info",
         )  # fmt: skip
-        spool = await open_spool(f"redis://able:pw@127.0.0.1:{server.port}")
+        able = f"redis://able:pw@127.0.0.1:{server.port}"
+        spool = await open_spool(able)
         assert spool.promises.survives is Survives.PROCESS  # it may not see appendfsync
         await spool.accept([waiting("a")])
         assert len(await lease_all(spool)) == 1
+        await spool.aclose()
+        server.redis().execute_command("ACL", "SETUSER", "able", "+config|get")
+        spool = await open_spool(able)
+        assert spool.promises.survives is Survives.POWER
+        waiter = asyncio.create_task(spool.wait_arrival())  # it may listen
+        await spool.accept([waiting("b")])
+        await waiter
         await spool.aclose()
 
 

@@ -16,6 +16,8 @@ from unspool.spools.open import shown
         ("memory:", "memory:"),
         ("postgres://db/mail", "postgres://db/mail"),
         ("postgres://me:hunter2@db:5432/mail?x=1", "postgres://me:...@db:5432/mail?x=1"),
+        ("postgres://me@db/mail", "postgres://me@db/mail"),
+        ("postgres://hunter2@hunter2@db/mail", "postgres://...@db/mail"),
         ("redis://:hunter2@[::1]:6379/0", "redis://:...@[::1]:6379/0"),
         ("nats://hunter2@a:4222", "nats://...@a:4222"),
         ("postgres://me:hunter2/@hunter2@db/mail", "postgres://me:...@db/mail"),

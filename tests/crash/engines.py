@@ -16,12 +16,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-NEEDS = {"sqlite": "apsw", "leveldb": "plyvel", "log": "unspool"}
-SHARE = {"sqlite": 1.0, "leveldb": 0.2, "log": 0.2}
+NEEDS = {"sqlite": "apsw", "leveldb": "plyvel", "log": "unspool", "redis": "redis"}
+SHARE = {"sqlite": 1.0, "leveldb": 0.2, "log": 0.2, "redis": 0.2}
 """How much of a crash test each engine gets: the default most."""
-ENGINES = tuple(NEEDS)
 SERVED = ("redis", "nats")
 """Spools in servers: what is a path elsewhere is their URL."""
+ENGINES = tuple(engine for engine in NEEDS if engine not in SERVED)
 
 
 def need(engine: str) -> None:

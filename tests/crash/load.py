@@ -119,7 +119,9 @@ class Load:
                     self._on_told(call)
             if call.accepted or call.answered:
                 return wire
-            if (not key and not call.refused) or (self._stop.is_set() and self._give_up):
+            if (not key and call.refused in ("", "unknown")) or (
+                self._stop.is_set() and self._give_up
+            ):
                 return wire
             await asyncio.sleep(PAUSE_S)
 

@@ -53,21 +53,25 @@ class Relay:
         to: str,
         spool: Path | str | None = None,
         engine: str = "sqlite",
+        spools: Sequence[str] = (),
+        name: str = "relay",
         arguments: Sequence[str] = (),
         under: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        """`spools`: their URLs, instead of `engine` and `spool`. `name`: of its log."""
         self.port = free_port()
         self.spool = spool or folder / "spool.db"
         self.engine = engine
-        self.log = folder / "relay.log"
+        self.log = folder / f"{name}.log"
+        at = self.spool
+        urls = spools or [at if isinstance(at, str) else f"{engine}:///{at}"]
         self.under = tuple(under)
         """A command to run it under, such as strace."""
         self.command = [
             sys.executable, "-m", "unspool", "serve", "--to", to,
-            "--listen", f"127.0.0.1:{self.port}", "--spool",
-            self.spool if isinstance(self.spool, str) else f"{engine}:///{self.spool}",
-            "--log-format", "text", *arguments,
+            "--listen", f"127.0.0.1:{self.port}", "--log-format", "text",
+            *(word for url in urls for word in ("--spool", url)), *arguments,
         ]  # fmt: skip
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("UNSPOOL_")}
         self._environment = {**inherited, **(environment or {})}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import gearmand
+from servers import gearmand, redis
 from unspool.config import load
 
 from .page import FENCE, ROOT, Block, blocks, free_ports, matches, run
@@ -33,6 +33,14 @@ until gearadmin -p 4730 --status >/dev/null 2>&1; do sleep 0.1; done
 """
 """As Debian starts it."""
 
+REDIS = """
+PATH=$PATH:/usr/bin
+printf 'port 6379\\nbind 127.0.0.1\\nsave ""\\n' > redis.conf
+redis-server redis.conf >/dev/null &
+until redis-cli -p 6379 PING >/dev/null 2>&1; do sleep 0.1; done
+"""
+"""As Debian starts it."""
+
 SESSIONS = {
     "docs/howto/check-your-server.md": "",
     "docs/tutorial/break-a-service.md": "",
@@ -45,10 +53,17 @@ SESSIONS = {
     "docs/howto/nats.md": "",
     "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
+    "docs/howto/redis.md": REDIS,
     "docs/howto/wsgi.md": "",
 }
 SHOWN = {"README.md", "docs/howto/run-it.md"}
 """Pages whose commands name other people's folders: run one by one below."""
+
+ELSEWHERE = {
+    "docs/howto/rabbitmq.md": "tests/queues/test_rabbitmq.py",
+    "docs/howto/s3.md": "tests/queues/test_s3.py",
+}
+"""Pages that need a server which starts slowly: run where it runs anyway."""
 
 
 @pytest.mark.parametrize("name", SESSIONS)
@@ -56,8 +71,11 @@ def test_the_commands_of_the_page_do_what_it_says(name: str, tmp_path: Path) -> 
     session = blocks(ROOT / name)
     if SESSIONS[name] is GEARMAND:
         gearmand.program("gearmand")
-    service, weather, relay, queue, broker = map(str, free_ports(5))
-    replace = {"8000": service, "8001": weather, "8700": relay, "4730": queue, "4222": broker}
+    if SESSIONS[name] is REDIS:
+        redis.need()
+    service, weather, relay, queue, server, broker = map(str, free_ports(6))
+    replace = {"8000": service, "8001": weather, "8700": relay, "4730": queue, "6379": server}
+    replace["4222"] = broker
     before = SESSIONS[name]
     for old, new in replace.items():
         before = before.replace(old, new)
@@ -81,7 +99,9 @@ def test_every_page_with_commands_is_run_somewhere() -> None:
     generated = {
         f"docs/reference/{name}.md" for name in ("settings", "commands", "problems", "idempotency")
     }
-    assert pages - generated == set(SESSIONS) | SHOWN
+    assert pages - generated == set(SESSIONS) | SHOWN | set(ELSEWHERE)
+    for name, where in ELSEWHERE.items():
+        assert name.rpartition("/")[2] in (ROOT / where).read_text("utf-8")
 
 
 def test_the_four_things_of_the_readme_work(tmp_path: Path) -> None:

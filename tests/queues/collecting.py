@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.page import ROOT, blocks, free_ports, matches, run
 from servers.gearmand import Gearmand, program
 
 START_S = 20
@@ -97,6 +98,19 @@ class Collecting:
 
     def text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+def check_page(name: str, folder: Path, replace: dict[str, str], *, before: str = "") -> None:
+    """The commands of a how-to do what it says, with these ports instead of the well-known."""
+    session = blocks(ROOT / "docs/howto" / name)
+    relay, service = map(str, free_ports(2))
+    replace = {"8700": relay, "8000": service, **replace}
+    results = run(session, folder=folder, replace=replace, before=before)
+    for block in session:
+        code, printed = results[block.number]
+        assert code == 0, f"{block.commands}\n-> {code}\n{printed}"
+        if block.expected is not None:
+            assert matches(block.expected, printed), f"{printed}\nand not\n{block.expected}"
 
 
 def tool(

@@ -24,7 +24,7 @@ from unspool.core.message import (
     identify,
 )
 from unspool.custody import Custody
-from unspool.errors import Full, TooLarge, Unavailable
+from unspool.errors import Full, Misconfigured, TooLarge, Unavailable
 from unspool.ingress.collector import PAUSE_MOST_S, Collector, Fate, entered, pause_s
 from unspool.ingress.protocol import Caller
 from unspool.node import Node, plan_for
@@ -411,6 +411,41 @@ async def test_trouble_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     said = [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG]
     assert len(said) == 2
     await it.queue.aclose()
+
+
+async def test_exacting() -> None:
+    """What only a person can mend is said at the start, and is trouble like all other later."""
+
+    class Locked(MemoryQueue):
+        locked = True
+
+        async def take(self, *, limit: int, wait_ms: int) -> Sequence[Taken]:
+            if self.locked:
+                raise Misconfigured("the password is wrong. x")
+            return await super().take(limit=limit, wait_ms=wait_ms)
+
+    def collector(queue: MemoryQueue, *, exacting: bool) -> Collector:
+        terms = Terms(survives=Survives.NOTHING, required=Survives.NOTHING)
+        return Collector(
+            queue=queue, called="memory:", custody=Custody(spool=MemorySpool(), terms=terms),
+            options=OPTIONS, secret=SECRET, clock=Still(), chance=bytes, exacting=exacting,
+        )  # fmt: skip
+
+    with pytest.raises(Misconfigured):
+        await collector(Locked(), exacting=True).run(asyncio.Event())
+    assert not await collector(Locked(), exacting=False).drain(asyncio.Event(), wait_ms=10)
+    queue = Locked()
+    queue.locked = False
+    told = asyncio.Event()
+    running = asyncio.create_task(collector(queue, exacting=True).run(told))
+    await queue.put([written("a")])
+    await asyncio.sleep(0.05)
+    queue.locked = True
+    await queue.put([written("b")])
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    told.set()
+    await asyncio.wait_for(running, 2)
 
 
 async def test_many() -> None:

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unspool.queues.gearman import unique
 from unspool.queues.gearman_packets import (
     ARGUMENTS,
     BEGINNING_BYTES,
@@ -16,6 +15,7 @@ from unspool.queues.gearman_packets import (
     Packet,
     pack,
 )
+from unspool.queues.protocol import unique
 
 
 def answer(kind: int, data: bytes) -> bytes:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
+from somebody import somebody
 
 from servers.gearmand import Gearmand, free_port, gearmand
 from unspool.errors import Full, Misconfigured, Unavailable
@@ -21,8 +21,6 @@ from unspool.queues.protocol import PAYLOAD_MAX_BYTES, Survives
 
 QUICK = Limits(connect_ms=500, answer_ms=300, packet_ms=2_000, again_ms=200)
 NUMBERS = count()
-
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 OPENED: list[GearmanQueue] = []
@@ -50,29 +48,6 @@ def server() -> Iterator[Gearmand]:
 @pytest.fixture
 def function() -> str:
     return f"orders-{next(NUMBERS)}"
-
-
-@asynccontextmanager
-async def somebody(say: bytes, *, hang_up: bool = False) -> AsyncIterator[int]:
-    """A server that answers everything with these bytes, and then is silent or hangs up."""
-    writers = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        while await reader.read(65536):
-            writer.write(say)
-            if hang_up:
-                break
-        writer.close()
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield listening.sockets[0].getsockname()[1]
-    finally:
-        listening.close()
-        for writer in writers:
-            writer.close()
-        await listening.wait_closed()
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,11 @@ class Postgres:
             cursor = connection.execute(statement.encode(), values or None)
             return cursor.fetchall() if cursor.description else []
 
+    def flushed(self) -> int:
+        """How many bytes of its log are on the disk by now."""
+        [[bytes_]] = self.execute("SELECT pg_current_wal_flush_lsn() - '0/0'")
+        return int(bytes_)
+
     def database(self, name: str) -> str:
         """The conninfo of a database that is new and empty."""
         import psycopg

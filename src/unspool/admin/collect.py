@@ -28,7 +28,7 @@ from ..ingress.collector import Collector
 from ..node import Node, marked
 from ..queues.open import open_queue
 from ..settings import Settings
-from ..spools.open import open_spool, shown
+from ..spools.open import shown
 from ..spools.protocol import Spool
 from . import logs
 from .notify import notify
@@ -51,16 +51,17 @@ def collect(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
 
 
 async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
-    from .serve import disk_free, ears  # with all that a relay needs
+    from .opening import disk_of, open_for
+    from .serve import ears  # with all that a relay needs
 
     told = ears()
     plan = plan_of(settings)
     queues = [await open_queue(url) for url in urls]  # before the spool: these ask nobody yet
-    spool = await open_spool(settings.spool[0])
+    spool = await open_for(settings)
     try:
         if spool.promises.survives < plan.required:
             raise PromiseBroken(
-                f"the spool {shown(settings.spool[0])} survives "
+                f"the spool {' '.join(map(shown, settings.spool))} survives "
                 f"{spool.promises.survives.name.lower()}, and `survives` asks for "
                 f"{plan.required.name.lower()}. Nothing was collected. Use another spool, or "
                 f"say --survives {spool.promises.survives.name.lower()}"
@@ -71,7 +72,7 @@ async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
             backlog_max=plan.backlog_max,
             disk_free_min_bytes=plan.disk_free_min_bytes,
         )
-        custody = Custody(spool=spool, terms=terms, disk_free=disk_free(settings.spool[0]))
+        custody = Custody(spool=spool, terms=terms, disk_free=disk_of(settings))
         clock, chance = SystemClock(), Chance()
         secret = await custody.open(now=clock.now(), chance=chance)
         if plan.backlog_max:
@@ -85,6 +86,7 @@ async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
                 secret=secret,
                 clock=clock,
                 chance=chance,
+                exacting=True,
             )
             for url, queue in zip(urls, queues, strict=True)
         ]
@@ -92,7 +94,12 @@ async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
         notify("READY=1")
         if once:
             return await _drained(collectors, told)
-        await asyncio.gather(*(collector.run(told) for collector in collectors))
+        running = [asyncio.create_task(collector.run(told)) for collector in collectors]
+        try:
+            await asyncio.gather(*running)
+        finally:  # one that cannot begin ends all: the operator looks at it now
+            told.set()
+            await asyncio.gather(*running, return_exceptions=True)
         notify("STOPPING=1")
         await custody.drain()
     finally:
@@ -146,9 +153,9 @@ def _announce(settings: Settings, urls: Sequence[str], spool: Spool) -> None:
     name = (settings.destination or settings.to)[0]
     sys.stderr.write(
         f"unspool {__version__} collects from {' '.join(map(shown, urls))}\n"
-        f"  spool        {shown(settings.spool[0])}: survives "
+        f"  spool        {' '.join(map(shown, settings.spool))}: survives "
         f"{spool.promises.survives.name.lower()} ({spool.promises.detail})\n"
         f"  delivery     by the relay of this spool: unspool serve --to {name}"
-        f" --spool {shown(settings.spool[0])}\n"
+        f" {' '.join(f'--spool {shown(url)}' for url in settings.spool)}\n"
     )
     sys.stderr.flush()

@@ -13,6 +13,10 @@ import structlog
 
 from .wording import said
 
+TRANSLATED = ("aio_pika", "aiormq")
+"""Libraries whose errors reach us anyway, and are said in our words: theirs are traceback after
+traceback while a server is away."""
+
 
 def start(*, level: str, form: str) -> None:
     """Send the package's log to stderr. `form`: auto, json or text."""
@@ -47,6 +51,9 @@ def start(*, level: str, form: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
         )
     )
+    for name in TRANSLATED:
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
     root = logging.getLogger("unspool")
     root.handlers[:] = [handler]
     root.propagate = False

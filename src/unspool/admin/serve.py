@@ -18,41 +18,36 @@ import fcntl
 import gc
 import logging
 import os
-import shlex
 import signal
 import ssl
-import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import IO, Final
 
-import apsw
 import uvloop
 
-from .. import __version__
 from ..clock import SystemClock
-from ..core.message import Instant
 from ..errors import CannotCreate, Misconfigured
 from ..ingress.http import Door
 from ..ingress.limits import Limits as DoorLimits
 from ..ingress.listen import Opened, listener, open_listener
 from ..node import Node
-from ..problems import PREFIX
 from ..settings import Settings
+from ..spools.chain import ChainSpool
 from ..spools.desk import Desk, open_desk
-from ..spools.open import of_one_process, open_spool, path_of, shown
-from ..spools.protocol import Spool, Survives
+from ..spools.open import of_one_process, path_of, shown
+from ..spools.protocol import Spool
 from ..transports.http import HttpTransport
 from ..transports.limits import Limits as OutLimits
 from ..transports.protocol import Transport
 from ..transports.servers import Servers
 from . import logs
+from .announce import announce
 from .collect import collecting
 from .descriptors import fitted
 from .notify import notify
+from .opening import disk_of, open_for
 from .plan import plan_of
-from .wording import span
 from .workers import STOPS, supervise
 
 log = logging.getLogger("unspool.serve")
@@ -75,7 +70,7 @@ def serve(settings: Settings) -> int:
     settings = fitted(settings)
     tls = _door_tls(settings)
     _may_share(settings)
-    sole = _serve_alone(settings.spool[0])
+    sole = [held for url in settings.spool if (held := _serve_alone(url)) is not None]
     listening = [one for text in settings.listen for one in open_listener(listener(text, tls=tls))]
     try:
         if settings.workers == 1:
@@ -86,28 +81,28 @@ def serve(settings: Settings) -> int:
             drain_ms=settings.drain_ms,
         )
     finally:
-        if sole is not None:
-            sole.close()
+        for held in sole:
+            held.close()
 
 
 async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) -> int:
     told = ears()
-    spool = await open_spool(settings.spool[0])
-    desk: Desk | None = None
+    spool = await open_for(settings)
+    desks: list[Desk] = []
     transport = _transport(settings)
     try:
         node = await Node.open(
             plan=plan_of(settings),
             spool=spool,
             transport=transport,
-            disk_free=disk_free(settings.spool[0]),
+            disk_free=disk_of(settings),
         )
         door = Door(node.relay, limits=_door_limits(settings))
         await door.listen(listening)
         node.start()
-        desk = await _desk(settings.spool[0], spool)
+        desks = await _desks(settings.spool, spool)
         if first:
-            await _announce(settings, listening, node, spool)
+            await announce(settings, listening, node)
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 50)
@@ -125,27 +120,33 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         cutting.cancel()
         log.info("drained: %d messages wait in the spool", max(0, node.custody.backlog))
     finally:
-        if desk is not None:
+        for desk in desks:
             await desk.close()
         await transport.aclose()
         await spool.aclose()
     return 0
 
 
-async def _desk(url: str, spool: Spool) -> Desk | None:
+async def _desks(urls: Sequence[str], spool: Spool) -> list[Desk]:
     """Operators look at a spool of one process through us."""
-    path = path_of(url)
-    return await open_desk(spool, path.absolute()) if path and of_one_process(url) else None
+    spools = [one.spool for one in spool.ranks.all] if isinstance(spool, ChainSpool) else [spool]
+    desks: list[Desk] = []
+    for url, one in zip(urls, spools, strict=True):
+        path = path_of(url)
+        if one is not None and path is not None and of_one_process(url):
+            desk = await open_desk(one, path.absolute())
+            desks += [] if desk is None else [desk]
+    return desks
 
 
 def _may_share(settings: Settings) -> None:
-    url = shown(settings.spool[0])
-    if settings.workers > 1 and of_one_process(url):
-        raise Misconfigured(
-            f"workers = {settings.workers}, and the spool {url} can be open in one process only. "
-            "Nothing was started. Share an SQLite file, or serve with one: "
-            f"unspool serve --workers 1 --spool {url}"
-        )
+    for url in map(shown, settings.spool):
+        if settings.workers > 1 and of_one_process(url):
+            raise Misconfigured(
+                f"workers = {settings.workers}, and the spool {url} can be open in one process"
+                " only. Nothing was started. Share an SQLite file, or serve with one: "
+                f"unspool serve --workers 1 --spool {url}"
+            )
 
 
 async def _cut(transport: Transport, *, drain_ms: int) -> None:
@@ -258,92 +259,3 @@ def _door_tls(settings: Settings) -> ssl.SSLContext | None:
         ) from error
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def disk_free(url: str) -> Callable[[], int | None] | None:
-    path = path_of(url)
-    if path is None:
-        return None
-
-    def free() -> int | None:
-        try:
-            found = os.statvfs(path.parent)
-        except OSError:
-            return None
-        return found.f_bavail * found.f_frsize + (_reusable(path) if path.is_file() else 0)
-
-    return free
-
-
-def _reusable(path: Path) -> int:
-    """What an SQLite file has room for itself: it keeps the pages of what has gone."""
-    try:
-        looking = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            [[pages]] = looking.execute("PRAGMA freelist_count")
-            [[page_bytes]] = looking.execute("PRAGMA page_size")
-            return int(str(pages)) * int(str(page_bytes))
-        finally:
-            looking.close()
-    except apsw.Error:
-        return 0
-
-
-def _known_as(settings: Settings) -> str:
-    return f", known as {' '.join(settings.destination)}" if settings.destination else ""
-
-
-def _exposed(url: str) -> str:
-    """Whom the spool's file is open to beyond its owner; empty where to nobody.
-
-    A word and no chmod: a group that may read it may be somebody's backup, on purpose.
-    """
-    path = path_of(url)
-    try:
-        mode = path.stat().st_mode if path is not None else 0
-    except OSError:
-        return ""
-    who = ["others"] * bool(mode & 0o007) + ["its group"] * bool(mode & 0o070)
-    return " and ".join(who)
-
-
-async def _announce(
-    settings: Settings, listening: Sequence[Opened], node: Node, spool: Spool
-) -> None:
-    """Four lines: where it listens, where to, what it keeps, where to look."""
-    rows = await spool.tally([Instant(0)])
-    waiting = sum(sum(row.counts) + row.held for row in rows)
-    oldest = min((row.oldest_at for row in rows), default=None)
-    depth = f"{waiting} waiting"
-    if waiting and oldest is not None:
-        depth += f", oldest {span(node.clock.now() - oldest)}"
-    promises = spool.promises
-    survives = {
-        Survives.NOTHING: "survives nothing",
-        Survives.PROCESS: "survives kill -9",
-        Survives.POWER: "survives a power cut",
-        Survives.MACHINE: "survives the host",
-    }[promises.survives]
-    where = " ".join(one.address for one in listening)
-    say = (
-        f"unspool {__version__} listens at {where}\n"
-        f"  delivers to  {' '.join(settings.to)}{_known_as(settings)}\n"
-        f"  spool        {shown(settings.spool[0])}: {depth}; {survives} ({promises.detail})\n"
-        f"  look         unspool queue --spool {shown(settings.spool[0])} · {listening[0].address}"
-        f"{PREFIX}health\n"
-    )
-    if promises.survives < node.plan.required:
-        say += (
-            f"  WARNING      this spool {survives}, and `survives` asks for "
-            f"{node.plan.required.name.lower()}: nothing will be saved.\n"
-            f"               Use another spool, or say --survives "
-            f"{promises.survives.name.lower()}\n"
-        )
-    if who := _exposed(settings.spool[0]):
-        path = shlex.quote(str(path_of(settings.spool[0])))
-        say += (
-            f"  WARNING      the spool's file is open to {who}: it holds requests whole, with"
-            f" bodies and credentials.\n               Close it: chmod 600 {path}*\n"
-        )
-    sys.stderr.write(say)
-    sys.stderr.flush()

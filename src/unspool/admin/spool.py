@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 import msgspec
@@ -29,6 +29,10 @@ from ..core.message import Instant, Key
 from ..errors import UnspoolError
 from ..settings import Settings
 from ..spools.protocol import Entry, Query, Spool
+from .wording import said
+
+if TYPE_CHECKING:
+    from ..spools.custodian import View  # with all that it needs; the command line does not
 
 PAGE: Final = 200
 SCAN: Final = 5_000
@@ -75,6 +79,18 @@ class Desk(msgspec.Struct, frozen=True):
                 return
             after = page[-1].message.key
 
+    def views(self) -> list[View]:
+        """Of several spools, how each does; empty where there is one."""
+        from ..spools.chain import ChainSpool
+
+        return self.spool.views() if isinstance(self.spool, ChainSpool) else []
+
+    def place(self, entry: Entry) -> str:
+        """Which of several spools it lies in; empty where there is one."""
+        from ..spools.chain import ChainSpool
+
+        return self.spool.place(entry) if isinstance(self.spool, ChainSpool) else ""
+
     async def named(self, word: str) -> list[Entry]:
         """The entry of this spool key or receipt, or those of this Idempotency-Key. No requests."""
         from ..receipts import read_token
@@ -106,52 +122,77 @@ def options(command: F) -> F:
     """The flags by which an operator's command finds the spool."""
     command = click.option("--config", metavar="FILE", help="The file with the settings.")(command)
     return click.option(
-        "--spool", metavar="URL", help="The spool, where it is not the one of the settings."
+        "--spool",
+        metavar="URL",
+        multiple=True,
+        help="The spool, where it is not the one of the settings; several in their order.",
     )(command)
 
 
 @asynccontextmanager
-async def reached(url: str, *, create: bool = False) -> AsyncGenerator[Spool, None]:
-    """The spool of this URL, open, perhaps through its relay. `create`: make it where it is not."""
+async def reached(
+    *urls: str, create: bool = False, deadline_ms: int = 3_000
+) -> AsyncGenerator[Spool, None]:
+    """The spool of this URL, open, perhaps through its relay; of several, those that can be, and
+    what cannot be seen is said. `create`: make it where it is not."""
+    from ..spools.chain_open import open_spools
     from ..spools.open import reach_spool
 
-    _must_exist(url, create=create)
-    opened = await reach_spool(url)
+    missing = [error for url in urls if (error := _missing(url, create=create)) is not None]
+    if len(missing) == len(urls):
+        raise missing[0]
+    opened = await open_spools(
+        urls,
+        now=SystemClock().now,
+        deadline_ms=deadline_ms,
+        opener=reach_spool if create else _reach_what_is,
+    )
     try:
+        if blind := getattr(opened, "blind", ""):
+            click.echo(f"unspool: cannot be looked at: {said(blind)}", err=True)
         yield opened
     finally:
         await opened.aclose()
 
 
 def using(
-    work: Callable[[Desk], Awaitable[T]], *, spool: str | None, config: str | None,
+    work: Callable[[Desk], Awaitable[T]], *, spool: tuple[str, ...], config: str | None,
     create: bool = False,
 ) -> T:  # fmt: skip
     """Open the spool, do `work`, close it."""
     import asyncio  # with all that it needs, most of what `unspool version` would load
 
-    flags = {"spool": (spool,)} if spool else {}
-    settings = load(flags, os.environ, config=config or "").settings
-    url = settings.spool[0]
+    settings = load({"spool": spool}, os.environ, config=config or "").settings
 
     async def run() -> T:
         from ..custody import SECRET_KEY
 
-        async with reached(url, create=create) as opened:
+        spools = reached(*settings.spool, create=create, deadline_ms=settings.spool_ms)
+        async with spools as opened:
             return await work(Desk(spool=opened, settings=settings, secret=SECRET_KEY))
 
     return asyncio.run(run())
 
 
-def _must_exist(url: str, *, create: bool) -> None:
+async def _reach_what_is(url: str) -> Spool:
+    from ..errors import Unavailable
+    from ..spools.open import reach_spool
+
+    if (missing := _missing(url)) is not None:
+        raise Unavailable(str(missing))  # of several: the others are looked at
+    return await reach_spool(url)
+
+
+def _missing(url: str, *, create: bool = False) -> NoSuch | None:
     """Looking must not make an empty spool where somebody mistyped the name of a full one."""
     from ..spools.open import path_of
 
     path = path_of(url)
     if path is not None and not path.exists() and not create:
-        raise NoSuch(
+        return NoSuch(
             f"there is no spool at {path}: nothing was ever accepted there, or it is elsewhere. "
             "Name it with --spool, or run this where the relay runs."
         )
     if url.startswith("memory:"):
-        raise NoSuch("a spool in memory is its relay's own, and cannot be looked at from here")
+        return NoSuch("a spool in memory is its relay's own, and cannot be looked at from here")
+    return None

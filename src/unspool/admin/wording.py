@@ -5,6 +5,7 @@
     plain(text)     a text from the network, safe to print; said(text): one of several lines
     encode(value)   a line of JSON, safe to print
     condition(e)    one line on where an entry is in its life
+    custodian(view) one spool of several, in a line
     mark(e)         mailq's mark: "*" being tried, "!" held, " "
 
 Whatever came over the wire goes through `plain`: a reason phrase may carry a terminal's control
@@ -14,13 +15,16 @@ sequences, and an operator's terminal obeys them.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from ..core.lifecycle import TRAIL_MAX, State
 from ..core.message import NEVER
-from ..spools.protocol import Entry
+from ..spools.protocol import Entry, Survives
+
+if TYPE_CHECKING:
+    from ..spools.custodian import View  # with all that it needs; the command line does not
 
 _SPANS: Final = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
@@ -131,3 +135,21 @@ def condition(entry: Entry, *, now: int) -> str:
     if held(entry):
         return "held by an operator"
     return f"waiting, next try {next_try(entry, now=now)}"
+
+
+SURVIVES: Final = {
+    Survives.NOTHING: "survives nothing",
+    Survives.PROCESS: "survives kill -9",
+    Survives.POWER: "survives a power cut",
+    Survives.MACHINE: "survives the host",
+}
+
+
+def custodian(view: View) -> str:
+    """One spool of several, in a line."""
+    text = f"{view.spool}: {view.state}"
+    if view.state != "up" and view.cause:
+        text += f", {plain(view.cause)}"
+    if view.survives:
+        text += f"; {SURVIVES[Survives[view.survives.upper()]]} ({view.detail})"
+    return text

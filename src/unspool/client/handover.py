@@ -27,6 +27,7 @@ from ..core.message import Request as Wire
 from ..core.message import Response as Answered
 from ..core.outcome import Outcome, is_busy, is_unknown, judge
 from ..errors import Full, Unacceptable, UnspoolError
+from ..problems import PREFIX, STILL_YOURS
 from ..queues.open import open_queue
 from ..queues.protocol import Queue
 from ..spools.open import shown
@@ -36,8 +37,8 @@ from .request import Request
 
 log: Final = logging.getLogger("unspool.client")
 
-_PROBLEMS: Final = b"/_unspool/problems/"
-ANSWERS: Final = frozenset({b"key-reused", b"expired", b"bounced", b"settled", b"outcome-unknown"})
+_PROBLEMS: Final = f"{PREFIX}problems/".encode()
+ANSWERS: Final = frozenset({"key-reused", "expired", "bounced", "settled", "outcome-unknown"})
 """Problems of a relay that are the answer: another queue would not know better."""
 SURVIVES_BYTES: Final = 4096
 
@@ -129,18 +130,22 @@ def read(answer: Answer) -> Handed:
         # The relay itself speaks. What it refuses was not taken (the problems table says so).
         if named in ANSWERS or is_unknown(answer):
             return Handed(Sent.YES, answer=answer)
-        sent = judgement.sent if judgement.sent is Sent.MAYBE else Sent.REFUSED
-        refused = named in (b"refused", b"closing", b"busy", b"unreachable", b"timeout")
-        return Handed(Sent.REFUSED if refused else sent, f"refused: {named.decode()}")
+        maybe = judgement.sent is Sent.MAYBE and named not in STILL_YOURS
+        return Handed(Sent.MAYBE if maybe else Sent.REFUSED, f"refused: {named}")
     if judgement.outcome is Outcome.ERROR:
         return Handed(judgement.sent, f"{answer.status}: {judgement.why}")
     return Handed(Sent.YES, answer=answer)
 
 
-def _problem(answer: Answered) -> bytes:
+def _problem(answer: Answered) -> str:
     """The name of a problem of ours; empty where it is none."""
     _, found, rest = answer.body[:SURVIVES_BYTES].partition(_PROBLEMS)
-    return rest.partition(b'"')[0] if found else b""
+    return rest.partition(b'"')[0].decode("latin-1") if found else ""
+
+
+def still_ours(answer: Answer) -> bool:
+    """Does a relay in front of the server say that it did nothing, and that we still have it?"""
+    return isinstance(answer, Answered) and is_ours(answer) and _problem(answer) in STILL_YOURS
 
 
 class Foreign:

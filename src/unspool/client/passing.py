@@ -28,6 +28,7 @@ from ..core.outcome import (
     retry_after,
 )
 from .events import Offered, Tried
+from .handover import still_ours
 from .plan import (
     BEGINNING,
     Attempt,
@@ -146,6 +147,8 @@ class Passing:
         self._tries.append(one)
         route.report(Tried(request.key, one, number, self._background))
         judgement = IN_PROGRESS if request.keyed and is_busy(answer) else judge(answer)
+        if judgement.outcome is Outcome.ERROR and still_ours(answer):
+            judgement = msgspec.structs.replace(judgement, sent=Sent.REFUSED)
         if request.keyed and is_unknown(answer):
             return self._ended(
                 End.UNCERTAIN, "the server does not know what an earlier attempt did"

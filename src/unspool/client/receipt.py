@@ -3,7 +3,7 @@
     await receipt.status()           where it is now: Status
     await receipt.wait(timeout=30)   what became of it: Delivered, Rejected, Unknown, Bounced; or
                                      the Accepted again, when the time is up
-    await receipt.cancel()           no further attempt; False: too late
+    await receipt.cancel()           no further attempt; False: one is under way, or it has ended
     receipt.url                      the address of the receipt; empty where the queue has none
 
 A relay's receipt is followed over HTTP at the relay that gave it (design section 6). A queue that
@@ -171,7 +171,8 @@ class Receipt:
         return kind(response, self.key, tries)
 
     async def cancel(self) -> bool:
-        """True: it will not be tried any more. What was tried before may have had its effect."""
+        """True: it will not be tried any more. What was tried before may have had its effect.
+        False: it is being tried just now (ask again), or has ended."""
         if self._ask is None or not self.path:
             return False
         answer = await self._asked(b"DELETE", "", ASKED_MS)

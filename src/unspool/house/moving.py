@@ -44,7 +44,7 @@ from ..spools.protocol import Acceptance, Entry, Lease, Mismatch, New, Query, Sp
 from .secret import mark_of, secret_of, settle_in
 from .walk import PAGE, found_of, pages
 
-TERM_MS: Final = 60_000
+TERM_MS: Final = 30_000
 PAUSE_S: Final = 0.25
 MOVED: Final = "moved to another spool"
 CUT_SHORT: Final = "the attempt before was cut short"
@@ -72,14 +72,16 @@ class Sums(msgspec.Struct):
 class Move:
     def __init__(
         self, source: Spool, target: Spool, *, clock: Clock, key_ms: int,
-        went: Callable[[int], object] = lambda count: None,
+        went: Callable[[int], object] = lambda count: None, term_ms: int = TERM_MS,
     ) -> None:  # fmt: skip
+        """`term_ms`: how long what was seized is nobody else's, if we die over it."""
         self.sums: Final = Sums()
         self._source: Final = source
         self._target: Final = target
         self._clock: Final = clock
         self._key_ms: Final = key_ms
         self._went: Final = went
+        self._term_ms: Final = term_ms
         self._blocked: set[_Line] = set()
         """Lines of which somebody further in front stays at the source in this pass (5)."""
 
@@ -136,7 +138,7 @@ class Move:
     async def _take(self, entries: Sequence[Entry]) -> None:
         free = [one for one in entries if _line(one) not in self._blocked]
         now = self._clock.now()
-        until = Instant(now + TERM_MS)
+        until = Instant(now + self._term_ms)
         keys = [one.message.key for one in free]
         seized = await self._source.seize(keys, now=now, until=until) if keys else ()
         leases: list[Lease] = []
@@ -207,8 +209,8 @@ class Move:
         there = answer.entry
         if there.leased_until == lease.until and there.attempt == lease.entry.attempt:
             raise Misconfigured(
-                "Both names mean one spool. Nothing was moved; what was seized is free again in a"
-                " minute. Name another: unspool move --from URL --to URL"
+                "Both names mean one spool. Nothing was moved; what was seized is free again in"
+                " half a minute. Name another: unspool move --from URL --to URL"
             )
         if isinstance(answer, Mismatch):
             self.sums.other += 1
@@ -285,7 +287,7 @@ class Move:
         if not keys:
             return []
         now = self._clock.now()
-        seized = await self._target.seize(keys, now=now, until=Instant(now + TERM_MS))
+        seized = await self._target.seize(keys, now=now, until=Instant(now + self._term_ms))
         return [lease for lease in seized if lease is not None]
 
 

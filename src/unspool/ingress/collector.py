@@ -46,7 +46,7 @@ from ..core.idempotency import Unreadable, minted
 from ..core.lifecycle import State
 from ..core.message import Instant, Key, Request, Value, identify, seal
 from ..custody import Custody
-from ..errors import TooLarge, UnspoolError
+from ..errors import Broken, TooLarge, UnspoolError
 from ..passage import Options
 from ..queues.protocol import Queue, Taken
 from ..spools.protocol import Acceptance, Entry, Mismatch, New
@@ -147,10 +147,12 @@ class Collector:
         clock: Clock,
         chance: Callable[[int], bytes],
         tries: Tries | None = None,
+        exacting: bool = False,
         luck: Callable[[], float] = random,
     ) -> None:
         """`called`: the queue's URL as it may be shown. `tries`: those of the relay in this
-        process, which writes no claims."""
+        process, which writes no claims. `exacting`: a queue that cannot be used from the start, and
+        that only a person can mend, is raised as `Broken`; later, and otherwise, it is trouble."""
         self.counts: Final = dict.fromkeys(Fate, 0)
         self._queue = queue
         self._called = called
@@ -160,6 +162,7 @@ class Collector:
         self._clock = clock
         self._chance = chance
         self._tries = tries
+        self._exacting = exacting
         self._luck = luck
         self._failures = 0
         self._trouble = ""
@@ -213,8 +216,11 @@ class Collector:
                 raise
             return 0
         except UnspoolError as error:
+            if self._exacting and isinstance(error, Broken):
+                raise
             self._in_trouble(f"{error}")
             return 0
+        self._exacting = False
         if not taken:
             self._all_well()
             return 0

@@ -34,7 +34,6 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -42,7 +41,7 @@ from ..errors import Full, Misconfigured, Unavailable
 from ..spools.open import shown
 from .gearman_line import Limits, Line, Server, look
 from .gearman_packets import Kind, Packet, pack
-from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large
+from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large, unique
 
 log: Final = logging.getLogger("unspool.queues")
 
@@ -293,7 +292,7 @@ async def _submit_some(line: Line, function: bytes, left: list[bytes]) -> None:
     some = left[:SUBMITS_AT_ONCE]
     try:
         for payload in some:
-            await line.send(pack(Kind.SUBMIT_BG, function, unique(payload), payload))
+            await line.send(pack(Kind.SUBMIT_BG, function, unique(payload).encode(), payload))
         for payload in some:
             packet = await line.receive()
             if packet.kind is not Kind.CREATED:
@@ -354,11 +353,6 @@ def _by_line(taken: Sequence[Taken]) -> list[tuple[Line, list[bytes]]]:
         handle = _handle(one)
         lines.setdefault(handle.line, []).append(handle.name)
     return list(lines.items())
-
-
-def unique(payload: bytes) -> bytes:
-    """What gearmand may tell a repeat by: 32 characters of the 63 that it takes."""
-    return blake2b(payload, digest_size=16, person=b"unspool unique").hexdigest().encode()
 
 
 def open_gearman(url: str) -> GearmanQueue:

@@ -2,6 +2,8 @@
 
     queue = await open_queue("gearman://10.0.0.5:4730/orders")      the function `orders`
     queue = await open_queue("gearman://10.0.0.5,10.0.0.6")         two servers; `unspool`
+    queue = await open_queue("amqp://user:password@host/?queue=orders")    RabbitMQ
+    queue = await open_queue("s3://bucket/orders")                  files in a bucket
     queue = await open_queue("memory:")                             of this process alone
 
 Opening does not connect: a queue that is down now may be up when it is needed. It fails where the
@@ -44,9 +46,24 @@ async def _open_gearman(url: str) -> Queue:
     return open_gearman(url)
 
 
+async def _open_rabbitmq(url: str) -> Queue:
+    from .rabbitmq import open_rabbitmq
+
+    return open_rabbitmq(url)
+
+
+async def _open_s3(url: str) -> Queue:
+    from .s3 import open_s3
+
+    return open_s3(url)
+
+
 OURS: Final[Mapping[str, Opener]] = {
+    "amqp": _open_rabbitmq,
+    "amqps": _open_rabbitmq,
     "gearman": _open_gearman,
     "memory": _open_memory,
+    "s3": _open_s3,
 }
 
 

@@ -42,13 +42,14 @@ Bugs: there is no priority, no delay and no look at what waits: the server's own
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Protocol
 
 from ..core.message import Value
 from ..errors import TooLarge
 from ..spools.protocol import Survives
 
-__all__ = ["PAYLOAD_MAX_BYTES", "Promises", "Queue", "Survives", "Taken", "too_large"]
+__all__ = ["PAYLOAD_MAX_BYTES", "Promises", "Queue", "Survives", "Taken", "too_large", "unique"]
 
 PAYLOAD_MAX_BYTES = 16 * 1024 * 1024
 """No queue of ours takes or gives more at once, whatever its server would: it is held in memory."""
@@ -114,3 +115,9 @@ def too_large(payload: bytes, promises: Promises) -> TooLarge:
         f"a message of {len(payload)} bytes, and the queue takes {promises.payload_max_bytes}. "
         "Nothing was handed over. Put what is large elsewhere, and its address into the request."
     )
+
+
+def unique(payload: bytes) -> str:
+    """What a queue may tell a repeat by: 32 characters that no other bytes have. A key would not
+    do: two callers may use one, and so may two requests by mistake, and neither may vanish."""
+    return blake2b(payload, digest_size=16, person=b"unspool unique").hexdigest()

@@ -13,7 +13,8 @@ the end of the turn, with all that came in it: callers who come together do not 
 
 A caller's cancellation neither undoes nor delays the others' commit. An error reaches each caller
 of its batch; but of a batch that failed as `Corrupt` nothing was done and one item is to blame, so
-its items are tried one by one, and only that one's caller hears of it.
+its items are tried one by one, and only that one's caller hears of it. A result that is a `Refused`
+is raised to its caller alone: so a commit tells of each item apart.
 
 Belongs to the loop that submits. Costs one future a call, or none for those who are told in their
 own way, and one task while it is busy.
@@ -26,7 +27,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
-from ..errors import Corrupt, Full
+from ..errors import Corrupt, Full, Refused
 
 log: Final = logging.getLogger("unspool.spool")
 
@@ -53,7 +54,7 @@ _Batch = tuple[Sequence[T], Sequence[Hears[R]]]
 class Committer(Generic[T, R]):
     def __init__(
         self,
-        commit: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+        commit: Callable[[Sequence[T]], Awaitable[Sequence[R | Refused]]],
         *,
         batch_max: int,
         waiting_max: int,
@@ -69,7 +70,7 @@ class Committer(Generic[T, R]):
         self._futures: list[Hears[R]] = []
         self._flying: Sequence[Hears[R]] = ()
         self._running: asyncio.Task[None] | None = None
-        self._begun: Awaitable[Sequence[R]] | None = None
+        self._begun: Awaitable[Sequence[R | Refused]] | None = None
 
     @property
     def waiting(self) -> int:
@@ -111,11 +112,11 @@ class Committer(Generic[T, R]):
         self._flying = futures
         return items, futures
 
-    def _next(self) -> tuple[_Batch[T, R], Awaitable[Sequence[R]]]:
+    def _next(self) -> tuple[_Batch[T, R], Awaitable[Sequence[R | Refused]]]:
         batch = self._take()
         return batch, self._begin(batch[0])
 
-    def _begin(self, items: Sequence[T]) -> Awaitable[Sequence[R]]:
+    def _begin(self, items: Sequence[T]) -> Awaitable[Sequence[R | Refused]]:
         try:
             self._begun = self._commit(items)
         except Exception as error:
@@ -123,7 +124,9 @@ class Committer(Generic[T, R]):
         return self._begun
 
     async def _run(
-        self, batch: _Batch[T, R] | None = None, begun: Awaitable[Sequence[R]] | None = None
+        self,
+        batch: _Batch[T, R] | None = None,
+        begun: Awaitable[Sequence[R | Refused]] | None = None,
     ) -> None:
         """Commit after commit, until nobody waits."""
         while True:
@@ -173,13 +176,13 @@ class Committer(Generic[T, R]):
                 future.cancel()
 
 
-async def _failed(error: Exception) -> Sequence[R]:
+async def _failed(error: Exception) -> Sequence[R | Refused]:
     raise error
 
 
 async def _outcome(
-    begun: Awaitable[Sequence[R]], count: int
-) -> tuple[Sequence[R], Exception | None]:
+    begun: Awaitable[Sequence[R | Refused]], count: int
+) -> tuple[Sequence[R | Refused], Exception | None]:
     try:
         results = await begun
         assert len(results) == count, "a commit answers each item, in order"
@@ -188,7 +191,9 @@ async def _outcome(
     return results, None
 
 
-def _tell(futures: Sequence[Hears[R]], results: Sequence[R], error: Exception | None) -> None:
+def _tell(
+    futures: Sequence[Hears[R]], results: Sequence[R | Refused], error: Exception | None
+) -> None:
     """Each caller gets its own; a caller who was cancelled, or told already, gets nothing."""
     for number, future in enumerate(futures):
         if future.done():
@@ -196,7 +201,9 @@ def _tell(futures: Sequence[Hears[R]], results: Sequence[R], error: Exception | 
         try:
             if error is not None:
                 future.set_exception(error)
+            elif isinstance(result := results[number], Refused):
+                future.set_exception(result)
             else:
-                future.set_result(results[number])
+                future.set_result(result)
         except Exception:
             log.exception("somebody made a mistake with what he was told; the others go on")

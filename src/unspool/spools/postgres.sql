@@ -11,6 +11,9 @@
 -- :begin  Every transaction begins so: nothing is left over in the session, as PgBouncer wants it.
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE
 
+-- :begin_looking  The same where it is not known yet whether the server may write.
+BEGIN ISOLATION LEVEL READ COMMITTED
+
 -- :settings  For this transaction alone: what a commit waits for, and how long all else may take.
 SELECT set_config('synchronous_commit', %(commit)s, true),
        set_config('statement_timeout', %(statement_ms)s, true),
@@ -288,12 +291,13 @@ LISTEN "{spool}"
 -- :ring  Tell the others, once for a batch or several.
 SELECT pg_notify('{spool}', %(who)s)
 
--- :measure  What this server, as it is set up now, gives.
+-- :measure  What this server, as it is set up now, gives; not what we have set in this transaction.
 SELECT current_setting('server_version_num')::integer AS number,
        current_setting('server_version') AS version,
        current_setting('fsync') AS fsync,
        current_setting('full_page_writes') AS full_page_writes,
-       current_setting('synchronous_commit') AS synchronous_commit,
+       (SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit')
+           AS synchronous_commit,
        current_setting('synchronous_standby_names') AS standbys,
        pg_is_in_recovery() AS standby,
        EXISTS (SELECT 1 FROM pg_catalog.pg_class AS c
@@ -304,6 +308,11 @@ SELECT current_setting('server_version_num')::integer AS number,
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = '{spool}' AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')) AS relations,
        EXISTS (SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = '{spool}') AS exists
+
+-- :is_about  Is there a table of ours that says whose the others are?
+SELECT count(*) = 3 FROM information_schema.columns
+WHERE table_schema = '{spool}' AND table_name = 'about'
+  AND column_name IN ('program', 'form', 'oldest')
 
 -- :about  Whose tables these are, in which form, and the oldest program that can work with them.
 SELECT program, form, oldest FROM {spool}.about

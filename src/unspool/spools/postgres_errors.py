@@ -17,6 +17,12 @@ from .postgres_target import Target
 
 _LOOK: Final = "See how it does: psql -c 'TABLE pg_stat_activity'"
 
+_STANDBY: Final = (
+    Unavailable,
+    "takes no writes: this server is a standby, or was made read-only",
+    "Name all its hosts: postgres://h1,h2/db?target_session_attrs=read-write",
+)
+
 TABLE: Final[dict[str, tuple[type[UnspoolError], str, str]]] = {
     "53100": (Full, "has no room left on its disk", "Make room on the server: df -h"),
     "53200": (Full, "has no memory left for this", "Look at the server: free -m"),
@@ -26,11 +32,8 @@ TABLE: Final[dict[str, tuple[type[UnspoolError], str, str]]] = {
         "Allow more, or ask for fewer: --spool '…?connections=4'",
     ),
     "54000": (Full, "takes nothing so large", "Lower the limit: --body-max-bytes 64MiB"),
-    "25006": (
-        Unavailable,
-        "takes no writes: this server is a standby, or was made read-only",
-        "Name all its hosts: postgres://h1,h2/db?target_session_attrs=read-write",
-    ),
+    "25006": _STANDBY,
+    "0A000": _STANDBY,  # to begin a transaction that writes is a feature a standby does not have
     "57014": (Unavailable, "took too long, and gave it up", _LOOK),
     "55P03": (Unavailable, "took too long, and gave it up", _LOOK),
     "40P01": (Unavailable, "undid this again and again, for others crossed it", _LOOK),

@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
-
-from psycopg.rows import namedtuple_row
+from typing import Any, Final, NamedTuple
 
 from ..errors import Misconfigured, Newer, PromiseBroken
 from .postgres_link import Link, Transaction
@@ -45,12 +43,27 @@ COMMITS: Final = {
 BEYOND_THE_HOST: Final = frozenset({"on", "remote_apply"})
 
 
+class Found(NamedTuple):
+    """What `measure` gives."""
+
+    number: int
+    version: str
+    fsync: str
+    full_page_writes: str
+    synchronous_commit: str
+    standbys: str
+    standby: bool
+    unlogged: bool
+    relations: list[str] | None
+    exists: bool
+
+
 async def prepare(link: Link, *, create: bool = True) -> tuple[Promises, str]:
     """What it promises, and the synchronous_commit by which it does. Raises a `Broken` that says
     what to do, or `Unavailable`."""
     target = link.target
-    found = await link.run(_measured, within_s=WITHIN_S)
-    _refuse(found, target)
+    found = await link.run(_measured, within_s=WITHIN_S, begin="begin_looking")
+    refuse(found, target)
     if not _is_there(found):
         if not create:
             raise Misconfigured(
@@ -65,19 +78,21 @@ async def prepare(link: Link, *, create: bool = True) -> tuple[Promises, str]:
     return _promises(found), COMMITS.get(found.synchronous_commit, "on")
 
 
-async def _measured(transaction: Transaction) -> Any:
-    cursor = await transaction.ask("measure")
-    cursor.row_factory = namedtuple_row
-    [found] = await cursor.fetchall()
-    return found
+async def _measured(transaction: Transaction) -> Found:
+    [found] = await (await transaction.ask("measure")).fetchall()
+    return Found(*found)
 
 
 async def _about(transaction: Transaction) -> tuple[str, int, int]:
+    """Nobody's, where there is no such table as ours."""
+    [[ours]] = await (await transaction.ask("is_about")).fetchall()
+    if not ours:
+        return "", 0, 0
     rows: Sequence[Any] = await (await transaction.ask("about")).fetchall()
     return rows[0] if len(rows) == 1 else ("", 0, 0)
 
 
-def _refuse(found: Any, target: Target) -> None:
+def refuse(found: Found, target: Target) -> None:
     if found.number < SERVER_MIN:
         raise PromiseBroken(
             f"The server of the spool {target.shown} is PostgreSQL {found.version}, and this"
@@ -97,7 +112,7 @@ def _refuse(found: Any, target: Target) -> None:
         )
 
 
-def _is_there(found: Any) -> bool:
+def _is_there(found: Found) -> bool:
     return {"about", "message", "body"} <= set(found.relations or ())
 
 
@@ -121,7 +136,7 @@ async def _make(transaction: Transaction, target: Target) -> None:
     """All of it or nothing, whoever else is opening it."""
     await transaction.ask("lock_form", lock_class=target.lock_class)
     found = await _measured(transaction)
-    _refuse(found, target)
+    refuse(found, target)
     form = 0
     if _is_there(found):
         program, form, _ = about = await _about(transaction)
@@ -137,7 +152,7 @@ async def _make(transaction: Transaction, target: Target) -> None:
             await transaction.ask("written", form=number, oldest=oldest)
 
 
-def _promises(found: Any) -> Promises:
+def _promises(found: Found) -> Promises:
     """From what was measured."""
     commit = COMMITS.get(found.synchronous_commit, "on")
     survives = Survives.POWER

@@ -60,20 +60,33 @@ class Transaction:
     def __init__(
         self, connection: AsyncConnection[Any], queries: dict[str, str], target: Target
     ) -> None:
+        self.connection: Final = connection
         self.target: Final = target
-        self._connection = connection
         self._queries = queries
         self.ends_with = "COMMIT"
+        self.committing = False
+        self.late = False
+        self.unconfirmed = False
+
+    def noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        # "canceling wait for synchronous replication": it is committed, and on one host alone.
+        if notice.severity_nonlocalized == "WARNING":
+            self.unconfirmed = True
+
+    def give_up(self) -> None:
+        """Its time is over."""
+        self.late = True
+        cut(self.connection)
 
     async def ask(self, query: str, **values: Any) -> AsyncCursor[Any]:
         """Rows are there with `fetchall`: in between, for a round trip; after `run`, for none."""
-        return await self._connection.execute(
+        return await self.connection.execute(
             self._queries[query].encode(), values, binary=True, prepare=False
         )
 
     async def do(self, statement: str) -> None:
         """One that is no query of ours: for making tables."""
-        await self._connection.execute(statement.encode(), prepare=False)
+        await self.connection.execute(statement.encode(), prepare=False)
 
     def roll_back(self) -> None:
         """Nothing of this is to have happened."""
@@ -86,69 +99,81 @@ class Link:
         self.queries: Final = queries
         self.commit = commit
         """What a commit waits for: synchronous_commit of each transaction."""
-        self.unheard = 0
-        """Commits that were cut short while a standby was waited for."""
         self._slots = asyncio.Semaphore(target.connections)
         self._idle: list[tuple[AsyncConnection[Any], float]] = []
         self._closed = False
 
     async def run(
-        self, work: Callable[[Transaction], Awaitable[T]], *, within_s: float | None = None
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        within_s: float | None = None,
+        begin: str = "begin",
     ) -> T:
         """Raises what `translate` makes of trouble; what `work` raises undoes the transaction."""
         until = asyncio.get_running_loop().time() + (within_s or self.target.deadline_s)
         for left in reversed(range(TRIES)):
             try:
-                return await self._once(work, until)
+                return await self._once(work, until, begin)
             except _CROSSED as error:
                 if not left:
                     raise translate(error, self.target, committing=False) from error
         raise AssertionError("the last try gives or raises")
 
-    async def _once(self, work: Callable[[Transaction], Awaitable[T]], until: float) -> T:
+    async def _once(
+        self, work: Callable[[Transaction], Awaitable[T]], until: float, begin: str
+    ) -> T:
         loop = asyncio.get_running_loop()
-        late = False
-        committing = False
-
-        def give_up() -> None:
-            nonlocal late
-            late = True
-            cut(connection)
-
         async with in_turn(self._slots, self.target, until=until):
             connection = await self._borrowed(until)
-            timer = loop.call_at(until, give_up)
-            unheard = self.unheard
+            transaction = Transaction(connection, self.queries, self.target)
+            timer = loop.call_at(until, transaction.give_up)
+            connection.add_notice_handler(transaction.noticed)
             try:
-                async with connection.pipeline():
-                    transaction = Transaction(connection, self.queries, self.target)
-                    await transaction.ask("begin")
-                    left_ms = max(1, int((until - loop.time()) * (1 - SPARE) * 1000))
+                left_ms = max(1, int((until - loop.time()) * (1 - SPARE) * 1000))
+                result = await self._piped(transaction, work, left_ms, begin)
+                if transaction.unconfirmed:
+                    raise unconfirmed(self.target)
+            except BaseException as error:
+                await self._drop(connection)
+                if isinstance(error, psycopg.Error | OSError) and not isinstance(error, _CROSSED):
+                    raise translate(
+                        error, self.target, committing=transaction.committing, late=transaction.late
+                    ) from error
+                raise
+            finally:
+                timer.cancel()
+            connection.remove_notice_handler(transaction.noticed)
+            self._give_back(connection)
+            return result
+
+    async def _piped(
+        self,
+        transaction: Transaction,
+        work: Callable[[Transaction], Awaitable[T]],
+        left_ms: int,
+        begin: str,
+    ) -> T:
+        connection = transaction.connection
+        trouble: Exception | None = None
+        try:
+            async with connection.pipeline():
+                try:
+                    await transaction.ask(begin)
                     await transaction.ask(
                         "settings", commit=self.commit, statement_ms=str(left_ms),
                         idle_ms=str(IDLE_MS),
                     )  # fmt: skip
                     result = await work(transaction)
-                    committing = True
+                    transaction.committing = True
                     await connection.execute(transaction.ends_with.encode())
-            except BaseException as error:
-                await self._drop(connection)
-                if isinstance(error, _CROSSED):
-                    raise
-                if isinstance(error, psycopg.Error | OSError):
-                    raise translate(error, self.target, committing=committing, late=late) from error
-                raise
-            finally:
-                timer.cancel()
-            if self.unheard != unheard:
-                await self._drop(connection)
-                raise Unavailable(
-                    f"The spool {self.target.shown} wrote this, and its standby has not confirmed"
-                    " it in time. It may or may not outlive the host; repeat it under the same key."
-                    " See who replicates: psql -c 'TABLE pg_stat_replication'"
-                )
-            self._give_back(connection)
-            return result
+                except Exception as error:
+                    trouble = error  # psycopg would log what the end of the pipeline adds to it
+        except psycopg.Error as error:
+            trouble = trouble or error
+        if trouble is not None:
+            raise trouble
+        return result
 
     # -- connections ---------------------------------------------------------------------------
 
@@ -164,13 +189,7 @@ class Link:
         except (psycopg.Error, OSError, TimeoutError) as error:
             await self._forget_idle()
             raise translate(error, self.target, committing=False, connecting=True) from error
-        connection.add_notice_handler(self._noticed)
         return connection
-
-    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
-        # "canceling wait for synchronous replication": it is committed, and on one host alone.
-        if notice.severity_nonlocalized == "WARNING":
-            self.unheard += 1
 
     async def _borrowed(self, until: float) -> AsyncConnection[Any]:
         now = asyncio.get_running_loop().time()
@@ -241,6 +260,14 @@ def cut(connection: AsyncConnection[Any]) -> None:
 
 def _again(descriptor: int) -> socket.socket:
     return socket.socket(fileno=os.dup(descriptor))
+
+
+def unconfirmed(target: Target) -> Unavailable:
+    return Unavailable(
+        f"The spool {target.shown} wrote this, and its standby has not confirmed it in time. It may"
+        " or may not outlive the host; repeat it under the same key. See who replicates:"
+        " psql -c 'TABLE pg_stat_replication'"
+    )
 
 
 def closed(target: Target) -> Unavailable:

@@ -37,6 +37,7 @@ DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "15000",
 }
+_PORTS: Final = re.compile(r"[0-9,]*")
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 
 
@@ -74,11 +75,13 @@ def read_target(url: str) -> Target:
         parameters = conninfo_to_dict("?".join([base, "&".join(theirs)]) if theirs else base)
     except psycopg.Error as error:
         # What libpq says quotes what it could not read, and that may be the password.
-        raise Misconfigured(
-            f"{shown!r} is no URL of a PostgreSQL database, or has something in it that libpq does"
-            " not know. Nothing was opened. Write signs such as @ : / ? in a password as %40 %3A"
-            " %2F %3F. Try: unspool serve --spool postgres://user:password@host:5432/database"
-        ) from error
+        raise _unreadable(shown) from error
+    # A password with a / in it makes a host of the user and a port of itself.
+    odd = "@" in str(parameters.get("dbname", "")) or not _PORTS.fullmatch(
+        str(parameters.get("port", ""))
+    )
+    if odd:
+        raise _unreadable(shown)
     if not _NAME.fullmatch(ours["schema"]) or ours["schema"].startswith("pg_"):
         raise Misconfigured(
             f"schema={ours['schema']} in {shown!r} is no name that a spool's schema may have."
@@ -87,6 +90,14 @@ def read_target(url: str) -> Target:
     connections = _number(ours, "connections", least=2, most=100, shown=shown)
     deadline_ms = _number(ours, "deadline_ms", least=100, most=60_000, shown=shown)
     return Target(shown, DEFAULTS | parameters, ours["schema"], connections, deadline_ms / 1000)
+
+
+def _unreadable(shown: str) -> Misconfigured:
+    return Misconfigured(
+        f"{shown!r} is no URL of a PostgreSQL database, or has something in it that libpq does not"
+        " know. Nothing was opened. Write signs such as @ : / ? in a password as %40 %3A %2F %3F."
+        " Try: unspool serve --spool postgres://user:password@host:5432/database"
+    )
 
 
 def _number(ours: dict[str, str], name: str, *, least: int, most: int, shown: str) -> int:

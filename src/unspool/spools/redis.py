@@ -11,7 +11,7 @@ engine's errors are `redis_link`'s.
 
 Other relays' accepts are heard on a channel, and asked after once a second behind it.
 
-Hard about Redis: it holds everything in memory, some 1.1 KB for each waiting message beside its
+Hard about Redis: it holds everything in memory, some 1.3 KB for each waiting message beside its
 request; it runs one script at a time, so a batch of thousands makes all others wait; replicas are
 asynchronous, so a failover may lose what was accepted. A record whose crc is wrong is set aside:
 `find` and `accept` of its key raise `Corrupt` (fail closed: it may have been applied). But of an

@@ -21,7 +21,8 @@ def collect(urls: tuple[str, ...], once: bool, **flags: Any) -> int:
 
     For example: unspool collect gearman://127.0.0.1:4730/orders --to http://127.0.0.1:8000
 
-    QUEUE is gearman://host:4730/function. The relay of the same spool delivers; it may run or not.
+    QUEUE is gearman://host:4730/function, amqp://user:password@host/?queue=name or
+    s3://bucket/prefix. The relay of the same spool delivers; it may run or not.
     A message is taken off its queue once the spool has it, synced. One that nobody can read is set
     aside on its server.
     """

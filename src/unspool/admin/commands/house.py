@@ -65,7 +65,12 @@ def _many(count: int, noun: str) -> str:
 @click.option("--after", metavar="KEY", help="To stdout: only what comes behind this spool key.")
 @click.option("--no-secret", is_flag=True, help="Leave the spool's secret out.")
 def export_(
-    *, file: str | None, spool: str | None, config: str | None, after: str | None, no_secret: bool
+    *,
+    file: str | None,
+    spool: tuple[str, ...],
+    config: str | None,
+    after: str | None,
+    no_secret: bool,
 ) -> int:
     """Write all messages as JSON lines, to FILE or to stdout.
 
@@ -178,7 +183,12 @@ async def _corrupt(spool: Spool, what: str) -> int:
 @click.option("--skip-bad", is_flag=True, help="Pass over lines that cannot be read.")
 @_OTHER_SECRET
 def import_(
-    *, file: BinaryIO, spool: str | None, config: str | None, skip_bad: bool, other_secret: bool
+    *,
+    file: BinaryIO,
+    spool: tuple[str, ...],
+    config: str | None,
+    skip_bad: bool,
+    other_secret: bool,
 ) -> int:
     """Take in what `unspool export` wrote: FILE, or - for stdin.
 
@@ -247,7 +257,7 @@ def move(*, source: str, target: str, config: str | None, wait_s: int, other_sec
                 desk, there, target=target, wait_ms=wait_s * 1000, other_secret=other_secret
             )
 
-    return using(work, spool=source, config=config)
+    return using(work, spool=(source,), config=config)
 
 
 async def _move(desk: Desk, there: Spool, *, target: str, wait_ms: int, other_secret: bool) -> int:

@@ -33,6 +33,8 @@ class Sums(msgspec.Struct):
     held: int = 0
     oldest_at: int = 0
     more: bool = False
+    place: str = ""
+    """Of several spools, the one that is being listed."""
 
 
 @click.command()
@@ -46,7 +48,7 @@ class Sums(msgspec.Struct):
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def queue(
-    *, spool: str | None, config: str | None, bounced: bool, everything: bool,
+    *, spool: tuple[str, ...], config: str | None, bounced: bool, everything: bool,
     corrupt: bool, destination: str | None, limit: int, as_json: bool,
 ) -> int:  # fmt: skip
     """List what waits: why, and when it goes next.
@@ -75,6 +77,8 @@ def queue(
                 await _table(entries, desk=desk, limit=limit, sums=sums)
                 empty = _empty(bounced=bounced, destination=destination)
                 click.echo(_footer(sums, now=desk.now()) if sums.messages else empty)
+                for number, view in enumerate(desk.views(), 1):
+                    click.echo(f"-- spool {number}: {wording.custodian(view)}")
                 if await desk.spool.damaged(after=None, limit=1):
                     click.echo(f"unspool: {set_aside.HINT}", err=True)
         return 0
@@ -85,7 +89,10 @@ def queue(
 async def _lines(entries: AsyncGenerator[Entry, None], *, desk: Desk, limit: int) -> None:
     count = 0
     async for entry in entries:
-        click.echo(wording.encode(members(entry, now=desk.now())))
+        found = members(entry, now=desk.now())
+        if place := desk.place(entry):
+            found["spool"] = place
+        click.echo(wording.encode(found))
         count += 1
         if count == limit:
             return
@@ -100,6 +107,9 @@ async def _table(
             return
         if not sums.messages:
             click.echo(HEADING)
+        if (place := desk.place(entry)) != sums.place:
+            sums.place = place
+            click.echo(f"-- {place}")
         sums.messages += 1
         sums.held += wording.held(entry)
         accepted_at = entry.message.accepted_at

@@ -31,7 +31,7 @@ HIDDEN: Final = "(hidden; --reveal shows it)"
 @click.option("--body", is_flag=True, help="Only the request's body, byte for byte.")
 @click.option("--reveal", is_flag=True, help="Credentials too.")
 def show(
-    *, key: str, spool: str | None, config: str | None, as_json: bool, body: bool, reveal: bool
+    *, key: str, spool: tuple[str, ...], config: str | None, as_json: bool, body: bool, reveal: bool
 ) -> int:
     """Show one message: its envelope, its attempts, its request.
 

@@ -99,7 +99,7 @@ def command(verb: Verb) -> click.Command:
     @click.option("--yes", is_flag=True, help="With --all: do not ask.")
     @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
     def run(
-        *, keys: tuple[str, ...], spool: str | None, config: str | None, everything: bool,
+        *, keys: tuple[str, ...], spool: tuple[str, ...], config: str | None, everything: bool,
         destination: str | None, yes: bool, dry_run: bool, corrupt: bool = False,
     ) -> int:  # fmt: skip
         if bool(keys) == everything:

@@ -1,0 +1,82 @@
+"""Opening the spool that the settings name, for those who take custody: the relay, the collector.
+
+spool = await open_for(settings)      one, or a custody chain that is looked after
+disk_of(settings)                     how much room the disk of the one has; of several each looks
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+
+from ..clock import SystemClock
+from ..settings import Settings
+from ..spools.chain import ChainSpool
+from ..spools.chain_open import open_spools
+from ..spools.open import path_of
+from ..spools.protocol import Spool, Survives
+
+
+async def open_for(settings: Settings) -> Spool:
+    """Raises what opening raises."""
+    spool = await open_spools(
+        settings.spool,
+        now=SystemClock().now,
+        required=Survives[settings.survives.upper()],
+        deadline_ms=settings.spool_ms,
+        room=lambda url: _room(url, settings.disk_free_min_bytes),
+        keep_ms=settings.key_keep_ms,
+        alone=settings.workers == 1,
+    )
+    if isinstance(spool, ChainSpool):
+        spool.keep()
+    return spool
+
+
+def disk_of(settings: Settings) -> Callable[[], int | None] | None:
+    return disk_free(settings.spool[0]) if len(settings.spool) == 1 else None
+
+
+def disk_free(url: str) -> Callable[[], int | None] | None:
+    path = path_of(url)
+    if path is None:
+        return None
+
+    def free() -> int | None:
+        try:
+            found = os.statvfs(path.parent)
+        except OSError:
+            return None
+        return found.f_bavail * found.f_frsize + (_reusable(path) if path.is_file() else 0)
+
+    return free
+
+
+def _room(url: str, least: int) -> Callable[[], bool] | None:
+    """Has the disk of one of several spools so much room?"""
+    free = disk_free(url)
+    if free is None or not least:
+        return None
+
+    def room() -> bool:
+        found = free()
+        return found is None or found >= least
+
+    return room
+
+
+def _reusable(path: Path) -> int:
+    """What an SQLite file has room for itself: it keeps the pages of what has gone."""
+    try:
+        looking = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            [[pages]] = looking.execute("PRAGMA freelist_count")
+            [[page_bytes]] = looking.execute("PRAGMA page_size")
+            return int(str(pages)) * int(str(page_bytes))
+        finally:
+            looking.close()
+    except apsw.Error:
+        return 0

@@ -1,0 +1,364 @@
+"""S3 as a queue: put = a file that was not there before; take = read what is there. The drop box.
+
+    s3://bucket[/prefix][?endpoint=http://127.0.0.1:9000][&region=…][&survives=power]
+
+The prefix is `unspool` unless given. Needs obstore: pip install 'unspool[s3]'. Credentials are
+found as AWS's own tools find them in the environment (AWS_ACCESS_KEY_ID, a role of the machine).
+
+A bucket is no job server: nothing runs but storage, so it is there when everything of ours is down.
+`put` writes `prefix/<digest of the bytes>` on the condition that it is not there (If-None-Match);
+where it is, it is the same bytes, and handed over already. Anybody else may drop files under any
+name that he has not used before: `aws s3 cp order.json s3://bucket/prefix/order-7.json`.
+
+`take` lists and reads; files stay where they are, and nobody is kept from reading them too: with
+two collectors on one bucket both may be given the same, and its key makes it one message.
+`complete` deletes; a file whose name somebody used again meanwhile is another one, and stays.
+`set_aside` moves to `prefix.aside/`. Where nothing comes, it looks less and less often, every
+LOOK_MOST_S at last: each look is a request that costs money.
+
+Promises: AWS keeps a file on several machines before it answers. Of another endpoint nothing is
+known, unless the operator says so with `?survives=`.
+
+Bugs: no order at all. Between the look at a file's tag and its deletion somebody may write it
+again; then that is lost: names are to be used once. Whoever may write into the bucket may send any
+request to the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+from ..core.message import Value
+from ..errors import Full, Misconfigured, Missing, Unavailable, UnspoolError
+from ..spools.open import shown
+from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large, unique
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
+
+log: Final = logging.getLogger("unspool.queues")
+
+PREFIX: Final = "unspool"
+AT_ONCE: Final = 16
+"""Files read or written at once."""
+TAKE_BYTES: Final = 32 * 1024 * 1024
+"""A take asks for no more."""
+LOOK_LEAST_S: Final = 0.2
+LOOK_MOST_S: Final = 10.0
+
+_is_bucket: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]").fullmatch
+_is_prefix: Final = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*").fullmatch
+_code: Final = re.compile(r"<Code>(\w+)</Code>").search
+
+_OPERATOR: Final = {
+    "NoSuchBucket": "there is no such bucket",
+    "AccessDenied": "these credentials may not do that",
+    "InvalidAccessKeyId": "this access key is not known",
+    "SignatureDoesNotMatch": "the secret key is wrong",
+    "PermanentRedirect": "the bucket is in another region",
+    "AuthorizationHeaderMalformed": "the bucket is in another region",
+}
+"""What S3 says that a person must mend."""
+_FULL: Final = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"})
+
+
+class Limits(Value, frozen=True):
+    """Milliseconds that a server may take."""
+
+    connect_ms: int = 5_000
+    answer_ms: int = 30_000
+    """For one request, its body included."""
+
+
+class _Handle(Value, frozen=True):
+    path: str
+    tag: str
+    """The file's ETag when it was read."""
+
+
+class S3Queue:
+    def __init__(
+        self,
+        store: S3Store,
+        *,
+        called: str,
+        prefix: str = PREFIX,
+        survives: Survives = Survives.NOTHING,
+        limits: Limits | None = None,
+    ) -> None:
+        """`called`: the place as it may be shown."""
+        self._store: Final = store
+        self._called: Final = called
+        self._prefix: Final = prefix
+        self._limits: Final = limits or Limits()
+        self._room: Final = asyncio.Semaphore(AT_ONCE)
+        self._held: Final[set[str]] = set()
+        self._giants: Final[set[str]] = set()
+        self._after: str | None = None
+        self._look_s = LOOK_LEAST_S
+        self._closed = False
+        self.promises: Final = Promises(
+            survives=survives,
+            exclusive=False,
+            payload_max_bytes=PAYLOAD_MAX_BYTES,
+            aside=f"{prefix}.aside",
+            detail=f"S3, {called}",
+        )
+
+    # --- handing over -----------------------------------------------------------------------
+
+    async def put(self, payloads: Sequence[bytes], /) -> None:
+        self._must_be_open()
+        for payload in payloads:
+            if len(payload) > self.promises.payload_max_bytes:
+                raise too_large(payload, self.promises)
+        await self._write(self._prefix, payloads)
+
+    async def _write(self, prefix: str, payloads: Sequence[bytes]) -> None:
+        await _all(self._write_one(f"{prefix}/{unique(payload)}", payload) for payload in payloads)
+
+    async def _write_one(self, path: str, payload: bytes) -> None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        async with self._room, self._translated():
+            with contextlib.suppress(AlreadyExistsError):  # these bytes, and no others
+                await obstore.put_async(
+                    self._store, path, payload, mode="create", use_multipart=False
+                )
+
+    # --- bringing back ----------------------------------------------------------------------
+
+    async def take(self, *, limit: int, wait_ms: int) -> Sequence[Taken]:
+        self._must_be_open()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_ms / 1000
+        while limit > 0:
+            paths = await self._look(limit)
+            self._held.update(paths)
+            found: list[Taken | None] = []
+            try:
+                found = await _all(self._read(path) for path in paths)
+            finally:
+                got = {one.handle.path for one in found if one and isinstance(one.handle, _Handle)}
+                self._held.difference_update({*paths} - got)
+            if taken := [one for one in found if one is not None]:
+                self._look_s = LOOK_LEAST_S
+                return taken
+            left_s = until - loop.time()
+            if left_s <= 0:
+                break
+            await asyncio.sleep(min(left_s, self._look_s))
+            self._look_s = min(self._look_s * 2, LOOK_MOST_S)
+        return []
+
+    async def _look(self, limit: int) -> list[str]:
+        """Up to `limit` files that we do not hold. It goes on where it left off, round and round,
+        so that none is passed over for ever by names that sort before it."""
+        paths: list[str] = []
+        size = 0
+        starts = [self._after, None] if self._after is not None else [None]
+        for start in starts:
+            async for meta in self._listed(start):
+                path, bytes_ = meta["path"], meta["size"]
+                if path in self._held or path in paths:
+                    continue
+                if bytes_ > PAYLOAD_MAX_BYTES:
+                    self._say_giant(path)
+                    continue
+                size += bytes_
+                if len(paths) == limit or (paths and size > TAKE_BYTES):
+                    return paths
+                paths.append(path)
+                self._after = path
+            self._after = None
+        return paths
+
+    async def _listed(self, start: str | None) -> AsyncIterator[Any]:
+        import obstore
+
+        listing = obstore.list(self._store, f"{self._prefix}/", offset=start, chunk_size=1000)
+        pages = listing.__aiter__()
+        while True:
+            async with self._translated():
+                try:
+                    page = await pages.__anext__()
+                except StopAsyncIteration:
+                    return
+            for meta in page:
+                yield meta
+
+    async def _read(self, path: str) -> Taken | None:
+        import obstore
+
+        async with self._room, self._translated():
+            try:
+                result = await obstore.get_async(self._store, path)
+                payload = bytes(await result.bytes_async())
+            except FileNotFoundError:
+                return None  # another collector was quicker
+            return Taken(payload, path, _Handle(path, result.meta["e_tag"] or ""))
+
+    def _say_giant(self, path: str) -> None:
+        if path not in self._giants and len(self._giants) < 1000:
+            self._giants.add(path)
+            log.error(
+                "%s in %s has more than %d bytes, and is left where it is; the rest goes on",
+                path, self._called, PAYLOAD_MAX_BYTES,
+            )  # fmt: skip
+
+    async def complete(self, taken: Sequence[Taken], /) -> None:
+        import obstore
+
+        held = [one for one in taken if _handle(one).path in self._held]
+        same = await _all(self._is_same(one) for one in held)
+        paths = [_handle(one).path for one, yes in zip(held, same, strict=True) if yes]
+        if paths:
+            async with self._translated():
+                await obstore.delete_async(self._store, paths)
+        await self.give_back(held)
+
+    async def _is_same(self, one: Taken) -> bool:
+        """Is the file still the one that was taken? One of our own names is never another."""
+        import obstore
+
+        handle = _handle(one)
+        if handle.path.rpartition("/")[2] == unique(one.payload):
+            return True
+        async with self._room, self._translated():
+            try:
+                return (await obstore.head_async(self._store, handle.path))["e_tag"] == handle.tag
+            except FileNotFoundError:
+                return False
+
+    async def give_back(self, taken: Sequence[Taken], /) -> None:
+        self._held.difference_update(_handle(one).path for one in taken)
+
+    async def set_aside(self, taken: Sequence[Taken], /) -> None:
+        held = [one for one in taken if _handle(one).path in self._held]
+        await self._write(self.promises.aside, [one.payload for one in held])
+        await self.complete(held)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self._held.clear()
+
+    # --- trouble ----------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        from obstore.exceptions import AlreadyExistsError, BaseError
+
+        try:
+            async with asyncio.timeout(self._limits.answer_ms / 1000):
+                yield
+        except AlreadyExistsError:
+            raise
+        except TimeoutError as error:
+            raise self._trouble(f"did not answer within {self._limits.answer_ms} ms") from error
+        except (BaseError, OSError) as error:
+            raise self._meant(str(error)) from error
+
+    def _meant(self, text: str) -> UnspoolError:
+        found = _code(text)
+        code = found[1] if found else ""
+        if code in _OPERATOR:
+            return Misconfigured(
+                f"{self._called}: {_OPERATOR[code]} ({code}). Nothing was handed over. Look at the "
+                "URL, AWS_REGION and AWS_ACCESS_KEY_ID, and try: aws s3 ls "
+                f"s3://{self._called.partition('/')[0]}"
+            )
+        if code in _FULL:
+            return Full(
+                f"{self._called} takes no more ({code}). It was not handed over. Make room there."
+            )
+        first = text.partition("\n")[0].partition(" - ")[2] or text.partition("\n")[0]
+        return self._trouble(f"cannot be used: {code or first[:200]}")
+
+    def _trouble(self, what: str) -> Unavailable:
+        return Unavailable(
+            f"{self._called} {what}. What it has, it keeps; what was under way may or may not be "
+            f"there, and is safe to hand over again. Try: aws s3 ls s3://{self._called}/"
+        )
+
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the queue was closed. Nothing was handed over. Open another.")
+
+
+def _handle(one: Taken) -> _Handle:
+    assert isinstance(one.handle, _Handle)
+    return one.handle
+
+
+async def _all(calls: Any) -> list[Any]:
+    """All of them at once; the first error, once all have ended."""
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one
+    return ended
+
+
+def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
+    """Raises `Misconfigured`, `Missing`."""
+    try:
+        from obstore.store import S3Store
+    except ImportError as error:
+        raise Missing(
+            "S3 needs obstore, which is not installed. Nothing was opened. Install it: "
+            "pip install 'unspool[s3]'"
+        ) from error
+    try:
+        found = urlsplit(url)
+        options = dict(parse_qsl(found.query, True, strict_parsing=bool(found.query)))
+    except ValueError:
+        raise _misconfigured(url, "it cannot be read") from None
+    bucket, prefix = found.netloc, found.path.strip("/") or PREFIX
+    if not _is_bucket(bucket):
+        raise _misconfigured(url, "a bucket's name has small letters, digits, dots and dashes only")
+    if not _is_prefix(prefix) or len(prefix) > 500:
+        raise _misconfigured(url, "a prefix has letters, digits and . _ - / only")
+    origin = options.pop("endpoint", "")
+    region = options.pop("region", "")
+    survives = options.pop("survives", "nothing" if origin else "machine").upper()
+    if options or found.fragment or survives not in Survives.__members__:
+        raise _misconfigured(
+            url, "behind ? there is only endpoint=URL, region=NAME and survives=process, power or "
+            "machine"
+        )  # fmt: skip
+    limits = limits or Limits()
+    config: dict[str, Any] = {"endpoint": origin} if origin else {}
+    if region:
+        config["region"] = region
+    store = S3Store(
+        bucket,
+        client_options={
+            "allow_http": origin.startswith("http://"),
+            "connect_timeout": timedelta(milliseconds=limits.connect_ms),
+            "timeout": timedelta(milliseconds=limits.answer_ms),
+        },
+        # We are asked again by those who know better whether they still want it.
+        retry_config={"max_retries": 0},
+        **config,
+    )
+    return S3Queue(
+        store,
+        called=f"{bucket}/{prefix}",
+        prefix=prefix,
+        survives=Survives[survives],
+        limits=limits,
+    )
+
+
+def _misconfigured(url: str, why: str) -> Misconfigured:
+    return Misconfigured(
+        f"{shown(url)!r} names no place in S3: {why}. Nothing was opened. Write: s3://bucket/prefix"
+    )

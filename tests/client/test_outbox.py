@@ -1,0 +1,247 @@
+"""The outbox: found after a crash, one sender at a time, and what an operator does with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from unspool import Delivered, Queued, Unknown
+from unspool.admin.cli import cli
+from unspool.chance import Chance
+from unspool.client import AsyncClient, Settled
+from unspool.client.outbox import LEASES_AT_ONCE
+from unspool.client.turn import Turn
+from unspool.core.lifecycle import Delivered as Verdict
+from unspool.core.lifecycle import Keeping, State, delivered
+from unspool.core.message import Destination, Instant, Key, Request, Response, seal
+from unspool.errors import Misconfigured
+from unspool.spools.open import open_spool
+from unspool.spools.protocol import Entry, Lease, New, Spool
+
+from .kit import DOWN, OK, World, never
+
+NOW = 1_790_000_000_000
+TERM = 30_000
+
+
+async def opened(engine: str, folder: Path) -> Spool:
+    return await open_spool("memory:" if engine == "memory" else f"{engine}:///{folder / 'spool'}")
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+@pytest.mark.parametrize("engine", sorted(LEASES_AT_ONCE))
+async def test_what_is_reserved_waits_under_our_lease(
+    engine: str, repeat: bool, tmp_path: Path
+) -> None:
+    """An entry accepted as waiting, with a lease of ours, is nobody else's before that ends, and
+    then says that it was abandoned; and our verdict on it is good as long as nobody has overtaken
+    us (clauses 3, 4, 6)."""
+    spool = await opened(engine, tmp_path)
+    shop = Destination("shop")
+
+    def entry(name: str) -> Entry:
+        message = seal(
+            Request(b"POST", b"/", (), b"tea"), key=Key(f"{name:.<22}"), name=name,
+            now=Instant(NOW), destination=shop, lifetime_ms=10**8, nonce=Chance()(16),
+            repeat=repeat,
+        )  # fmt: skip
+        return Entry(message, State.WAITING, Instant(NOW), 1, Instant(NOW + TERM))
+
+    first, second = await spool.accept([entry("first"), entry("second")])
+    assert isinstance(first, New)
+    assert isinstance(second, New)
+    soon = Instant(NOW + 1)
+    assert not await spool.lease({shop: 5}, now=soon, until=Instant(NOW + TERM))
+    ours = Lease(first.entry, Instant(NOW + TERM))
+    verdict: Verdict = delivered(Response(201, b"", ()), now=soon, keeping=Keeping(), trail=())
+    assert list(await spool.settle([(ours, verdict)])) == [True]
+    later = Instant(NOW + TERM + 1)
+    [lease] = await spool.lease({shop: 5}, now=later, until=Instant(later + TERM))
+    assert lease.entry.message.key == second.entry.message.key
+    assert lease.abandoned
+    overtaken = Lease(second.entry, Instant(NOW + TERM))
+    assert list(await spool.settle([(overtaken, verdict)])) == [False]
+    await spool.aclose()
+
+
+@pytest.mark.parametrize("engine", ["leveldb", "log"])
+async def test_on_other_spools_what_is_reserved_is_due_later(engine: str, tmp_path: Path) -> None:
+    """Not before the attempt is over; and what may not be repeated is refused, for nobody could
+    tell after a crash that it had been tried."""
+    if engine == "leveldb":
+        pytest.importorskip("plyvel")
+    world = World(a=DOWN, b=OK)
+    options: dict[str, Any] = {"outbox": f"{engine}:///{tmp_path / 'o'}", "durability": "before"}
+    async with world.client("a", **options) as client:
+        assert isinstance(await client.post("/o", json=1, key="k", deadline=0.3), Queued)
+        world.servers["a"].then(OK)
+        assert isinstance(await client.wait("k", timeout=5), Delivered)
+        asked = world.asked("a")
+        with pytest.raises(Misconfigured, match="may not be repeated"):
+            await client.post("/o", json=1, key=False)
+        assert world.asked("a") == asked
+
+
+async def cut_short(world: World, file: Path, **asked: Any) -> None:
+    """A client that dies in the middle of an attempt: nothing of it is wound up."""
+    client = world.client(outbox=str(file), durability="before")
+    sending = asyncio.create_task(client.post("/orders", json=1, **asked))
+    while not world.asked("a"):
+        await asyncio.sleep(0.001)
+    parts = await client.ready()
+    assert parts.outbox is not None
+    await parts.outbox.spool.aclose()  # its file and locks are gone, as after kill -9
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    client._parts = None
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    parts.outbox._turn.give_up()
+
+
+async def test_before_a_crash_in_mid_attempt_it_is_sent_again_by_the_next(tmp_path: Path) -> None:
+    """Under the same key, by itself; and whoever was there first is told that it was not ours."""
+    world, told = World(a=never), list[Settled]()
+    await cut_short(world, tmp_path / "o.db", key="order-7")
+    world.servers["a"].then(OK)
+    client = world.client(outbox=str(tmp_path / "o.db"), on_settled=told.append)
+    async with client:
+        assert isinstance(await client.wait("order-7", timeout=5), Delivered)
+        await client.drain(timeout=5)
+    assert len(world.servers["a"].asked) == 2
+    assert [(one.key, one.ours) for one in told] == [("order-7", False)]
+
+
+async def test_before_a_crash_in_mid_attempt_without_a_key_it_is_unknown(tmp_path: Path) -> None:
+    """It may have been applied: it is not sent again, and that is said."""
+    world, told = World(a=never), list[Settled]()
+    await cut_short(world, tmp_path / "o.db", key=False)
+    client = world.client(outbox=str(tmp_path / "o.db"), on_settled=told.append)
+    async with client:
+        await client.drain(timeout=5)
+        assert len(world.servers["a"].asked) == 1
+    assert [type(one.result) for one in told] == [Unknown]
+
+
+async def test_one_of_two_sends_and_both_hear_of_theirs(tmp_path: Path) -> None:
+    """Two on one file; the second takes over when the first lets go."""
+    world = World(a=DOWN)
+    news: dict[str, list[str]] = {"first": [], "second": []}
+    clients: dict[str, AsyncClient] = {
+        name: world.client(
+            outbox=str(tmp_path / "o.db"),
+            on_settled=lambda one, told=told: told.append(one.key),
+        )
+        for name, told in news.items()
+    }
+    first, second = clients["first"], clients["second"]
+    for name, client in clients.items():
+        result = await client.post("/orders", json=1, key=name, deadline=0.3)
+        assert isinstance(result, Queued)
+    assert first.statistics()["sends"]
+    assert not second.statistics()["sends"]
+    world.servers["a"].then(OK)
+    assert isinstance(await second.wait("second", timeout=5), Delivered)
+    assert isinstance(await first.wait("first", timeout=5), Delivered)
+    await second.drain(timeout=5)
+    for _ in range(100):
+        if news["second"] and len(news["first"]) == 2:
+            break
+        await asyncio.sleep(0.02)
+    assert news["second"] == ["second"]
+    assert sorted(news["first"]) == ["first", "second"], "it sent both"
+    await first.aclose()
+    for _ in range(150):
+        if second.statistics()["sends"]:
+            break
+        await asyncio.sleep(0.02)
+    assert second.statistics()["sends"]
+    await second.aclose()
+
+
+def test_a_turn_is_one_processes_and_goes_with_it(tmp_path: Path) -> None:
+    url, shop = f"sqlite:///{tmp_path / 'o.db'}", Destination("shop")
+    first, second, other = (Turn.at(url, name) for name in (shop, shop, Destination("else")))
+    assert first.take()
+    assert first.take()
+    assert not second.take()
+    assert other.take(), "another service's requests are another's to send"
+    first.give_up()
+    assert second.take()
+    second.give_up()
+    other.give_up()
+    assert Turn.at("memory:", shop).take()
+
+
+async def test_a_server_that_is_well_again_is_sent_what_waits_for_it(tmp_path: Path) -> None:
+    """Exim's rule: a success is evidence, and nobody waits for the next probe."""
+    world = World(a=DOWN)
+    async with world.client(outbox=str(tmp_path / "o.db")) as client:
+        for number in range(8):  # until it is known to be down, here and in the background
+            await client.post("/orders", json=1, key=f"k{number}", deadline=0.2)
+        parts = await client.ready()
+        assert parts.outbox is not None
+        lane = parts.outbox.dispatcher.scheduler.lane(parts.outbox.destination)
+        for _ in range(300):
+            if not lane.is_open(parts.route.now()):
+                break
+            await asyncio.sleep(0.01)
+        assert not lane.is_open(parts.route.now())
+        world.servers["a"].then(OK)
+        assert isinstance(await client.post("/orders", json=1), Delivered)
+        assert lane.is_open(parts.route.now())
+        assert (await client.drain(timeout=10)).waiting == 0
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def waiting(tmp_path: Path) -> Path:
+    """An outbox with two requests that nobody took."""
+    world = World(a=DOWN)
+    client = world.client(outbox=str(tmp_path / "o.db"), sends=False)
+    async with client:
+        await client.post("/orders", json={"item": "tea"}, key="order-7", deadline=0.2)
+        await client.post("/orders", json={"item": "cups"}, key="order-8", deadline=0.2)
+    return tmp_path / "o.db"
+
+
+def command(*words: str) -> Result:
+    return CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
+
+
+def test_outbox_list_show_retry_and_drop(waiting: Path) -> None:
+    """The operator's commands of the relay, over the sender's outbox."""
+    at = ("--outbox", str(waiting))
+    listed = command("outbox", "list", *at)
+    assert "order-7" in listed.output
+    assert "2 messages" in listed.output
+    rows = [
+        json.loads(line)
+        for line in command("outbox", "list", "--json", *at).output.split("\n")
+        if line
+    ]
+    assert [row["name"] for row in rows] == ["order-7", "order-8"]
+    shown = command("outbox", "show", "order-7", *at)
+    assert "POST /orders" in shown.output
+    assert "it refused the connection (https://a)" in shown.output
+    assert command("outbox", "show", "order-7", "--body", *at).output == '{"item":"tea"}'
+    assert "due now" in command("outbox", "retry", "order-7", *at).output
+    assert "dropped" in command("outbox", "drop", "order-8", *at).output
+    assert "1 message" in command("outbox", "list", *at).output
+
+
+def test_an_outbox_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> None:
+    from unspool.admin.spool import NoSuch
+
+    for verb in ("list", "drain"):
+        with pytest.raises(NoSuch, match="there is no outbox at"):
+            command("outbox", verb, "--outbox", str(tmp_path / "none.db"))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,290 @@
+"""The PostgreSQL spool in trouble: a server that restarts, hangs, loses answers, has no room."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from crash.disks import ram_disk
+from servers.postgres import Postgres, postgres
+from servers.proxy import Proxy
+from unspool.core.message import Key
+from unspool.errors import Corrupt, Full, Unavailable
+from unspool.spools.open import open_spool
+from unspool.spools.postgres_errors import translate
+from unspool.spools.postgres_target import read_target
+from unspool.spools.protocol import Duplicate, New, Spool
+from unspool.testing.conformance.values import (
+    LEASED_UNTIL,
+    NOW,
+    delivered,
+    key,
+    lease_all,
+    lease_one,
+    names_of,
+    waiting,
+)
+
+NUMBERS = itertools.count()
+COMMIT = b"COMMIT\0"
+"""As it goes over the wire; READ COMMITTED is another."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def schema() -> str:
+    return f"trouble_{next(NUMBERS)}"
+
+
+async def test_a_commit_whose_answer_is_lost(server: Postgres, schema: str) -> None:
+    """12. It may or may not have happened, and says so; here it has, and doing it again is safe."""
+    async with Proxy(server.port) as proxy:
+        spool = await open_spool(server.spool(schema, port=proxy.port))
+        proxy.cut_after = COMMIT
+        with pytest.raises(Unavailable, match="may or may not have done this"):
+            await spool.accept([waiting("a")])
+        proxy.cut_after = b""
+        assert isinstance((await spool.accept([waiting("a")]))[0], Duplicate)
+        lease = await lease_one(spool)
+        proxy.cut_after = COMMIT
+        with pytest.raises(Unavailable, match="may or may not"):
+            await spool.settle([(lease, delivered("yes"))])
+        proxy.cut_after = b""
+        assert list(await spool.settle([(lease, delivered("no"))])) == [False]
+        [entry] = await spool.find([key("a")])
+        assert entry is not None
+        assert entry.answer == delivered("yes").answer
+        await spool.aclose()
+
+
+async def test_before_its_commit_nothing_has_happened(server: Postgres, schema: str) -> None:
+    """12. The connection broke while the batch was written: it did not happen, and says so."""
+    async with Proxy(server.port) as proxy:
+        spool = await open_spool(server.spool(schema, port=proxy.port))
+        proxy.cut_after = b"INSERT INTO"
+        with pytest.raises(Unavailable, match="Nothing of this was done"):
+            await spool.accept([waiting("a")])
+        proxy.cut_after = b""
+        assert isinstance((await spool.accept([waiting("a")]))[0], New)
+        await spool.aclose()
+
+
+async def test_a_server_that_stops_answering_is_waited_for_so_long(
+    server: Postgres, schema: str
+) -> None:
+    """12. No verb hangs longer than its deadline, whoever waits together; then it goes on."""
+    async with Proxy(server.port) as proxy:
+        url = server.spool(schema, port=proxy.port, deadline_ms=600, connections=3)
+        spool = await open_spool(url)
+        await spool.accept([waiting("a")])
+        proxy.stand_still = True
+        verbs = [
+            spool.accept([waiting("b")]), spool.find([key("a")]), lease_all(spool),
+            spool.survey(after=None, limit=9), spool.accept([waiting("c")]), lease_all(spool),
+        ]  # fmt: skip
+        began = time.monotonic()
+        ended = await asyncio.gather(*verbs, return_exceptions=True)
+        assert time.monotonic() - began < 2 * 0.6 + 0.5
+        assert [type(error) for error in ended] == [Unavailable] * len(verbs)
+        proxy.stand_still = False
+        assert len(await lease_all(spool)) >= 1
+        await spool.aclose()
+
+
+async def test_it_lets_go_of_a_server_that_does_not_answer(server: Postgres, schema: str) -> None:
+    """Closing waits for what was begun, and no longer than that may take."""
+    async with Proxy(server.port) as proxy:
+        spool = await open_spool(server.spool(schema, port=proxy.port, deadline_ms=400))
+        waiter = asyncio.create_task(spool.wait_arrival())
+        await asyncio.sleep(0.1)
+        proxy.stand_still = True
+        finding = asyncio.create_task(_quiet(spool.find([key("a")])))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        await spool.aclose()
+        assert time.monotonic() - began < 2
+        await asyncio.gather(finding, waiter, return_exceptions=True)
+        with pytest.raises(Unavailable, match="is closed"):
+            await spool.find([key("a")])
+
+
+async def _quiet(verb: object) -> None:
+    with pytest.raises(Unavailable):
+        await verb  # type: ignore[misc]
+
+
+async def test_what_another_program_has_locked(server: Postgres, schema: str) -> None:
+    """12. Somebody's LOCK TABLE is waited for until the deadline; nothing of the batch is done."""
+    spool = await open_spool(server.spool(schema, deadline_ms=500))
+    with psycopg.connect(server.conninfo()) as other:
+        other.execute(f"LOCK TABLE {schema}.message".encode())
+        with pytest.raises(Unavailable, match="took too long") as caught:
+            await spool.accept([waiting("a")])
+        assert "Nothing of this was done" in str(caught.value)
+    assert isinstance((await spool.accept([waiting("a")]))[0], New)
+    await spool.aclose()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["restart", "crash"])
+async def test_restarted_under_load(schema: str, how: signal.Signals) -> None:
+    """What was accepted is there, whoever was told that it may be is right either way, and when the
+    server is back the spool goes on by itself, and hears again."""
+    with postgres(durable=True) as server:
+        spool, other = [await open_spool(server.spool(schema)) for _ in "12"]
+        told: set[Key] = set()
+        asked = 0
+        refused = 0
+        stop = False
+
+        async def load(who: str) -> None:
+            nonlocal asked, refused
+            for number in itertools.count():
+                if stop:
+                    return
+                entry = waiting(f"{who}{number}")
+                asked += 1
+                try:
+                    await spool.accept([entry])
+                    told.add(entry.message.key)
+                except Unavailable:
+                    refused += 1
+                    await asyncio.sleep(0.02)
+
+        listening = asyncio.create_task(_wait_often(other))
+        loads = [asyncio.create_task(load(who)) for who in "abcd"]
+        for _ in range(2):
+            await asyncio.sleep(0.3)
+            await asyncio.to_thread(server.stop, how)
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(server.start)
+        before = len(told)
+        await asyncio.sleep(0.3)
+        stop = True
+        await asyncio.gather(*loads)
+        assert refused
+        assert len(told) > before, "it went on by itself"
+        found = await spool.find(sorted(told))
+        assert all(found)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await spool.aclose()
+        await other.aclose()
+
+
+async def _wait_often(spool: Spool) -> None:
+    while True:
+        await spool.wait_arrival()
+
+
+async def test_while_nobody_is_there_it_says_so_at_once(schema: str) -> None:
+    """A refused connection is no timeout."""
+    with postgres() as server:
+        spool = await open_spool(server.spool(schema))
+        await spool.accept([waiting("a")])
+        server.stop()
+        for _ in range(3):
+            began = time.monotonic()
+            with pytest.raises(Unavailable, match="cannot be reached"):
+                await spool.find([key("a")])
+            assert time.monotonic() - began < 1
+        server.start()
+        assert names_of(await lease_all(spool)) == ["a"]
+        await spool.aclose()
+
+
+@pytest.fixture
+def small(tmp_path: Path, server: Postgres) -> Iterator[Path]:
+    """A disk of 1 MiB that the server may write to."""
+    if os.geteuid() != 0 or server.who is None:
+        pytest.skip("it takes root to mount a small disk")
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    with ram_disk(tmp_path, size_mib=1) as mount:
+        os.chown(mount, server.who.pw_uid, server.who.pw_gid)
+        yield mount
+
+
+async def test_a_full_disk_is_told_before_anything_was_promised(
+    server: Postgres, schema: str, small: Path
+) -> None:
+    """12. `Full`: it did not happen; what was accepted is kept, and can be taken."""
+    spool = await open_spool(server.spool(schema))
+    server.execute(f"CREATE TABLESPACE small LOCATION '{small}'")
+    server.execute(f"ALTER TABLE {schema}.body SET TABLESPACE small")
+    accepted = 0
+    full: Full | None = None
+    while full is None:
+        try:
+            await spool.accept([waiting(f"{accepted}-{place}") for place in range(100)])
+            accepted += 100
+        except Full as error:
+            full = error
+    assert "no room left on its disk" in str(full)
+    assert "Nothing of this was done" in str(full)
+    assert len(await lease_all(spool, limit=100_000)) == accepted > 500
+    await spool.aclose()
+    server.execute(f"DROP SCHEMA {schema} CASCADE")
+    server.execute("DROP TABLESPACE small")
+
+
+async def test_no_connection_is_left(schema: str) -> None:
+    """53300: others have them all."""
+    with postgres(settings={"max_connections": "5", "superuser_reserved_connections": "0",
+                            "max_wal_senders": "0", "autovacuum": "off"}) as server:  # fmt: skip
+        spool = await open_spool(server.spool(schema))
+        others = [psycopg.connect(server.conninfo()) for _ in range(4)]
+        await spool.accept([waiting("a")])
+        verbs = [spool.find([key("a")]) for _ in range(6)]
+        ended = await asyncio.gather(*verbs, return_exceptions=True)
+        errors = [error for error in ended if isinstance(error, BaseException)]
+        assert all(isinstance(error, Unavailable) for error in errors)
+        for other in others:
+            other.close()
+        assert names_of(await lease_all(spool)) == ["a"]
+        await spool.aclose()
+
+
+def test_the_codes_are_told_apart() -> None:
+    """12. What is known not to have happened, and what nobody knows."""
+    target = read_target("postgres://me:hunter2@h/db")
+    damaged = translate(psycopg.errors.DataCorrupted("bad page"), target, committing=True)
+    assert isinstance(damaged, Corrupt)
+    full = translate(psycopg.errors.DiskFull("no space"), target, committing=True)
+    assert isinstance(full, Full)
+    lost = translate(psycopg.OperationalError("gone"), target, committing=True)
+    assert isinstance(lost, Unavailable)
+    assert "may or may not" in str(lost)
+    early = translate(psycopg.OperationalError("gone"), target, committing=False)
+    assert "Nothing of this was done" in str(early)
+    late = translate(psycopg.errors.DiskFull("?"), target, committing=True, late=True)
+    assert "may or may not" in str(late)
+    for error in (damaged, full, lost, early, late):
+        assert "hunter2" not in str(error)
+
+
+async def test_a_lease_that_was_lost_comes_back(server: Postgres, schema: str) -> None:
+    """4, 12. The answer to a lease was lost: nobody has it, and it comes due at its end."""
+    async with Proxy(server.port) as proxy:
+        spool = await open_spool(server.spool(schema, port=proxy.port))
+        await spool.accept([waiting("a")])
+        proxy.cut_after = b"SKIP LOCKED"
+        with pytest.raises(Unavailable):
+            await lease_all(spool)
+        proxy.cut_after = b""
+        await asyncio.sleep(0.1)
+        assert await lease_all(spool, now=NOW) == []
+        assert names_of(await lease_all(spool, now=LEASED_UNTIL)) == ["a"]
+        await spool.aclose()

@@ -1,0 +1,117 @@
+"""moto as an S3 for the tests that need one, on a free port, with nothing kept anywhere.
+
+    with moto() as server:                  skips, or fails where CI is set, without moto
+        server.bucket("orders")             make a bucket
+        server.drop("orders", "parked/a.json", b"…")     as `aws s3 cp` would; None deletes
+        server.url("orders/parked")         s3://orders/parked?endpoint=http://127.0.0.1:PORT
+        server.environment                  credentials that it takes: any
+        server.pause() · server.go_on()
+
+It listens on loopback alone and ends with the tests, whatever becomes of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import pytest
+
+START_S: Final = 40
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _dies_with_us() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class Moto:
+    """A server that runs."""
+
+    environment: Final = {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+    }
+
+    def __init__(self, port: int) -> None:
+        self.port: Final = port
+        self.endpoint: Final = f"http://127.0.0.1:{port}"
+        self.process: Final = subprocess.Popen(
+            [sys.executable, "-c", "from moto.server import main; main()",
+             "-H", "127.0.0.1", "-p", str(port)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_dies_with_us,
+        )  # fmt: skip
+
+    def url(self, place: str) -> str:
+        return f"s3://{place}?endpoint={self.endpoint}"
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
+        asked = urllib.request.Request(f"{self.endpoint}/{path}", body, method=method)
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            return bytes(answer.read())
+
+    def bucket(self, name: str) -> None:
+        self.ask("PUT", name)
+
+    def drop(self, bucket: str, path: str, body: bytes | None) -> None:
+        import obstore
+        from obstore.store import S3Store
+
+        store = S3Store(
+            bucket, endpoint=self.endpoint, client_options={"allow_http": True},
+            access_key_id="testing", secret_access_key="testing", region="us-east-1",
+        )  # fmt: skip
+        if body is None:
+            obstore.delete(store, path)
+        else:
+            obstore.put(store, path, body)
+
+    def names(self, bucket: str, prefix: str) -> list[str]:
+        listed = self.ask("GET", f"{bucket}?prefix={prefix}").decode()
+        return re.findall(r"<Key>([^<]*)</Key>", listed)
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def moto() -> Iterator[Moto]:
+    if importlib.util.find_spec("moto") is None:
+        assert not os.environ.get("CI"), "moto is missing, and CI promises it"
+        pytest.skip("moto is not installed")
+    server = Moto(free_port())
+    try:
+        until = time.monotonic() + START_S
+        while True:
+            try:
+                server.ask("GET", "")
+                break
+            except OSError:
+                assert server.process.poll() is None, "moto ended"
+                assert time.monotonic() < until, "moto did not start"
+                time.sleep(0.05)
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()

@@ -1,0 +1,136 @@
+"""A real RabbitMQ for the tests that need one, on a free port in a temporary folder.
+
+    with rabbitmq() as server:              skips, or fails where CI is set, without RabbitMQ
+        server.url("orders")                amqp://guest:guest@127.0.0.1:PORT/?queue=orders
+        server.pause() · server.go_on()     it accepts connections and answers nothing meanwhile
+        server.kill(); server.start()       on what it had written
+
+It takes some six seconds to start: one for a module. It listens on loopback alone, with an epmd of
+its own, and ends with the tests, whatever becomes of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+PLACES: Final = "/usr/lib/rabbitmq/lib"
+"""Debian's. The one in /usr/sbin changes to the user rabbitmq, and keeps things in /var."""
+START_S: Final = 60
+
+
+def program() -> str:
+    found = sorted(Path(PLACES).glob("rabbitmq_server-*/sbin/rabbitmq-server"))
+    epmd = shutil.which("epmd")
+    if not found or epmd is None:
+        absent = "RabbitMQ is not installed (Debian: rabbitmq-server)"
+        if os.environ.get("CI"):
+            pytest.fail(absent)
+        pytest.skip(absent)
+    return str(found[-1])
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _dies_with_us() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class RabbitMQ:
+    """A server that runs, until it is killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port: Final = free_port()
+        self._folder: Final = folder
+        self._epmd_port: Final = free_port()
+        self._dist_port: Final = free_port()
+        self._processes: Final[list[subprocess.Popen[bytes]]] = []
+        (folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            "log.console = false\ndisk_free_limit.absolute = 1MB\n"
+            "vm_memory_high_watermark.absolute = 1GB\n"
+        )
+
+    def url(self, queue: str, *, user: str = "guest:guest") -> str:
+        return f"amqp://{user}@127.0.0.1:{self.port}/?queue={queue}"
+
+    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
+        folder = str(self._folder)
+        environ = {
+            "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/bin",
+            "HOME": folder,
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_NODENAME": f"unspool{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
+            "RABBITMQ_MNESIA_BASE": f"{folder}/db",
+            "RABBITMQ_LOG_BASE": f"{folder}/log",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none",
+        }
+        with (self._folder / "out").open("ab") as out:
+            spawned = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environ,
+                preexec_fn=_dies_with_us, start_new_session=True,
+            )  # fmt: skip
+        self._processes.append(spawned)
+        return spawned
+
+    def start(self) -> None:
+        epmd = shutil.which("epmd") or "epmd"
+        self._spawn(epmd, "-port", str(self._epmd_port), "-address", "127.0.0.1")
+        server = self._spawn(program())
+        until = time.monotonic() + START_S
+        while time.monotonic() < until and server.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as sock:
+                sock.settimeout(5)
+                sock.sendall(b"AMQP\0\0\x09\x01")
+                if sock.recv(1):
+                    return
+            time.sleep(0.05)
+        told = (self._folder / "out").read_text(errors="replace")
+        pytest.fail(f"RabbitMQ did not start: {told[-2000:]}")
+
+    def kill(self) -> None:
+        while self._processes:
+            one = self._processes.pop()
+            with suppress(ProcessLookupError):
+                os.killpg(one.pid, signal.SIGKILL)
+            one.wait()
+
+    def pause(self) -> None:
+        os.killpg(self._processes[-1].pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.killpg(self._processes[-1].pid, signal.SIGCONT)
+
+
+@contextmanager
+def rabbitmq() -> Iterator[RabbitMQ]:
+    program()
+    with tempfile.TemporaryDirectory(prefix="unspool-rabbitmq-") as folder:
+        server = RabbitMQ(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
