@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-NEEDS = {"sqlite": "apsw", "leveldb": "plyvel", "log": "unspool", "redis": "redis"}
-SHARE = {"sqlite": 1.0, "leveldb": 0.2, "log": 0.2, "redis": 0.2}
+NEEDS = {"sqlite": "apsw", "leveldb": "plyvel", "log": "unspool", "redis": "redis", "nats": "nats"}
+SHARE = {"sqlite": 1.0, "leveldb": 0.2, "log": 0.2, "redis": 0.2, "nats": 0.2}
 """How much of a crash test each engine gets: the default most."""
 SERVED = ("redis", "nats")
 """Spools in servers: what is a path elsewhere is their URL."""
@@ -29,6 +31,18 @@ def need(engine: str) -> None:
 
     if importlib.util.find_spec(NEEDS[engine]) is None:
         pytest.skip(f"{NEEDS[engine]} is not installed")
+
+
+@contextmanager
+def server_of(engine: str, folder: Path) -> Iterator[str]:
+    """The URL of a spool in a server of its own, which keeps what it takes."""
+    from servers.nats import nats
+    from servers.redis import redis
+
+    always = {"jetstream": "sync_interval: always", "query": "sync_interval=always"}
+    start = redis(folder=folder) if engine == "redis" else nats(folder=folder, **always)
+    with start as server:
+        yield server.spool("crash")
 
 
 async def open_spool(engine: str, path: str | Path, *, synced: bool = True) -> Any:
