@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from crash.disks import ram_disk
-from servers.postgres import Postgres, postgres
+from servers.postgres import Postgres, open_folder, postgres
 from servers.proxy import Proxy
 from unspool.core.message import Key
 from unspool.errors import Corrupt, Full, Unavailable
@@ -206,13 +206,11 @@ async def test_while_nobody_is_there_it_says_so_at_once(schema: str) -> None:
 
 
 @pytest.fixture
-def small(tmp_path: Path, server: Postgres) -> Iterator[Path]:
+def small(server: Postgres) -> Iterator[Path]:
     """A disk of 1 MiB that the server may write to."""
     if os.geteuid() != 0 or server.who is None:
         pytest.skip("it takes root to mount a small disk")
-    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    with ram_disk(tmp_path, size_mib=1) as mount:
+    with open_folder() as folder, ram_disk(folder, size_mib=1) as mount:
         os.chown(mount, server.who.pw_uid, server.who.pw_gid)
         yield mount
 

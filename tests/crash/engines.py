@@ -19,7 +19,7 @@ from typing import Any
 NEEDS = {"sqlite": "apsw", "leveldb": "plyvel", "log": "unspool", "redis": "redis"}
 SHARE = {"sqlite": 1.0, "leveldb": 0.2, "log": 0.2, "redis": 0.2}
 """How much of a crash test each engine gets: the default most."""
-SERVED = ("redis",)
+SERVED = ("redis", "postgres")
 """Spools in servers: what is a path elsewhere is their URL."""
 ENGINES = tuple(engine for engine in NEEDS if engine not in SERVED)
 

@@ -45,6 +45,7 @@ REDIS_LATER = "PATH=$PATH:/usr/bin\n"
 """The page starts it itself."""
 
 SESSIONS = {
+    "docs/howto/adapters.md": "",
     "docs/howto/check-your-server.md": "",
     "docs/tutorial/break-a-service.md": "",
     "docs/howto/choose-a-spool.md": "",
@@ -52,7 +53,9 @@ SESSIONS = {
     "docs/howto/asgi.md": "",
     "docs/howto/django.md": "",
     "docs/howto/gearman.md": GEARMAND,
+    "docs/howto/client.md": "",
     "docs/howto/keys.md": RELAY,
+    "docs/howto/move-house.md": RELAY,
     "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
     "docs/howto/redis.md": REDIS,
@@ -99,7 +102,8 @@ def test_every_page_with_commands_is_run_somewhere() -> None:
         if blocks(page)
     }
     generated = {
-        f"docs/reference/{name}.md" for name in ("settings", "commands", "problems", "idempotency")
+        f"docs/reference/{name}.md"
+        for name in ("settings", "commands", "problems", "idempotency", "client")
     }
     assert pages - generated == set(SESSIONS) | SHOWN | set(ELSEWHERE)
     for name, where in ELSEWHERE.items():

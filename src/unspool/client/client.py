@@ -29,6 +29,7 @@ from typing import Any, Final, Self, TypedDict, Unpack
 
 import msgspec
 
+from .. import __version__
 from ..chance import Chance
 from ..core.idempotency import uuid7
 from ..errors import Undelivered
@@ -57,17 +58,31 @@ class Asked(TypedDict, total=False):
     """What may be said of a request."""
 
     params: Params | None
+    """The query: a mapping, or pairs. Behind what the path has of one."""
     headers: Fields | None
+    """Fields, before those of the client."""
     json: Any
+    """The body, as JSON."""
     data: Any
+    """The body: a mapping as a form, or bytes or text."""
     content: Content | None
+    """The body: bytes or text."""
     auth: Auth | None
+    """`("name", "password")`, or the whole value of Authorization."""
     key: str | bool | None
+    """The Idempotency-Key: what this one thing that you want done is called, the same for every
+    try. Default: a UUIDv7. `False`: none is sent, and it is never sent twice."""
     deadline: float | None
+    """Seconds for this call, instead of the client's."""
     lifetime: float | None
+    """Seconds that it may wait in the outbox or with a relay, instead of the client's."""
     order: str
+    """In the outbox and with relays it waits behind what was kept earlier under this word."""
     contended: bool
+    """It asks for something scarce, and is worth nothing late: nobody is to keep it, and no second
+    server is asked once it may have been applied."""
     attempts: int | None
+    """Direct attempts at most, instead of the client's. 1 where somebody above repeats already."""
 
 
 class AsyncClient:
@@ -273,8 +288,9 @@ class AsyncClient:
 
 
 def defaults_of(options: Options) -> Defaults:
+    ours = Defaults(fields=((b"User-Agent", f"unspool/{__version__}".encode()),))
     fields = compose(
-        "GET", "/", defaults=Defaults(), mint=lambda: "", headers=options.headers, auth=options.auth
+        "GET", "/", defaults=ours, mint=str, headers=options.headers, auth=options.auth
     ).fields
     return Defaults(
         fields=fields,

@@ -134,7 +134,7 @@ class Outbox:
         luck: Callable[[], float],
         told: Callable[[Key], None],
         waiting_max: int,
-        backoff_most_ms: int,
+        pace: Pace,
     ) -> Outbox:
         """Raises what the spool raises: `CannotCreate` on a disk that cannot be written, `Newer`
         for a file of a newer version, `Misconfigured` for a URL that names no spool."""
@@ -150,7 +150,7 @@ class Outbox:
             custody = Custody(spool=spool, terms=terms, disk_free=_free(url))
             secret = await custody.open(now=clock.now())
             await custody.count()
-            policy = Policy(pace=Pace(most_ms=backoff_most_ms), keeping=Keeping())
+            policy = Policy(pace=pace, keeping=Keeping())
             dispatcher = Dispatcher(
                 custody=custody,
                 transport=transport,

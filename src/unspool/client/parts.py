@@ -18,6 +18,7 @@ from ..core.message import Answer, Cause, Destination, Failure, Key, Sent
 from ..core.message import Request as Wire
 from ..core.message import Response as Answered
 from ..core.outcome import is_unknown
+from ..core.schedule import Pace
 from ..spools.protocol import Entry
 from ..transports.http import HttpTransport, Limits
 from ..transports.protocol import Transport
@@ -138,7 +139,7 @@ async def open_parts(options: Options, *, tell: OnEvent) -> Parts:
             luck=options.luck,
             told=lambda key: _post(watches, key),
             waiting_max=options.outbox_max,
-            backoff_most_ms=options.backoff_most_ms,
+            pace=Pace(least_ms=options.backoff_least_ms, most_ms=options.backoff_most_ms),
         )
     except BaseException:
         await route.aclose()
