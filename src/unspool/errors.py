@@ -34,6 +34,10 @@ class Unavailable(Refused):
     """The spool did not answer; it may or may not have the message. Repeat it under its key."""
 
 
+class NotDone(Unavailable):
+    """The spool was not reached, or undid it: it does not have the message. Repeat it."""
+
+
 class InDoubt(Unavailable):
     """It may or may not have been taken, and may not be sent twice. Others are taken."""
 
@@ -100,6 +104,10 @@ class Unacceptable(UnspoolError):
     exit_code = os.EX_DATAERR
     request: object = None
     """What was to be sent, where a client refused it (`unspool.client.Request`)."""
+
+
+class TooMuch(Unacceptable):
+    """More was asked for at once than is passed on. Ask for less."""
 
 
 class Reused(Unacceptable):

@@ -74,9 +74,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ("127.0.0.1:8700",)  # fmt: skip
     spool: Annotated[
         tuple[str, ...],
-        Says(WHERE, "Where messages are kept: sqlite, leveldb, log, postgres, redis, nats or memory. "
-             "sqlite:///name is relative to the working folder, sqlite:////name is absolute. Of several the next "
-             "takes what the one before cannot.", form="spool"),
+        Says(WHERE, "Where messages are kept: sqlite, leveldb, log, postgres, redis, nats or "
+             "memory. sqlite:///name is relative to the working folder, sqlite:////name is "
+             "absolute. Of several the next takes what the one before cannot.", form="spool"),
     ] = ("sqlite:///unspool.db",)  # fmt: skip
     collect: Annotated[
         tuple[str, ...],

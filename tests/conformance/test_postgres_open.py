@@ -16,7 +16,7 @@ from unspool.admin.plan import plan_of
 from unspool.errors import Misconfigured, Missing, Newer, PromiseBroken, Unavailable
 from unspool.settings import Settings
 from unspool.spools.open import open_spool
-from unspool.spools.postgres import open_postgres
+from unspool.spools.postgres import PostgresSpool, open_postgres
 from unspool.spools.postgres_form import Found, refuse
 from unspool.spools.postgres_rows import FORM, FORMS
 from unspool.spools.postgres_target import read_target
@@ -144,6 +144,33 @@ async def test_unlogged_tables_survive_a_process(server: Postgres, schema: str) 
     assert "unlogged" in found.detail
 
 
+async def test_who_comes_to_promise_less_is_not_written_to(schema: str) -> None:
+    """The grade stands in every receipt: nothing is accepted below it, and all goes on once the
+    server is mended. What is there is delivered meanwhile."""
+    with postgres(durable=True) as server:
+        spool = await open_spool(server.spool(schema))
+        assert isinstance(spool, PostgresSpool)
+        await spool.accept([waiting("a")])
+        for setting, works in (("fsync = off", False), ("fsync = on", True)):
+            server.execute(f"ALTER SYSTEM SET {setting}")
+            server.execute("SELECT pg_reload_conf()")
+            await _until(server, setting)
+            spool.measure_at = 0
+            if works:
+                assert isinstance((await spool.accept([waiting("b")]))[0], New)
+                continue
+            with pytest.raises(Unavailable, match=r"promised more .* fsync=off"):
+                await spool.accept([waiting("b")])
+            assert names_of(await lease_all(spool)) == ["a"]
+        await spool.aclose()
+
+
+async def _until(server: Postgres, setting: str) -> None:
+    name, value = setting.split(" = ")
+    while server.execute(f"SHOW {name}") != [(value,)]:
+        await asyncio.sleep(0.02)
+
+
 async def test_with_a_standby_it_survives_the_host(schema: str) -> None:
     """A commit waits for the standby, which takes no spool itself. Where it does not answer, nobody
     is told yes."""
@@ -244,7 +271,7 @@ def test_the_forms_lead_from_one_to_the_next() -> None:
 
 
 async def test_it_is_not_made_where_it_must_not_be(server: Postgres, schema: str) -> None:
-    with pytest.raises(Misconfigured, match="not to be made"):
+    with pytest.raises(Misconfigured, match="looking makes none"):
         await open_postgres(server.spool(schema), create=False)
 
 

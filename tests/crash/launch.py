@@ -46,8 +46,10 @@ async def serve(plan: dict[str, Any]) -> None:
     from unspool.transports.http import HttpTransport
 
     synced = plan.get("synced", True)
+    url = str(plan["spool"])
     settings = Settings(
         to=(plan["to"],),
+        spool=(url,) if "://" in url else Settings().spool,
         survives="power" if synced else "process",
         disk_free_min_bytes=0,
         **plan.get("settings", {}),

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
+import pty
 import stat
 import subprocess
 from pathlib import Path
@@ -312,7 +314,6 @@ async def test_export_and_import_as_commands(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     whole = file.read_bytes()
     assert b'"line":"secret"' in whole
-    assert b"is whole" in run(tmp_path, "export", "out.jsonl").stderr
     file.write_bytes(whole[: len(whole) * 2 // 3])
     assert run(tmp_path, "export", "out.jsonl").returncode == 0
     assert file.read_bytes() == whole
@@ -332,22 +333,46 @@ async def test_export_and_import_as_commands(tmp_path: Path) -> None:
         await moved.aclose()
 
 
-def test_bad_words_to_the_commands(tmp_path: Path) -> None:
-    """A sentence and an exit code for each."""
+async def test_bad_words_to_the_commands(tmp_path: Path) -> None:
+    """A sentence and an exit code for each; nothing is made, and nothing changed."""
     (tmp_path / "notes.txt").write_text("milk\n")
-    for words, code, told in (
-        (("export",), os.EX_NOINPUT, b"there is no spool"),
+    nothing = [
+        (("export", "out.jsonl"), os.EX_NOINPUT, b"there is no spool"),
         (("import", "notes.txt"), os.EX_DATAERR, b"Line 1 is no line of an export"),
+    ]
+    await _all_said(tmp_path, nothing)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    await (await open_spool(f"sqlite:///{tmp_path}/unspool.db")).aclose()
+    words = [
         (("export", "notes.txt"), os.EX_DATAERR, b"is no export"),
-        (("export", "no/where.jsonl"), os.EX_CANTCREAT, b"cannot be written"),
-        (("export", "a", "--after", "k"), os.EX_USAGE, b"--after"),
-        (("import", "nothing.jsonl"), os.EX_USAGE, b"nothing.jsonl"),
-        (("export", "--after", "nobody"), os.EX_NOINPUT, b"no entry has the spool key"),
-        (("move", "--from", "sqlite:///no.db", "--to", "log:///l"), os.EX_NOINPUT, b"no spool"),
         (("move", "--from", "sqlite:///unspool.db", "--to", "memory:"), os.EX_NOINPUT, b"memory"),
-    ):
-        done = run(tmp_path, *words)
-        assert done.returncode == code, done
-        assert told in done.stderr, done
-        assert b"Traceback" not in done.stderr
+    ]
+    await _all_said(tmp_path, words)
     assert (tmp_path / "notes.txt").read_text() == "milk\n"
+
+
+async def _all_said(folder: Path, table: list[tuple[tuple[str, ...], int, bytes]]) -> None:
+    done = await asyncio.gather(*(asyncio.to_thread(run, folder, *row[0]) for row in table))
+    for one, (_, code, told) in zip(done, table, strict=True):
+        assert one.returncode == code, one
+        assert told in one.stderr, one
+        assert b"Traceback" not in one.stderr
+
+
+async def test_a_person_sees_how_far_it_is(tmp_path: Path) -> None:
+    """A bar on stderr at a terminal, and data on stdout all the same."""
+    spool = await open_spool(f"sqlite:///{tmp_path}/unspool.db")
+    await filled(spool)
+    await spool.aclose()
+    person, terminal = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *command("export"), cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE,
+        stderr=terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    out, _ = await process.communicate()
+    seen = os.read(person, 65_536)
+    os.close(person)
+    assert b"exporting" in seen
+    assert b"exported 6 messages" in seen
+    assert len(out.splitlines()) == 9  # head, secret, messages, end

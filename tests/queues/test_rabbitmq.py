@@ -189,6 +189,18 @@ async def test_no_rabbitmq(say: bytes) -> None:
         await queue.aclose()
 
 
+async def test_many_callers_wait_for_one_deadline_together() -> None:
+    """10. Who comes behind a failure is told of it, and does not wait as long again."""
+    async with somebody(b"") as port:
+        queue = queue_at(port)
+        began = asyncio.get_running_loop().time()
+        calls = (queue.put([b"%d" % number]) for number in range(60))
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(one, Unavailable) for one in ended)
+        assert asyncio.get_running_loop().time() - began < 2
+        await queue.aclose()
+
+
 async def test_nobody() -> None:
     """10. A refused connection says so."""
     with pytest.raises(Unavailable, match="cannot be reached"):

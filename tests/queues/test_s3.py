@@ -162,6 +162,18 @@ async def test_no_s3(say: bytes) -> None:
         assert asyncio.get_running_loop().time() - began < 5
 
 
+async def test_many_callers_wait_for_one_deadline_together() -> None:
+    """10. Who comes behind a failure is told of it, and does not wait as long again."""
+    async with somebody(b"") as port:
+        queue = open_s3(f"s3://shop/orders?endpoint=http://127.0.0.1:{port}", limits=QUICK)
+        began = asyncio.get_running_loop().time()
+        calls = (queue.put([b"%d" % number]) for number in range(60))
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(one, Unavailable) for one in ended)
+        assert asyncio.get_running_loop().time() - began < 2
+        await queue.aclose()
+
+
 async def test_nobody() -> None:
     """10. A refused connection."""
     queue = open_s3(f"s3://shop/orders?endpoint=http://127.0.0.1:{free_port()}", limits=QUICK)

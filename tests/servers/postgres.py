@@ -27,7 +27,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,6 +107,22 @@ class Postgres:
         if wait:
             _until_it_answers(self, self.process, self.folder / "log")
 
+    def pids(self) -> list[int]:
+        """Its processes, the one that starts all others first."""
+        assert self.process is not None
+        first = self.process.pid
+        children = Path(f"/proc/{first}/task/{first}/children").read_text()
+        return [first, *map(int, children.split())]
+
+    def kill(self) -> None:
+        """kill -9 of all of it, gone when this returns: as in a power cut, nobody tidies up."""
+        assert self.process is not None
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
     def stop(self, signal_: int = signal.SIGINT) -> None:
         """SIGINT: sessions are ended. SIGQUIT: as if it had crashed; it recovers at the start."""
         if self.process is None:
@@ -179,10 +195,14 @@ def run_as(who: pwd.struct_passwd | None, command: Sequence[str]) -> list[str]:
 
 @contextmanager
 def postgres(
-    *, durable: bool = False, settings: dict[str, str] | None = None, within: Path | None = None
+    *,
+    durable: bool = False,
+    settings: dict[str, str] | None = None,
+    within: Path | None = None,
+    synced: bool = False,
 ) -> Iterator[Postgres]:
     """A server for as long as the block lasts. `durable`: commits wait for the disk. `within`: a
-    folder of its own to keep its data in."""
+    folder of its own to keep its data in. `synced`: all that it begins with is on the disk."""
     who = account()
     # Not below pytest's folders, which are closed to everybody but their owner.
     folder = Path(tempfile.mkdtemp(prefix="unspool-postgres-", dir=within))
@@ -193,10 +213,23 @@ def postgres(
         server.settings.update({**({} if durable else FAST), **(settings or {})})
         server.make()
         server.start()
+        if synced:
+            os.sync()
         yield server
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """A temporary folder into which whoever runs the server may go; pytest's are closed."""
+    with tempfile.TemporaryDirectory(
+        prefix="unspool-postgres-", ignore_cleanup_errors=True
+    ) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
 @contextmanager

@@ -26,6 +26,8 @@ from typing import Final
 
 import pytest
 
+from .stopped import stop
+
 PLACES: Final = "/usr/lib/rabbitmq/lib"
 """Debian's. The one in /usr/sbin changes to the user rabbitmq, and keeps things in /var."""
 START_S: Final = 60
@@ -85,6 +87,7 @@ class RabbitMQ:
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
             "RABBITMQ_MNESIA_BASE": f"{folder}/db",
             "RABBITMQ_LOG_BASE": f"{folder}/log",
+            "RUNNING_UNDER_SYSTEMD": "yes",  # no shell stays between us and the server
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none",
         }
         with (self._folder / "out").open("ab") as out:
@@ -118,10 +121,10 @@ class RabbitMQ:
             one.wait()
 
     def pause(self) -> None:
-        os.killpg(self._processes[-1].pid, signal.SIGSTOP)
+        stop(self._processes[-1].pid)
 
     def go_on(self) -> None:
-        os.killpg(self._processes[-1].pid, signal.SIGCONT)
+        os.kill(self._processes[-1].pid, signal.SIGCONT)
 
 
 @contextmanager

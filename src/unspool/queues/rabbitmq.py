@@ -73,6 +73,7 @@ class RabbitQueue:
         self._held: Final[set[_Handle]] = set()
         self._undoing: asyncio.Task[None] | None = None
         self._declared: Final[set[tuple[AbstractChannel, str]]] = set()
+        self._failed_at = -1.0
         self._closed = False
         self.promises: Final = Promises(
             survives=Survives.POWER,
@@ -93,12 +94,19 @@ class RabbitQueue:
             await self._publish(self._queue, payloads)
 
     async def _publish(self, queue: str, payloads: Sequence[bytes]) -> None:
+        began = asyncio.get_running_loop().time()
         async with self._turn:
             self._must_be_open()
-            if self._putting is None or self._putting.is_closed:
-                self._putting = await self._connect()
-            channel = self._putting
-            await self._declare(channel, queue)
+            if self._failed_at >= began:  # who waits behind a failure has no deadline of his own
+                raise self._trouble("failed a moment ago, and was not asked again")
+            try:
+                if self._putting is None or self._putting.is_closed:
+                    self._putting = await self._connect()
+                channel = self._putting
+                await self._declare(channel, queue)
+            except Unavailable:
+                self._failed_at = asyncio.get_running_loop().time()
+                raise
         try:
             async with asyncio.TaskGroup() as group:
                 for payload in payloads:

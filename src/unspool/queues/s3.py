@@ -30,7 +30,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -103,6 +103,7 @@ class S3Queue:
         self._giants: Final[set[str]] = set()
         self._after: str | None = None
         self._look_s = LOOK_LEAST_S
+        self._failed_at = -1.0
         self._closed = False
         self.promises: Final = Promises(
             survives=survives,
@@ -122,13 +123,18 @@ class S3Queue:
         await self._write(self._prefix, payloads)
 
     async def _write(self, prefix: str, payloads: Sequence[bytes]) -> None:
-        await _all(self._write_one(f"{prefix}/{unique(payload)}", payload) for payload in payloads)
+        began = asyncio.get_running_loop().time()
+        await _all(
+            self._write_one(f"{prefix}/{unique(payload)}", payload, began) for payload in payloads
+        )
 
-    async def _write_one(self, path: str, payload: bytes) -> None:
+    async def _write_one(self, path: str, payload: bytes, began: float) -> None:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
         async with self._room, self._translated():
+            if self._failed_at >= began:  # who waits behind a failure has no deadline of his own
+                raise self._trouble("failed a moment ago, and was not asked again")
             with contextlib.suppress(AlreadyExistsError):  # these bytes, and no others
                 await obstore.put_async(
                     self._store, path, payload, mode="create", use_multipart=False
@@ -166,22 +172,23 @@ class S3Queue:
         size = 0
         starts = [self._after, None] if self._after is not None else [None]
         for start in starts:
-            async for meta in self._listed(start):
-                path, bytes_ = meta["path"], meta["size"]
-                if path in self._held or path in paths:
-                    continue
-                if bytes_ > PAYLOAD_MAX_BYTES:
-                    self._say_giant(path)
-                    continue
-                size += bytes_
-                if len(paths) == limit or (paths and size > TAKE_BYTES):
-                    return paths
-                paths.append(path)
-                self._after = path
+            async with contextlib.aclosing(self._listed(start)) as listed:
+                async for meta in listed:
+                    path, bytes_ = meta["path"], meta["size"]
+                    if path in self._held or path in paths:
+                        continue
+                    if bytes_ > PAYLOAD_MAX_BYTES:
+                        self._say_giant(path)
+                        continue
+                    size += bytes_
+                    if len(paths) == limit or (paths and size > TAKE_BYTES):
+                        return paths
+                    paths.append(path)
+                    self._after = path
             self._after = None
         return paths
 
-    async def _listed(self, start: str | None) -> AsyncIterator[Any]:
+    async def _listed(self, start: str | None) -> AsyncGenerator[Any, None]:
         import obstore
 
         listing = obstore.list(self._store, f"{self._prefix}/", offset=start, chunk_size=1000)
@@ -262,8 +269,10 @@ class S3Queue:
         except AlreadyExistsError:
             raise
         except TimeoutError as error:
+            self._failed_at = asyncio.get_running_loop().time()
             raise self._trouble(f"did not answer within {self._limits.answer_ms} ms") from error
         except (BaseError, OSError) as error:
+            self._failed_at = asyncio.get_running_loop().time()
             raise self._meant(str(error)) from error
 
     def _meant(self, text: str) -> UnspoolError:

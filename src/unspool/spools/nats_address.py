@@ -111,9 +111,10 @@ def _check_choices(shown: str, options: Mapping[str, str]) -> None:
 
 
 def not_connected(address: Address, error: BaseException, complaint: str) -> Exception:
-    text = complaint or str(error) or type(error).__name__
-    lower = text.lower()
-    if "authorization" in lower or "authentication" in lower or "nkey" in lower:
+    said = [text for text in (str(error), complaint, type(error).__name__) if text]
+    let_in = [text for text in said if re.search("authori|authenti|nkey", text, re.IGNORECASE)]
+    text = (let_in or said)[0]
+    if let_in:
         return Misconfigured(
             f"The NATS server of {address.shown} does not let us in ({text}). Nothing was opened."
             " Mend the name, password, token or ?creds= file in --spool, and try them:"

@@ -56,7 +56,7 @@ async def _open_leveldb(url: str) -> Spool:
     return await open_leveldb(_named_path(url, example="unspool.leveldb"))
 
 
-async def _open_postgres(url: str) -> Spool:
+async def _open_postgres(url: str, *, create: bool = True) -> Spool:
     try:
         from .postgres import open_postgres
     except ImportError as error:
@@ -64,7 +64,7 @@ async def _open_postgres(url: str) -> Spool:
             "The PostgreSQL spool needs psycopg, which is not installed. Nothing was opened."
             " Install it: pip install 'unspool[postgres]'"
         ) from error
-    return await open_postgres(url)
+    return await open_postgres(url, create=create)
 
 
 async def _open_log(url: str) -> Spool:
@@ -153,12 +153,15 @@ async def open_spool(url: str) -> Spool:
     raise _unknown(url, scheme=scheme if colon else "", schemes=sorted({*OURS, *plugged}))
 
 
-async def reach_spool(url: str) -> Spool:
+async def reach_spool(url: str, *, create: bool = True) -> Spool:
     """Open it as an operator does: where a relay has it to itself, through that relay's desk.
+    Not `create`: tables are not made by looking whether there are any.
 
     Raises what `open_spool` does: `InUse` where another process has it that serves nobody.
     """
     path = path_of(url)
+    if OURS.get(url.partition(":")[0]) is _open_postgres:
+        return await _open_postgres(url, create=create)
     if path is None or not of_one_process(url):
         return await open_spool(url)
     from .desk import NAME

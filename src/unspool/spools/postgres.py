@@ -4,9 +4,9 @@
     …                                                               the verbs of `protocol`
     await spool.aclose()
 
-Promises, measured at open (`postgres_form`): survives a power cut, or with synchronous standbys the
-loss of the host; is shared, remembers, fences. Needs psycopg 3 (the extra `postgres`) and a server
-from 12 on.
+Promises, measured at open and every ten seconds (`postgres_form`): survives a power cut, or with
+synchronous standbys the loss of the host; is shared, remembers, fences. Where it comes to be less,
+nothing more is accepted. Needs psycopg 3 (the extra `postgres`) and a server from 12 on.
 
 Each verb is one transaction, `postgres.sql` has all it says, and most are one round trip. One
 statement leases from all wanted lanes at once and steps over what others have locked. Every lease
@@ -37,16 +37,19 @@ from msgspec.structs import replace
 from ..core.lifecycle import Deferred, State, Verdict
 from ..core.message import Destination, Instant, Key
 from ..core.record import Spoilt
-from ..errors import Corrupt
+from ..errors import Broken, Corrupt, Unavailable
 from . import postgres_read as read
 from . import postgres_write as write
 from .arrivals import Arrivals
 from .postgres_bell import Bell
-from .postgres_form import prepare
+from .postgres_form import measure, prepare
 from .postgres_link import Link, Transaction, closed, in_turn
 from .postgres_rows import abandoned, entry_of, queries
 from .postgres_target import read_target
 from .protocol import Acceptance, Damaged, Entry, LaneDue, Lease, New, Promises, Query, Tally
+
+MEASURE_S: Final = 10.0
+"""How long a promise is believed to hold."""
 
 T = TypeVar("T")
 _Soon = Coroutine[Any, Any, T]
@@ -72,6 +75,9 @@ class PostgresSpool:
         self.corrupt = aside
         """Records set aside, as far as this process knows."""
         self._link = link
+        self._loop = asyncio.get_running_loop()
+        self.measure_at = self._loop.time() + MEASURE_S
+        """When what is promised is looked at again."""
         self._arrivals = Arrivals()
         self._bell = Bell(link, self._arrivals)
         self._accepting = asyncio.Lock()  # the order in which we are told is the order of the ids
@@ -89,10 +95,12 @@ class PostgresSpool:
             work.close()
             return _refuse(closed(self._link.target))
         try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # asyncio.run(spool.find(…)): the loop comes later
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is not self._loop:  # it was only called here, and is awaited where it belongs
             return work
-        task = loop.create_task(work)
+        task = self._loop.create_task(work)
         self._working.add(task)
         task.add_done_callback(self._ended)
         return _result(task)
@@ -128,11 +136,29 @@ class PostgresSpool:
 
     async def _accept(self, entries: Sequence[Entry]) -> Sequence[Acceptance]:
         async with in_turn(self._accepting, self._link.target):
+            await self._still_as_promised()
             answers = await self._taken(entries)
         if any(isinstance(a, New) and a.entry.state is State.WAITING for a in answers):
             self._arrivals.ring()
             self._bell.ring()
         return answers
+
+    async def _still_as_promised(self) -> None:
+        """Somebody may set the server up anew, or another one takes its place."""
+        now = self._loop.time()
+        if now < self.measure_at:
+            return
+        try:
+            found = await measure(self._link)
+        except Broken as error:
+            raise Unavailable(str(error)) from error  # it may be mended while we run
+        if found.survives < self.promises.survives:
+            raise Unavailable(
+                f"The spool {self._link.target.shown} promised more when it was opened than its"
+                f" server gives now ({found.detail}). Nothing was accepted. Set it up as it was, or"
+                " start anew with what it gives: unspool serve"
+            )
+        self.measure_at = now + MEASURE_S
 
     async def _taken(self, entries: Sequence[Entry]) -> Sequence[Acceptance]:
         answers: Sequence[Acceptance] | None = None

@@ -14,12 +14,16 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE
 -- :begin_looking  The same where it is not known yet whether the server may write.
 BEGIN ISOLATION LEVEL READ COMMITTED
 
--- :settings  For this transaction alone: what a commit waits for, and how long all else may take.
+-- :settings  For this transaction alone: what a commit waits for, and how long all else may take; and that rows are fetched by index, one by one: the planner cannot know how few are wanted of each lane, and would read all of a large spool for one of them.
 SELECT set_config('synchronous_commit', %(commit)s, true),
        set_config('statement_timeout', %(statement_ms)s, true),
        set_config('lock_timeout', %(statement_ms)s, true),
        set_config('idle_in_transaction_session_timeout', %(idle_ms)s, true),
-       set_config('jit', 'off', true)
+       set_config('jit', 'off', true),
+       set_config('enable_seqscan', %(walks)s, true),
+       set_config('enable_bitmapscan', %(walks)s, true),
+       set_config('enable_hashjoin', %(walks)s, true),
+       set_config('enable_mergejoin', %(walks)s, true)
 
 -- :lock_lines  One at a time changes who stands in these lines; given in their order.
 SELECT pg_advisory_xact_lock(%(lock_class)s::integer, line) FROM unnest(%(lines)b::integer[]) AS line

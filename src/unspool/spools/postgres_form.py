@@ -1,6 +1,7 @@
 """The PostgreSQL spool opened: is it ours, is it of a form that we know, and what does it promise?
 
     promises, commit = await prepare(link, create=True)
+    promises = await measure(link)            again, of a spool that is open
 
 The tables are made, or brought to our form, in one transaction under a lock that all who open have
 to take. A form that names ours among those that can work with it is left as it is, so an older
@@ -67,15 +68,29 @@ async def prepare(link: Link, *, create: bool = True) -> tuple[Promises, str]:
     if not _is_there(found):
         if not create:
             raise Misconfigured(
-                f"There is no spool in the schema {target.schema} of {target.shown}, and it was not"
-                " to be made. Nothing was changed. See what is there: psql -c '\\dn+'"
+                f"There is no spool in the schema {target.schema} of {target.shown}: nothing was"
+                " ever accepted there, and looking makes none. Name the one that the relay has:"
+                " --spool 'postgres://…?schema=…'"
             )
         await link.run(lambda transaction: _make(transaction, target), within_s=WITHIN_S)
     elif (await link.run(_about, within_s=WITHIN_S))[1] < FORM:
         await link.run(lambda transaction: _make(transaction, target), within_s=WITHIN_S)
     _check_form(await link.run(_about, within_s=WITHIN_S), target)
     found = await link.run(_measured, within_s=WITHIN_S)
-    return _promises(found), COMMITS.get(found.synchronous_commit, "on")
+    promises = _promises(found)
+    if promises.survives < Survives.POWER:
+        log.warning(
+            "the spool's server would lose messages at a power cut: %s. See its settings:"
+            " psql -c 'SHOW fsync' -c 'SHOW full_page_writes'", promises.detail,
+        )  # fmt: skip
+    return promises, COMMITS.get(found.synchronous_commit, "on")
+
+
+async def measure(link: Link) -> Promises:
+    """What the server gives now. Raises as `prepare`."""
+    found = await link.run(_measured, begin="begin_looking")
+    refuse(found, link.target)
+    return _promises(found)
 
 
 async def _measured(transaction: Transaction) -> Found:
@@ -177,10 +192,6 @@ def _promises(found: Found) -> Promises:
         detail.append("unlogged tables")
     if weak or found.unlogged:
         survives = Survives.PROCESS
-        log.warning(
-            "the spool's server would lose messages at a power cut: %s. Set it up anew:"
-            " ALTER SYSTEM RESET %s", ", ".join(detail), weak[0] if weak else "…; SET LOGGED",
-        )  # fmt: skip
     return Promises(
         survives=survives, shared=True, remembers=True, fences=True, detail=", ".join(detail)
     )

@@ -45,8 +45,9 @@ T = TypeVar("T")
 
 SPARE: Final = 0.1
 """Of the time: so much earlier does the server give a statement up than we the server."""
-IDLE_MS: Final = 10_000
-"""Of a transaction whose client stands still: then its locks are let go."""
+IDLE_MS: Final = 5_000
+"""Of a transaction whose client stands still: then its locks are let go. Less, where the deadline
+is shorter."""
 IDLE_MAX_S: Final = 300.0
 """A firewall forgets a connection that nothing goes over."""
 TRIES: Final = 4
@@ -109,19 +110,21 @@ class Link:
         *,
         within_s: float | None = None,
         begin: str = "begin",
+        walks: bool = False,
     ) -> T:
-        """Raises what `translate` makes of trouble; what `work` raises undoes the transaction."""
+        """`walks`: it reads all rows, and is not to look each up. Raises what `translate` makes of
+        trouble; what `work` raises undoes the transaction."""
         until = asyncio.get_running_loop().time() + (within_s or self.target.deadline_s)
         for left in reversed(range(TRIES)):
             try:
-                return await self._once(work, until, begin)
+                return await self._once(work, until, begin, walks)
             except _CROSSED as error:
                 if not left:
                     raise translate(error, self.target, committing=False) from error
         raise AssertionError("the last try gives or raises")
 
     async def _once(
-        self, work: Callable[[Transaction], Awaitable[T]], until: float, begin: str
+        self, work: Callable[[Transaction], Awaitable[T]], until: float, begin: str, walks: bool
     ) -> T:
         loop = asyncio.get_running_loop()
         async with in_turn(self._slots, self.target, until=until):
@@ -131,7 +134,13 @@ class Link:
             connection.add_notice_handler(transaction.noticed)
             try:
                 left_ms = max(1, int((until - loop.time()) * (1 - SPARE) * 1000))
-                result = await self._piped(transaction, work, left_ms, begin)
+                settings = {
+                    "commit": self.commit,
+                    "statement_ms": str(left_ms),
+                    "idle_ms": str(min(IDLE_MS, left_ms)),
+                    "walks": "on" if walks else "off",
+                }
+                result = await self._piped(transaction, work, begin, settings)
                 if transaction.unconfirmed:
                     raise unconfirmed(self.target)
             except BaseException as error:
@@ -151,8 +160,8 @@ class Link:
         self,
         transaction: Transaction,
         work: Callable[[Transaction], Awaitable[T]],
-        left_ms: int,
         begin: str,
+        settings: dict[str, str],
     ) -> T:
         connection = transaction.connection
         trouble: Exception | None = None
@@ -160,10 +169,7 @@ class Link:
             async with connection.pipeline():
                 try:
                     await transaction.ask(begin)
-                    await transaction.ask(
-                        "settings", commit=self.commit, statement_ms=str(left_ms),
-                        idle_ms=str(IDLE_MS),
-                    )  # fmt: skip
+                    await transaction.ask("settings", **settings)
                     result = await work(transaction)
                     transaction.committing = True
                     await connection.execute(transaction.ends_with.encode())

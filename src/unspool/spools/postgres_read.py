@@ -22,11 +22,11 @@ LOOK_S: Final = 60.0
 UNREADABLE_MAX: Final = 1_000
 
 
-async def _rows(link: Link, query: str, *, within_s: float | None = None, **values: Any) -> Any:
+async def _rows(link: Link, query: str, *, walks: bool = False, **values: Any) -> Any:
     def ask(tx: Transaction) -> Any:
         return tx.ask(query, **values)
 
-    cursor = await (link.run(ask, within_s=within_s) if within_s else link.run(ask))
+    cursor = await link.run(ask, within_s=LOOK_S if walks else None, walks=walks)
     return await cursor.fetchall()
 
 
@@ -74,7 +74,7 @@ async def browse(
             return [], []
         [[place]] = rows
     rows = await _rows(
-        link, "browse", within_s=LOOK_S, after=place, limit=limit, requests=requests,
+        link, "browse", walks=True, after=place, limit=limit, requests=requests,
         key=None if query.key is None else packed(query.key),
         destination=None if query.destination is None else packed(query.destination),
         name=None if query.name is None else packed(query.name),
@@ -86,7 +86,7 @@ async def browse(
 
 async def tally(link: Link, edges: Sequence[Instant]) -> list[Tally]:
     # An edge that nothing is before, so that the array is never without a type.
-    rows = await _rows(link, "tally", within_s=LOOK_S, edges=[*edges, Instant(-NEVER)])
+    rows = await _rows(link, "tally", walks=True, edges=[*edges, Instant(-NEVER)])
     counts: dict[str, list[int]] = {}
     held: dict[str, int] = {}
     oldest: dict[str, int] = {}
@@ -106,7 +106,7 @@ async def tally(link: Link, edges: Sequence[Instant]) -> list[Tally]:
 
 async def damaged(link: Link, after: str | None, limit: int) -> list[Damaged]:
     start = int(after) if after and after.isdecimal() else 0
-    rows = await _rows(link, "damaged", within_s=LOOK_S, after=start, limit=limit)
+    rows = await _rows(link, "damaged", walks=True, after=start, limit=limit)
     return [_damaged(row, link.target) for row in rows]
 
 
