@@ -255,6 +255,20 @@ def test_outbox_list_show_retry_and_drop(waiting: Path) -> None:
     assert "1 message" in command("outbox", "list", *at).output
 
 
+async def test_draining_waits_for_no_other_service(tmp_path: Path) -> None:
+    """Of several in one file each client waits for its own; and `drain` gives each its time: one
+    that is down does not take it from the rest."""
+    file = str(tmp_path / "o.db")
+    world = World(a=DOWN, b=DOWN)
+    for name in ("a", "b"):
+        async with world.client(name, outbox=file, sends=False) as client:
+            assert isinstance(await client.post("/o", json=1, key=name), Queued)
+    world.servers["b"].then(OK)
+    async with asyncio.timeout(20), world.client("b", outbox=file) as client:
+        assert (await client.drain(15)).waiting == 0
+        assert isinstance(await client.wait("b"), Delivered)
+
+
 def test_an_outbox_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> None:
     from unspool.admin.spool import NoSuch
 

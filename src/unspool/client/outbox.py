@@ -109,6 +109,7 @@ class Outbox:
         clock: Clock,
         chance: Callable[[int], bytes],
         leases_at_once: bool,
+        serves: Sequence[Destination],
     ) -> None:
         self.spool: Final = spool
         self.custody: Final = custody
@@ -121,6 +122,7 @@ class Outbox:
         self._clock = clock
         self._chance = chance
         self._leases_at_once = leases_at_once
+        self._serves = frozenset(serves)
         self._tasks: list[asyncio.Task[None]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -173,7 +175,7 @@ class Outbox:
         return cls(
             spool=spool, custody=custody, secret=secret, dispatcher=dispatcher, turn=turn,
             destination=destination, policy=policy, clock=clock, chance=chance,
-            leases_at_once=url.partition(":")[0] in LEASES_AT_ONCE,
+            leases_at_once=url.partition(":")[0] in LEASES_AT_ONCE, serves=serves,
         )  # fmt: skip
 
     # --- taking in ---------------------------------------------------------------------------
@@ -289,9 +291,14 @@ class Outbox:
 
     # --- sending -----------------------------------------------------------------------------
 
+    async def count(self) -> int:
+        """How many wait for whom we send to. What others keep in the same file is theirs."""
+        rows = await self.spool.tally([Instant(0)])
+        return sum(sum(row.counts) + row.held for row in rows if row.destination in self._serves)
+
     @property
     def waiting(self) -> int:
-        """How many wait, as last counted and since."""
+        """How many wait in the file, for whomever, as last counted and since."""
         return max(0, self.custody.backlog)
 
     @property
