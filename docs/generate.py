@@ -6,7 +6,8 @@
 settings.md from `settings.SETTINGS`, commands.md from the commands themselves, problems.md from
 `problems.PROBLEMS` and the classes of `errors`, idempotency.md from the conformance table and from
 what came of it (idempotency.json, by tests/idempotency/record.py), options.md from the fields of
-the middlewares' values (`options`). Nobody edits these pages.
+the middlewares' values (`options`), client.md from those of the client (`client_page`). Nobody
+edits these pages.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from client_page import client
 from options import options
 
 from unspool import errors
@@ -182,6 +184,7 @@ def idempotency() -> Iterator[str]:
 
 PAGES = {
     "options.md": lambda: options(MADE),
+    "client.md": lambda: client(MADE),
     "idempotency.md": idempotency,
     "settings.md": settings,
     "commands.md": commands,

@@ -32,6 +32,8 @@ from unspool.core.message import (
 )
 from unspool.core.outcome import judge, repeatable, retry_after
 from unspool.core.schedule import Pace, next_due, spread
+from unspool.house.lines import Brought, line, read
+from unspool.house.lines import Unfit as UnfitLine
 
 HERE = Path(__file__).parent
 NOW = Instant(1_750_000_000_000)
@@ -293,6 +295,7 @@ def handover_cases() -> list[Case]:
         make("a field with NUL", handed(fields=[["X-A", "\0"]])),
         make("a field with a space at its end", handed(fields=[["X-A", "1 "]])),
         make("a field outside Latin-1", handed(fields=[["X-A", "€"]])),
+        make("a host that is none", handed(fields=[["Host", "a b"]])),
         make("two hosts", handed(fields=[["Host", "a"], ["host", "a"]])),
         make("the order as a field", handed(fields=[["Unspool-Order", "customer-9"]])),
         make("the deadline as a field", handed(fields=[["Unspool-Lifetime", "60"]])),
@@ -311,7 +314,97 @@ def handover_cases() -> list[Case]:
 
 # --- the files --------------------------------------------------------------------------------
 
+# --- export.json ------------------------------------------------------------------------------
+
+
+def export_case(why: str, text: str) -> Case:
+    """A line of an export, what it says, and the same written by us."""
+    case: Case = {"why": why, "text": text}
+    try:
+        found = read(text.encode("utf-8", "surrogatepass"))
+    except UnfitLine:
+        return case | {"expect": None}
+    entry = found.entry if isinstance(found, Brought) else None
+    case["expect"] = {"line": type(found).__struct_config__.tag if entry is None else "message"}
+    if entry is not None:
+        request, answer = entry.message.request, entry.answer
+        case["expect"] |= {
+            "key": entry.message.key,
+            "state": entry.state.name.lower(),
+            "held": entry.due_at == NEVER,
+            "due_at": None if entry.due_at == NEVER else entry.due_at,
+            "body": None if request is None else b64encode(request.body).decode(),
+            "answer": None if answer is None else answer.status,
+        }
+    if not (isinstance(found, Brought) and found.leased):
+        case["written"] = line(found if entry is None else entry).decode().rstrip("\n")
+    return case
+
+
+def exported(**members: Any) -> str:
+    """A message that waits, and these members; None takes one away."""
+    request = {"method": "POST", "target": "/orders", "fields": [["Host", "shop"]], "body": "dGVh"}
+    whole = {
+        "line": "message", "key": "k", "state": "waiting", "destination": "shop",
+        "fingerprint": "AAE=", "nonce": "AgM=", "accepted_at": 1_750_000_000_000,
+        "expires_at": 1_750_432_000_000, "due_at": 1_750_000_001_000, "request": request,
+    } | members  # fmt: skip
+    return json.dumps({name: value for name, value in whole.items() if value is not None})
+
+
+def export_cases() -> list[Case]:
+    make = export_case
+    tried = {
+        "number": 1,
+        "at": 1_750_000_000_500,
+        "status": 503,
+        "cause": "503",
+        "sent": "maybe applied",
+    }
+    settled = {"settled_at": 1_750_000_009_000, "keep_until": 1_752_592_009_000, "request": None}
+    answer = {"status": 201, "reason": "Created", "fields": [["Location", "/7"]], "body": "AP8="}
+    request = {"method": "POST", "target": "/", "fields": [], "body": ""}
+    return [
+        make("the head", '{"line":"export","version":1,"exported_at":1750000000000}'),
+        make("the head, with the secret's mark",
+             '{"line":"export","version":1,"exported_at":1750000000000,"secret_mark":"00ff"}'),
+        make("a head of another version", '{"line":"export","version":2,"exported_at":1}'),
+        make("the secret", '{"line":"secret","secret":"c2VjcmV0"}'),
+        make("the last line", '{"line":"end","messages":7}'),
+        make("a message that waits", exported()),
+        make("one with everything", exported(
+            name="order-7", order_key="line", repeat=False, attempt=2, trail=[tried])),
+        make("a member that nobody knows yet", exported(colour="green")),
+        make("held", exported(due_at=None, held=True)),
+        make("waiting, and nobody says until when", exported(due_at=None)),
+        make("waiting without a request", exported(request=None)),
+        make("in an attempt's hands", exported(leased=True, attempt=1)),
+        make("delivered", exported(state="delivered", answer=answer, answer_until=1_750_086_409_000,
+                                   **settled)),
+        make("delivered, and the answer forgotten", exported(
+            state="delivered", stored=False, **settled)),
+        make("bounced", exported(state="bounced", reason="expired", trail=[tried], **settled)),
+        make("bounced for a reason there is not", exported(state="bounced", reason="x", **settled)),
+        make("settled, and not until when it is known", exported(
+            state="bounced", reason="expired")),
+        make("a claim", exported(state="claimed")),
+        make("bytes in a field, as Latin-1", exported(
+            request=request | {"fields": [["X", "caf\u00e9 \u00ff"]]})),
+        make("a character that is no byte", exported(
+            request=request | {"fields": [["X", "\u20ac"]]})),
+        make("a field with a line in it", exported(
+            request=request | {"fields": [["X", "a\r\nB: c"]]})),
+        make("a name that is no token", exported(request=request | {"fields": [["X Y", "a"]]})),
+        make("a target with a space", exported(request=request | {"target": "/ HTTP/1.1"})),
+        make("a body that is no base64", exported(request=request | {"body": "!"})),
+        make("an instant after the last", exported(expires_at=2**53)),
+        make("no JSON", '{"line":"message",'),
+        make("no line of ours", '{"line":"note"}'),
+    ]  # fmt: skip
+
+
 FILES = {
+    "export.json": export_cases,
     "outcome.json": outcome_cases,
     "schedule.json": schedule_cases,
     "fingerprint.json": fingerprint_cases,

@@ -3,6 +3,7 @@
     Refused        the sender keeps the request and tries again       503
     Unacceptable   the sender must mend it; repeating is useless      400, 413, 422
     Broken         the operator must act                              exit codes from sysexits
+    Saved          nobody: it is in good hands                        raised by adapters
     assert         us
 
 Each message says what happened, where the request is now, what happens next, and one command.
@@ -31,6 +32,10 @@ class Refused(UnspoolError):
 
 class Unavailable(Refused):
     """The spool did not answer; it may or may not have the message. Repeat it under its key."""
+
+
+class NotDone(Unavailable):
+    """The spool was not reached, or undid it: it does not have the message. Repeat it."""
 
 
 class InDoubt(Unavailable):
@@ -78,12 +83,31 @@ class Undelivered(Refused):
     """An attempt may have had its effect. Send it again only under the same key."""
 
 
+class Saved(UnspoolError):
+    """Somebody has it, and it will be delivered. Do not send it again."""
+
+    exit_code = os.EX_TEMPFAIL
+    key: str = ""
+    """What it is called. Sent again under this key, it is still one request."""
+    receipt: object = None
+    """Where to ask, where a relay or a queue has it (`unspool.client.Receipt`, or for callers who
+    block `BlockingReceipt`)."""
+    result: object = None
+    """`Accepted`, `Queued` or `FellBack`: who has it, and every attempt."""
+    request: object = None
+    """The request of the library that was asked."""
+
+
 class Unacceptable(UnspoolError):
     """The request can never be accepted as it is."""
 
     exit_code = os.EX_DATAERR
     request: object = None
     """What was to be sent, where a client refused it (`unspool.client.Request`)."""
+
+
+class TooMuch(Unacceptable):
+    """More was asked for at once than is passed on. Ask for less."""
 
 
 class Reused(Unacceptable):

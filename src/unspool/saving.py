@@ -28,7 +28,7 @@ from .core.message import Answer, Attempt, Instant, Message, Response, mint, sea
 from .core.outcome import cause_of, retry_after
 from .core.schedule import next_due
 from .custody import Custody
-from .errors import Corrupt, Refused, Unavailable
+from .errors import Corrupt, NotDone, Refused, Unavailable
 from .passage import Options, Passage
 from .problems import problem
 from .receipts import Board, accepted
@@ -143,7 +143,8 @@ class Saving:
     def refused(self, passage: Passage, answer: Answer | None, error: Refused) -> Response:
         """The spool did not take it; or nobody knows, and then it may not be sent again unless it
         may be repeated: what was taken all the same is delivered."""
-        if isinstance(error, Unavailable) and not passage.repeat:
+        doubt = isinstance(error, Unavailable) and not isinstance(error, NotDone)
+        if doubt and not passage.repeat:
             return problem("unknown", str(error))
         return self.not_saved(answer, str(error), 1)
 

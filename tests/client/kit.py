@@ -72,10 +72,9 @@ class World:
 
     def client(self, *names: str, **options: Any) -> AsyncClient:
         to = [f"https://{name}" for name in names or self.servers if not name.startswith("relay")]
-        return AsyncClient(
-            to, transport=self.transport, on_event=self.events.append, luck=self.luck.random,
-            **options,
-        )  # fmt: skip
+        options.setdefault("on_event", self.events.append)
+        options.setdefault("backoff_least_ms", 50)
+        return AsyncClient(to, transport=self.transport, luck=self.luck.random, **options)
 
     def asked(self, *names: str) -> int:
         return sum(len(self.servers[name].asked) for name in names or self.servers)

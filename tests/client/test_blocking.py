@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 import textwrap
 import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import trustme
 
+from crash.processes import free_port
 from unspool import Accepted, Client, Delivered, FellBack, Queued, Undelivered
+from unspool.client.forks import Again
 from unspool.errors import Misconfigured
 
 
@@ -160,6 +168,27 @@ def test_after_a_fork_the_parent_sends_on_what_waits_by_itself(
     )  # fmt: skip
 
 
+def test_a_fork_waits_for_what_is_just_being_opened_again() -> None:
+    """Else the child would find the client in use, and be refused for nothing."""
+    did: list[str] = []
+
+    def start() -> bool:
+        did.append("begun")
+        time.sleep(0.2)
+        did.append("done")
+        return True
+
+    again = Again(start)
+    again.soon()
+    while not did:
+        time.sleep(0.01)
+    again.stop()
+    assert did == ["begun", "done"]
+    again.soon()
+    again.stop()
+    assert did == ["begun", "done"], "and what has not begun does not begin"
+
+
 def test_forked_in_the_middle_of_a_call_the_child_is_refused_with_a_sentence(
     tmp_path: Path,
 ) -> None:
@@ -194,6 +223,33 @@ def test_forked_in_the_middle_of_a_call_the_child_is_refused_with_a_sentence(
         cwd=tmp_path,
     )
     assert out == "well\n"
+
+
+def test_an_async_client_that_came_through_a_fork_says_so(tmp_path: Path) -> None:
+    """Its loop and its connections are the parent's, which goes on."""
+    out = run(
+        """
+        import asyncio, os
+        from unspool import AsyncClient, Queued
+        from unspool.errors import Misconfigured
+
+        async def main():
+            async with AsyncClient("http://127.0.0.1:1", outbox="o.db", sends=False) as client:
+                pid = os.fork()
+                if not pid:
+                    try:
+                        await client.post("/o", json=1)
+                    except Misconfigured as error:
+                        os._exit(0 if "before this process was forked" in str(error) else 2)
+                    os._exit(1)
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+                print(type(await client.post("/o", json=1, deadline=1)).__name__)
+
+        asyncio.run(main())
+        """,
+        cwd=tmp_path,
+    )
+    assert out == "Queued\n"
 
 
 def test_a_program_that_forgets_to_close_ends_all_the_same(
@@ -259,3 +315,62 @@ def test_import_alone_is_cheap() -> None:
     assert done.stdout == "False False\n"
     assert Accepted.__module__ == "unspool.client.results"
     assert issubclass(Undelivered, Exception)
+
+
+def test_behind_gunicorn_preload_every_worker_sends(
+    server: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    """The client is made, and used, before gunicorn forks its workers."""
+    (tmp_path / "shop.py").write_text(
+        textwrap.dedent(
+            """
+            import os
+            from unspool import Client
+
+            client = Client(os.environ["SHOP"], outbox="o.db")
+            client.post("/o", json="at import")
+
+            def app(environ, start_response):
+                result = client.post("/o", json=os.getpid())
+                start_response("200 OK", [("Content-Type", "text/plain")])
+                return [f"{type(result).__name__} {os.getpid()}".encode()]
+            """
+        )
+    )
+    port = free_port()
+    gunicorn = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2", "--threads", "2",
+         "--bind", f"127.0.0.1:{port}", "--log-level", "error", "shop:app"],
+        cwd=tmp_path, env={**os.environ, "SHOP": url(server)},
+    )  # fmt: skip
+    try:
+        until, told = time.monotonic() + 20, Counter[str]()
+        while len(told) < 2 and time.monotonic() < until:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as response:
+                    told[response.read().decode()] += 1
+            except urllib.error.URLError:
+                time.sleep(0.05)
+    finally:
+        gunicorn.terminate()
+        gunicorn.wait(timeout=20)
+    assert len(told) == 2, told
+    assert all(one.startswith("Delivered ") for one in told)
+    bodies = [body for _, body in server.asked]  # type: ignore[attr-defined]
+    assert len(bodies) == 1 + sum(told.values())
+
+
+def test_https_is_verified_by_the_trust_that_was_given(server: ThreadingHTTPServer) -> None:
+    """A certificate that nobody vouches for is never sent to; with its own trust store it is."""
+    authority = trustme.CA()
+    inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(inside)
+    server.socket = inside.wrap_socket(server.socket, server_side=True)
+    origin = f"https://localhost:{server.server_address[1]}"
+    trust = ssl.create_default_context()
+    with Client(origin, deadline=2) as client, pytest.raises(Undelivered) as caught:
+        client.post("/o", json=1)
+    assert not caught.value.maybe_applied
+    authority.configure_trust(trust)
+    with Client(origin, tls=trust) as client:
+        assert isinstance(client.post("/o", json=1), Delivered)

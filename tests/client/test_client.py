@@ -21,6 +21,7 @@ from unspool.client import Bounced, Settled
 from unspool.client.events import Ended, News, Tried
 from unspool.core.idempotency import minted_at
 from unspool.core.message import Request
+from unspool.errors import Reused
 from unspool.problems import problem
 
 from .kit import DOWN, OK, RESET, TAKEN, World, has, never, says, value
@@ -344,6 +345,20 @@ async def test_in_progress_is_waited_for_under_the_same_key() -> None:
     assert world.asked("a") == 2
 
 
+async def test_a_server_that_does_not_know_what_an_attempt_did_is_believed() -> None:
+    """Our middleware's 409 after a crash in mid-handler: nobody knows, now and in the outbox."""
+    world = World(a=problem("outcome-unknown"), relay=TAKEN)
+    async with world.client("a", queues=["https://relay"], outbox="memory:") as client:
+        result = await client.post("/orders", json=1, key="k")
+        assert isinstance(result, Unknown)
+        assert (world.asked("a"), world.asked("relay")) == (1, 0)
+        world.servers["a"].then(DOWN)
+        world.servers["relay"].then(DOWN)
+        assert isinstance(await client.post("/orders", json=2, key="l", deadline=0.5), Queued)
+        world.servers["a"].then(problem("outcome-unknown"))
+        assert isinstance(await client.wait("l", timeout=5), Unknown)
+
+
 async def test_a_conflict_is_an_answer() -> None:
     world = World(a=says(409))
     async with world.client() as client:
@@ -379,6 +394,18 @@ async def test_nothing_is_kept_for_longer_than_the_servers_know_its_key() -> Non
         entry = await parts.outbox.find("k")
     assert entry is not None
     assert entry.message.expires_at - entry.message.accepted_at == 2_000
+
+
+async def test_a_key_that_was_delivered_is_no_other_requests() -> None:
+    """Refused before it is sent, also where nothing of it is in an outbox. The same is no reuse."""
+    world = World(a=OK)
+    async with world.client() as client:
+        await client.post("/orders", json={"a": 1, "b": 2}, key="k")
+        with pytest.raises(Reused):
+            await client.post("/orders", json={"a": 1, "b": 3}, key="k")
+        assert world.asked("a") == 1
+        again = await client.post("/orders", json={"b": 2, "a": 1}, key="k")
+    assert isinstance(again, Delivered), "the order of members means nothing"
 
 
 async def test_two_calls_under_one_key_go_one_after_the_other() -> None:

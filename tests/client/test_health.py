@@ -78,6 +78,18 @@ def test_the_less_busy_of_two_goes_first() -> None:
     assert 100 < first.count(1) < 200, "and the others share"
 
 
+def test_a_probe_that_nobody_waited_for_makes_room_for_another() -> None:
+    """A caller who is cancelled must not shut a server for a minute."""
+    scene = Scene(2)
+    for _ in range(5):
+        scene.ask(0, DOWN)
+    scene.now += 6_000
+    scene.health.began(0, Instant(scene.now))
+    assert scene.open() == {1}
+    scene.health.given_up(0, Instant(scene.now))
+    assert scene.open() == {0, 1}
+
+
 def test_the_spare_is_any_of_them() -> None:
     health = Health(3, luck=random.Random(1).random)
     assert {health.spare() for _ in range(100)} == {0, 1, 2}

@@ -179,6 +179,23 @@ def test_a_turn_is_one_processes_and_goes_with_it(tmp_path: Path) -> None:
     assert Turn.at("memory:", shop).take()
 
 
+async def test_what_has_an_order_does_not_overtake_what_waits(tmp_path: Path) -> None:
+    """While anything waits, it goes through the outbox, and out in its order."""
+    world = World(a=DOWN)
+    async with world.client(outbox=str(tmp_path / "o.db")) as client:
+        await client.post("/orders", json=1, order="c-7", deadline=0.2)
+        world.servers["a"].then(OK)
+        asked = world.asked("a")
+        second = await client.post("/orders", json=2, order="c-7")
+        assert isinstance(second, Queued)
+        third = await client.post("/orders", json=3)
+        assert isinstance(third, Delivered), "what has none goes at once"
+        assert (await client.drain(timeout=10)).waiting == 0
+        fourth = await client.post("/orders", json=4, order="c-7")
+        assert isinstance(fourth, Delivered)
+    assert [one.body for one in world.servers["a"].asked[asked:]] == [b"3", b"1", b"2", b"4"]
+
+
 async def test_a_server_that_is_well_again_is_sent_what_waits_for_it(tmp_path: Path) -> None:
     """Exim's rule: a success is evidence, and nobody waits for the next probe."""
     world = World(a=DOWN)

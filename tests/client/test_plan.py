@@ -216,9 +216,9 @@ def test_a_server_may_forbid_more_attempts() -> None:
 
 def test_one_who_hangs_leaves_time_for_another() -> None:
     """What may be repeated has half of the time for each attempt but the last; what may not has all
-    of it, for there is no second."""
-    facts = Facts(left_ms=8_000, whole_ms=8_000, open=(0, 1, 2))
-    for repeat, timeout in ((True, 4_000), (False, 8_000)):
+    of it, for there is no second, and so has a server that is the only one."""
+    for repeat, servers, timeout in ((True, 3, 4_000), (False, 3, 8_000), (True, 1, 8_000)):
+        facts = Facts(left_ms=8_000, whole_ms=8_000, open=tuple(range(servers)))
         step = next_step(Kind(repeat=repeat), BEGINNING, facts, Terms())
         assert isinstance(step, Attempt)
         assert step.timeout_ms == timeout

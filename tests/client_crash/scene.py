@@ -22,13 +22,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from crash.launch import Forked, Quick
-from crash.processes import Relay, eventually, listens
+from crash.processes import ROUNDS, Relay, eventually, listens
 from idempotency_crash.fleet import quick as servers_launcher
 from unspool.middleware.once import once
 
 PROGRAM = (sys.executable, "-m", "client_crash.sender")
 TESTS = Path(__file__).parent.parent
 SERVERS = 3
+PATIENCE_S = 60 * ROUNDS
 
 
 def quiet_port() -> int:
@@ -76,8 +77,8 @@ class Scene:
         self.shop = folder / "shop.db"
         self.done: Counter[str] = Counter()
         """What chaos did, and to whom."""
-        self.storm = False
-        """Nobody is up."""
+        self.storm: set[str] = set()
+        """These are down, all at once."""
         self.over = False
         """Chaos ends once it is; who was about to be started is started first."""
         self._servers = servers_launcher()
@@ -148,25 +149,26 @@ class Scene:
     async def _storms(self, luck: random.Random) -> None:
         while not self.over:
             await asyncio.sleep(luck.uniform(1.5, 3))
+            spared = "" if self.done["storm"] % 2 else "relay"
             self.done["storm"] += 1
-            self.storm = True
+            self.storm = {one.name for one in self.machines} - {spared}
             await asyncio.sleep(luck.uniform(0.5, 1.5))
-            self.storm = False
+            self.storm = set()
 
     async def _blows(self, machine: Machine, luck: random.Random) -> None:
         while not self.over:
-            await self._quiet(luck.uniform(0.3, 1.5))
-            what = "kill" if self.storm else luck.choice(["kill", "pause", "slow"])
+            await self._quiet(machine, luck.uniform(0.3, 1.5))
+            what = "kill" if machine.name in self.storm else luck.choice(["kill", "pause", "slow"])
             self.done[f"{what} {machine.name}"] += 1
             if what == "kill":
                 await machine.kill()
                 await asyncio.sleep(luck.uniform(0.05, 0.5))
-                while self.storm:
+                while machine.name in self.storm:
                     await asyncio.sleep(0.02)
                 await machine.start()
             elif what == "pause":
                 machine.pause()
-                await self._quiet(luck.uniform(0.2, 2.0))
+                await self._quiet(machine, luck.uniform(0.2, 2.0))
                 machine.go_on()
             else:
                 for _ in range(10):
@@ -175,10 +177,10 @@ class Scene:
                     machine.go_on()
                     await asyncio.sleep(0.01)
 
-    async def _quiet(self, seconds: float) -> None:
-        """So long, or until a storm begins."""
+    async def _quiet(self, machine: Machine, seconds: float) -> None:
+        """So long, or until a storm comes over it."""
         until = asyncio.get_running_loop().time() + seconds
-        while not self.storm and asyncio.get_running_loop().time() < until:
+        while machine.name not in self.storm and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(0.02)
 
     async def calm(self) -> None:
@@ -190,12 +192,16 @@ class Scene:
 
     async def drain(self) -> None:
         sender = await self.send("drain", durability="on-error", drain=True)
-        await sender.gone()
+        until = asyncio.get_running_loop().time() + PATIENCE_S
+        while asyncio.get_running_loop().time() < until:
+            with contextlib.suppress(TimeoutError):
+                await sender.gone()
+                break
 
         async def empty() -> bool:
             return not (await self.relay.health())["backlog"]
 
-        await eventually(empty, "the relay delivered what it had", seconds=60)
+        await eventually(empty, "the relay delivered what it had", seconds=PATIENCE_S)
 
     def rows(self) -> Counter[str]:
         """How many effects each key has had."""

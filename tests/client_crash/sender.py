@@ -22,12 +22,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 from unspool.client import AsyncClient, Client, Settled
 from unspool.errors import UnspoolError
 
 SENDERS = 6
+PAUSE_S = 0.02
 OPTIONS: dict[str, Any] = {
     "deadline": 1.5,
     "connect_ms": 300,
@@ -66,7 +68,7 @@ async def send(plan: dict[str, Any]) -> None:
     client = AsyncClient(plan["servers"], **options(plan, log))
     _say(f"ready {os.getpid()}")
     if plan.get("drain"):
-        await client.drain(timeout=60)
+        await client.drain(timeout=1_000)
         await client.aclose()
         return
 
@@ -81,6 +83,7 @@ async def send(plan: dict[str, Any]) -> None:
             except UnspoolError as error:
                 log.note("told", key, type(error).__name__)
             count += 1
+            await asyncio.sleep(PAUSE_S)
 
     await asyncio.gather(*(one(number) for number in range(SENDERS)))
 
@@ -101,6 +104,7 @@ def send_blocking(plan: dict[str, Any]) -> None:
             except UnspoolError as error:
                 log.note("told", key, type(error).__name__)
             count += 1
+            time.sleep(PAUSE_S)
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(SENDERS)]
     for thread in threads:

@@ -34,7 +34,7 @@ async def test_each_key_has_one_effect_and_what_was_accepted_arrives(tmp_path: P
     try:
         senders = [await scene.send(f"s{slot}", **kind(slot)) for slot in range(2)]
         for number in range(KILLS):
-            await asyncio.sleep(luck.uniform(0.1, 0.6))
+            await asyncio.sleep(luck.uniform(0.1, 0.4))
             slot = luck.randrange(2)
             senders[slot].kill()
             await senders[slot].gone()

@@ -1,13 +1,16 @@
 """Switch: a real spool behind a switch that can take it away in every way there is.
 
-spool = Switch(await SqliteSpool.open(path))
-spool.mode = "down"       nothing is done, and that is said at once
-spool.mode = "slow"       nothing is done, and nothing is said
-spool.mode = "full"       what is to be kept is refused; all else goes on
-spool.mode = "lost"       it is done, and the answer is lost
-spool.mode = "mute"       it is done, and nothing is said
-spool.mode = "well"
-spool.asked               verbs that came, by name
+    spool = Switch(await SqliteSpool.open(path))
+    spool.mode = "down"       nothing is done, and nobody knows
+    spool.mode = "refuses"    nothing is done, and that is said
+    spool.mode = "slow"       nothing is done, and nothing is said
+    spool.mode = "full"       what is to be kept is refused; all else goes on
+    spool.mode = "lost"       it is done, and the answer is lost
+    spool.mode = "mute"       it is done, and nothing is said
+    spool.mode = "well"
+    spool.asked               verbs that came, by name
+
+Whatever comes through is done by the spool itself.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 
 from unspool.core.lifecycle import Verdict
 from unspool.core.message import Destination, Instant, Key
-from unspool.errors import Full, Unavailable
+from unspool.errors import Full, NotDone, Unavailable
 from unspool.spools.protocol import Entry, Lease, Promises, Query, Spool
 
 
@@ -38,6 +41,8 @@ class Switch:
         mode = self.mode
         if mode == "down":
             raise Unavailable("switched off")
+        if mode == "refuses":
+            raise NotDone("switched off")
         if mode == "slow":
             await asyncio.Event().wait()
         if mode == "full" and verb == "accept":

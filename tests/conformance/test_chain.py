@@ -171,12 +171,19 @@ async def test_what_may_not_be_repeated_is_in_one_place() -> None:
         assert isinstance((await pair.chain.accept([waiting("c", repeat=False)]))[0], New)
 
 
-async def test_full_is_no_doubt() -> None:
-    """12. `Full` means that it did not happen: the next may have what may not be repeated."""
+@pytest.mark.parametrize("mode", ["full", "refuses"])
+async def test_what_surely_did_not_happen_is_no_doubt(mode: str) -> None:
+    """12. After `Full` and `NotDone` the next may have what may not be repeated."""
     async with pair_of() as pair:
-        pair.first.mode = "full"
+        pair.first.mode = mode
         [answer] = await pair.chain.accept([waiting("a", repeat=False)])
         assert isinstance(answer, New)
+
+
+async def test_one_that_is_full_says_so() -> None:
+    async with pair_of() as pair:
+        pair.first.mode = "full"
+        await pair.chain.accept([waiting("a")])
         assert pair.chain.views()[0].state == "full"
         assert "no room" in pair.chain.views()[0].cause
 
@@ -251,6 +258,29 @@ async def test_nothing_can_be_opened() -> None:
     pair = Pair(Switch(MemorySpool(), mode="down"), Switch(MemorySpool(), mode="down"))
     with pytest.raises(Unavailable, match="no spool can be opened"):
         await pair.chain.begin()
+
+
+async def test_one_that_hangs_while_it_is_opened_holds_nobody_up() -> None:
+    """A first that takes connections and never answers: the relay starts on the second."""
+
+    async def hangs() -> Any:
+        await asyncio.Event().wait()
+
+    async def well() -> Any:
+        return MemorySpool()
+
+    chain = ChainSpool(
+        [
+            Custodian(name="a", open=hangs, deadline_ms=DEADLINE_MS),
+            Custodian(name="b", open=well, deadline_ms=DEADLINE_MS),
+        ],
+        now=lambda: NOW,
+    )
+    began = time.monotonic()
+    await chain.begin()
+    assert time.monotonic() - began < 2
+    assert "could not be opened within" in chain.blind
+    await chain.aclose()
 
 
 async def test_what_no_waiting_mends_ends_the_start() -> None:
@@ -603,7 +633,7 @@ async def test_the_survey_and_the_tally_are_of_all() -> None:
         assert names_of(rows) == ["a", "b", "h"]
 
 
-async def test_one_that_hangs_while_it_closes_holds_nobody(tmp_path: Path) -> None:
+async def test_what_arrives_at_the_next_wakes_who_waits() -> None:
     async with pair_of() as pair:
         pair.first.mode = "slow"
         waiter = asyncio.create_task(pair.chain.wait_arrival())

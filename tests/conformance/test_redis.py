@@ -143,9 +143,10 @@ async def test_out_of_memory(server: Redis, spool: RedisSpool) -> None:
     assert all(isinstance(a, New) for a in await spool.accept([waiting("c"), waiting("d")]))
 
 
-async def test_what_is_large_comes_in_pieces(spool: RedisSpool) -> None:
+async def test_what_is_large_comes_in_pieces(server: Redis) -> None:
     """1, 4. An answer of hundreds of MiB is none that anybody waits for: a lease gives fewer, and
     what has to be whole is fetched one by one."""
+    spool = await RedisSpool.open(server.spool("large"))
     small = waiting("x").message.request
     assert small is not None
     large = replace(small, body=bytes(3 << 20))
@@ -167,6 +168,7 @@ async def test_what_is_large_comes_in_pieces(spool: RedisSpool) -> None:
         await spool.settle([(lease, replace(delivered(), answer=answer))])
     entries = await spool.find([key(name) for name in names])
     assert [entry and entry.answer for entry in entries] == [answer] * 6
+    await spool.aclose()
 
 
 # --- what a rotten byte costs ---------------------------------------------------------------------
@@ -204,10 +206,15 @@ async def test_a_spoilt_record(
                 await spool.accept([waiting("new"), waiting("a")])
             assert await found(spool, "new") is None, "nothing of the batch was done"
     [aside] = await spool.damaged(after=None, limit=9)
+    before = server.redis().hget(record, "bad")
     with pytest.raises(Corrupt):
-        await spool.find([aside.key])
+        await spool.find([aside.key, aside.key])
     with pytest.raises(Corrupt):
         await spool.accept([waiting(aside.key.rstrip("."))])
+    assert server.redis().hget(record, "bad") == before, "all its bytes are kept"
+    again = await RedisSpool.open(server.spool(named(request)))
+    assert again.corrupt == 1
+    await again.aclose()
     if look != "sweep":
         left = await lease_all(spool, now=later(9 * DAY), until=later(10 * DAY))
         assert names_of(left) == ["b"]
@@ -289,6 +296,21 @@ async def test_cancelled_calls_mix_up_no_replies(spool: RedisSpool) -> None:
                 call.cancel()
         for ended in await asyncio.gather(*calls, return_exceptions=True):
             assert ended is None or isinstance(ended, asyncio.CancelledError)
+
+
+async def test_closing_at_any_moment(server: Redis) -> None:
+    """Whoever listens is let go of at once, wherever he is. (In Python 3.11 a cancellation that
+    meets the end of a send is lost: he would have listened for 15 s more.)"""
+    began = asyncio.get_running_loop().time()
+    for turns in range(25):
+        spool = await RedisSpool.open(server.spool("closing"))
+        waiter = asyncio.create_task(spool.wait_arrival())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await spool.aclose()
+        waiter.cancel()
+        await asyncio.gather(waiter, return_exceptions=True)
+    assert asyncio.get_running_loop().time() - began < 10
 
 
 async def test_flushed_under_our_feet(server: Redis, spool: RedisSpool, request: Any) -> None:

@@ -23,6 +23,7 @@ from unspool.testing.conformance.values import (
     LEASED_UNTIL,
     NOW,
     delivered,
+    key,
     lease_all,
     waiting,
 )
@@ -206,6 +207,10 @@ async def test_waitaof() -> None:
             await spool.accept([waiting("c")])
             await lease_all(spool)
             assert witness.asked == 6, "what may be repeated need not wait"
+            await spool.find([key("c")])
+            assert witness.asked == 6
+            await spool.find([key("c"), key("a")])
+            assert witness.asked == 7, "who is shown an answer may rely on it"
             witness.synced = False
             with pytest.raises(Unavailable, match="not synced it"):
                 await spool.accept([waiting("d")])
@@ -305,7 +310,7 @@ async def test_replicas_and_clusters() -> None:
 
 async def test_nobody_there() -> None:
     """Refused at once."""
-    with pytest.raises(Unavailable, match="cannot be reached"):
+    with pytest.raises(Unavailable, match=r"cannot be reached.*Nothing was done"):
         await RedisSpool.open(f"redis://127.0.0.1:{free_port()}")
 
 
@@ -328,7 +333,7 @@ def test_urls(url: str, made: tuple[str, str]) -> None:
     "url",
     [
         "redis:", "redis:///0", "redis://h/db", "redis://h:x", "redis://h/0?name=", "redis://h:99999",
-        "redis://h/0?name={a}", "redis://h/0?sokcet_timeout=3", "redis://h/0/1",
+        "redis://h/0?name={a}", "redis://h/0?ssl_ca_certs=a", "redis://h/0?sokcet_timeout=3", "redis://h/0/1",
     ],
 )  # fmt: skip
 async def test_bad_urls(url: str) -> None:

@@ -28,6 +28,8 @@ from unspool.core.message import (
 )
 from unspool.core.outcome import judge, repeatable, retry_after
 from unspool.core.schedule import Pace, next_due, spread
+from unspool.house.lines import Brought, line, read
+from unspool.house.lines import Unfit as UnfitLine
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 NOW = Instant(1_750_000_000_000)
@@ -48,7 +50,8 @@ def made_by() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    "name", ["outcome.json", "schedule.json", "fingerprint.json", "handover.json"]
+    "name",
+    ["export.json", "outcome.json", "schedule.json", "fingerprint.json", "handover.json"],
 )
 def test_the_file_is_what_make_would_write(name: str) -> None:
     """Whoever changes a table writes the vectors again, so that other languages hear of it."""
@@ -154,3 +157,18 @@ def test_most_forms_are_refused() -> None:
     """Read by a person: what is accepted is exactly this."""
     good = [case["why"] for case in cases("handover.json") if case["expect"] is not None]
     assert len(good) == 18, good
+
+
+@pytest.mark.parametrize("case", cases("export.json"), ids=lambda case: case["why"])
+def test_a_line_of_an_export(case: dict[str, Any]) -> None:
+    """What is read is what stands there, and written again it reads the same."""
+    text = case["text"].encode()
+    if case["expect"] is None:
+        with pytest.raises(UnfitLine):
+            read(text)
+        return
+    found = read(text)
+    if "written" in case:
+        written = case["written"].encode() + b"\n"
+        assert line(found.entry if isinstance(found, Brought) else found) == written
+        assert read(written) == found

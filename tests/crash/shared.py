@@ -23,9 +23,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from servers import nats as nt
 from servers import postgres as pg
+from servers import redis as rd
 
-SHARED = ("postgres",)
+from .processes import ROUNDS
+
+SHARED = ("postgres", "redis", "nats")
+
+
+def engines(usual: str) -> tuple[str, ...]:
+    """All in a long run; in each run of the tests one for each test."""
+    return SHARED if ROUNDS > 1 else (usual,)
 
 
 class Server(Protocol):
@@ -83,11 +92,56 @@ class OfPostgres:
         self._each(signal.SIGCONT)
 
 
+class OfRedis:
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self.port: int = server.port
+        self.start = server.start
+        self.kill = server.kill
+        self.pause = server.pause
+        self.resume = server.resume
+
+    @property
+    def url(self) -> str:
+        return self.url_through(self.port)
+
+    def url_through(self, port: int) -> str:
+        return f"redis://127.0.0.1:{port}/0?name=crash"
+
+
+class OfNats:
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self.port: int = server.port
+        self.start = server.start
+
+    @property
+    def url(self) -> str:
+        return self.url_through(self.port)
+
+    def url_through(self, port: int) -> str:
+        return f"nats://127.0.0.1:{port}/crash?sync_interval=always"
+
+    def kill(self) -> None:
+        self._server.stop(kill=True)
+
+    def pause(self) -> None:
+        os.kill(self._server.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self._server.pid, signal.SIGCONT)
+
+
 @contextlib.contextmanager
 def engine(name: str) -> Iterator[Server]:
-    assert name == "postgres"
-    with pg.postgres(durable=True) as server:
-        yield OfPostgres(server)
+    with contextlib.ExitStack() as stack:
+        if name == "postgres":
+            yield OfPostgres(stack.enter_context(pg.postgres(durable=True)))
+        elif name == "redis":
+            yield OfRedis(stack.enter_context(rd.redis()))
+        else:
+            assert name == "nats"
+            yield OfNats(stack.enter_context(nt.nats(jetstream="sync_interval: always")))
 
 
 class Cable:
@@ -150,7 +204,7 @@ class Cable:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._carry(reader, onwards))
                 both.create_task(self._carry(there, writer))
-        except (OSError, ExceptionGroup):
+        except (OSError, ExceptionGroup, asyncio.CancelledError):
             pass
         finally:
             self._tasks.discard(task)

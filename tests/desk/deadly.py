@@ -2,6 +2,8 @@
 
     python deadly.py FROM TO PATH        as a program of its own: it forks for each death
 
+FROM and TO are engines, or URLs of servers with `{}` for a name.
+
 Each round fills two fresh spools, lets a child move and die, acts out what relays do meanwhile
 (sometimes: the lease runs out and the source delivers the message), moves again to the end,
 and looks: each message is live at exactly one place, as it was, or has its one answer at both.
@@ -15,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from unspool.custody import secret_entry
 from unspool.house import moving
 from unspool.house.moving import Move
 from unspool.spools.memory import bare
+from unspool.spools.open import open_spool
 from unspool.spools.protocol import Entry, Query
 
 VERBS = ("accept", "seize", "settle", "find", "browse")
@@ -64,6 +68,8 @@ async def open_(engine: str, path: Path) -> Any:
     from unspool.spools.logfile import open_log
     from unspool.spools.sqlite import SqliteSpool
 
+    if "{}" in engine:  # a server's URL, with room for a name
+        return await open_spool(engine.format(f"deadly_{path.parent.name}_{path.name}"))
     opens = {"sqlite": SqliteSpool.open, "leveldb": open_leveldb, "log": open_log}
     return await opens[engine](path, test_hook_no_sync=True)
 
@@ -170,6 +176,7 @@ async def check(
 def round_(engines: tuple[str, str], folder: Path, at: int, after: bool) -> bool:
     """False: there was no n-th verb any more."""
     shutil.rmtree(folder, ignore_errors=True)
+    folder = folder / f"{at}_{int(after)}"
     folder.mkdir(parents=True)
     entries = asyncio.run(fill(engines, folder))
     child = os.fork()
@@ -177,6 +184,7 @@ def round_(engines: tuple[str, str], folder: Path, at: int, after: bool) -> bool
         try:
             asyncio.run(die(engines, folder, at, after))
         except BaseException:
+            traceback.print_exc()
             os._exit(3)
         os._exit(0)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -31,9 +31,6 @@ async def test_corrupt_records_are_listed_and_dropped(tmp_path: Path) -> None:
     waits = run(tmp_path, "queue")
     assert (b"order-2" in waits.stdout, b"order-1" in waits.stdout) == (True, False)
     assert b"unspool queue --corrupt" in waits.stderr
-    listed = run(tmp_path, "queue", "--corrupt")
-    assert b"order-1" in listed.stdout
-    assert b"-- 2 records set aside" in listed.stdout
     lines = run(tmp_path, "queue", "--corrupt", "--json").stdout.splitlines()
     first, second = [json.loads(line) for line in lines]
     assert (first["name"], first["destination"]) == ("order-1", HERE)
@@ -42,16 +39,16 @@ async def test_corrupt_records_are_listed_and_dropped(tmp_path: Path) -> None:
     assert gone.returncode == os.EX_NOINPUT
     assert b"forgotten" in gone.stdout
     assert b"is not the mark" in gone.stdout
-    left = run(tmp_path, "queue", "--corrupt", "--json").stdout.splitlines()
-    assert [json.loads(line)["mark"] for line in left] == [second["mark"]]
+    left = run(tmp_path, "queue", "--corrupt").stdout
+    assert second["name"].encode() in left
+    assert b"-- 1 record set aside" in left
 
 
 async def test_all_corrupt_records_go_after_a_yes(tmp_path: Path) -> None:
     """`drop --corrupt --all` asks as `drop --all` does, and leaves what is whole alone."""
     await _damaged(tmp_path)
-    assert run(tmp_path, "drop", "--corrupt", "--all").returncode == os.EX_USAGE
-    dry = run(tmp_path, "drop", "--corrupt", "--all", "--dry-run")
-    assert b"2 corrupt records would be forgotten" in dry.stderr
+    asked = run(tmp_path, "drop", "--corrupt", "--all")
+    assert asked.returncode == os.EX_USAGE
+    assert b"2 corrupt records" in asked.stderr
     assert run(tmp_path, "drop", "--corrupt", "--all", "--yes").returncode == 0
     assert run(tmp_path, "queue", "--corrupt").stdout == b"No record is set aside as corrupt.\n"
-    assert b"order-2" in run(tmp_path, "queue").stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import stat
 import struct
@@ -14,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from desk_kit import now, put, run, waiting
 
@@ -22,13 +22,14 @@ from crash.service import Service
 from crash.wire import ask
 from unspool.core.lifecycle import State
 from unspool.core.message import Instant, Key
+from unspool.errors import TooMuch
 from unspool.spools import desk as desks
 from unspool.spools import desk_wire as wire
 from unspool.spools.desk import Desk, open_desk
 from unspool.spools.desk_visit import DeskSpool, NobodyServes
 from unspool.spools.logfile import open_log
 from unspool.spools.open import reach_spool
-from unspool.spools.protocol import Query
+from unspool.spools.protocol import Query, Spool
 
 
 async def _saved(relay: Relay, name: str) -> None:
@@ -55,23 +56,20 @@ async def test_operators_look_and_act_while_the_relay_runs(engine: str, tmp_path
                 await _saved(relay, name)
             listed = await _at(tmp_path, "queue", *flag)
             assert (listed.returncode, listed.stderr) == (0, b"")
-            assert b"k1" in listed.stdout
             assert b"-- 2 messages" in listed.stdout
-            body = await _at(tmp_path, "show", "k1", "--body", *flag)
-            assert body.stdout == b"tea"
-            verbs = [("hold", b"held"), ("release", b"due now"), ("drop", b"dropped")]
-            for verb, told in verbs if engine == "log" else verbs[2:]:
-                done = await _at(tmp_path, verb, "k1", *flag)
-                assert told in done.stdout, (verb, done)
-            [bounced] = (await _at(tmp_path, "queue", "--bounced", "--json", *flag)).stdout.split(
-                b"\n"
-            )[:-1]
-            assert json.loads(bounced)["reason"] == "dropped"
             assert stat.S_IMODE((relay.spool / "desk").stat().st_mode) == 0o600
+            if engine == "log":
+                body = await _at(tmp_path, "show", "k1", "--body", *flag)
+                assert body.stdout == b"tea"
+                held = await _at(tmp_path, "hold", "k1", *flag)
+                assert b"k1: held" in held.stdout
+                dropped = await _at(tmp_path, "drop", "k1", *flag)
+                assert b"dropped" in dropped.stdout
             assert await relay.stop() == 0
             assert not (relay.spool / "desk").exists()
-            alone = await _at(tmp_path, "queue", *flag)
-            assert b"-- 1 message," in alone.stdout
+            if engine == "log":
+                alone = await _at(tmp_path, "queue", "--bounced", *flag)
+                assert b"bounced: dropped" in alone.stdout
         finally:
             relay.end()
 
@@ -113,38 +111,41 @@ async def test_a_command_that_is_stopped_or_killed_holds_nobody_up(tmp_path: Pat
             for number in range(20):
                 await _saved(relay, f"k{number}")
             script = (
-                "import asyncio, sys, os, signal\n"
+                "import asyncio, os, signal, time\n"
                 "from unspool.spools.open import reach_spool\n"
                 "from unspool.spools.protocol import Query\n"
                 "async def main():\n"
                 f"    spool = await reach_spool({url!r})\n"
                 "    rows = await spool.browse(Query(), after=None, limit=500, requests=True)\n"
                 "    keys = [row.message.key for row in rows if row.message.name]\n"
-                f"    await spool.seize(keys[:5], now={now()}, until={now() + 1500})\n"
-                "    print('seized', flush=True)\n"
+                "    now = time.time_ns() // 1_000_000\n"
+                "    await spool.seize(keys[:5], now=now, until=now + 3000)\n"
+                "    print(keys[0], flush=True)\n"
                 "    os.kill(os.getpid(), signal.SIGSTOP)\n"
                 "asyncio.run(main())\n"
             )
             stopped = subprocess.Popen(  # noqa: ASYNC220 - it says one word
                 [sys.executable, "-c", script], stdout=subprocess.PIPE
             )
+            visit = await reach_spool(url)
             try:
                 assert stopped.stdout is not None
-                assert await asyncio.to_thread(stopped.stdout.readline) == b"seized\n"
-                busy = await _at(tmp_path, "hold", "k0", "--spool", url)
-                assert busy.returncode == os.EX_TEMPFAIL
+                key = Key((await asyncio.to_thread(stopped.stdout.readline)).decode().strip())
+                assert await _seized(visit, key) is False
                 assert (await relay.health())["ready"]
             finally:
                 stopped.kill()
                 stopped.wait()
                 stopped.stdout.close()
-
-            async def free() -> bool:
-                return (await _at(tmp_path, "hold", "k0", "--spool", url)).returncode == 0
-
-            await eventually(free, "its lease to run out", seconds=10)
+            await eventually(lambda: _seized(visit, key), "its lease to run out", seconds=10)
+            await visit.aclose()
         finally:
             relay.end()
+
+
+async def _seized(spool: Spool, key: Key) -> bool:
+    [lease] = await spool.seize([key], now=now(), until=Instant(now() + 60_000))
+    return lease is not None
 
 
 async def test_a_relay_that_dies_in_the_middle_is_said(tmp_path: Path) -> None:
@@ -161,11 +162,13 @@ async def test_a_relay_that_dies_in_the_middle_is_said(tmp_path: Path) -> None:
             await spool.find([Key("x")])
         await spool.aclose()
         assert (relay.spool / "desk").exists(), "the dead leave it behind"
-        listed = await _at(tmp_path, "queue", "--spool", f"log:///{relay.spool}")
-        assert b"k1" in listed.stdout
-        await relay.start()
-        listed = await _at(tmp_path, "queue", "--spool", f"log:///{relay.spool}")
-        assert b"k1" in listed.stdout
+        for _ in range(2):  # nobody has it; then a relay again
+            found = await reach_spool(f"log:///{relay.spool}")
+            assert len(await found.browse(Query(state=State.WAITING), after=None, limit=9)) == 1
+            await found.aclose()
+            if not isinstance(found, DeskSpool):
+                await relay.start()
+        assert isinstance(found, DeskSpool)
     finally:
         relay.end()
 
@@ -233,11 +236,9 @@ async def test_too_many_visitors_are_told_so(desk: Desk) -> None:
     await eventually(free, "room at the desk")
 
 
-async def test_a_newer_desk_is_not_guessed_at(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_desk_is_not_guessed_at() -> None:
     """Another form: nothing is said but that."""
-    monkeypatch.setattr(wire, "FORM", 2)
-    told = wire.hello(desk._spool.promises)
-    monkeypatch.undo()
+    told = msgspec.msgpack.encode(("unspool desk", wire.FORM + 1, {"anything": "else"}, ""))
     with pytest.raises(Exception, match="of another version of unspool"):
         wire.greeted(told, where="here")
 
@@ -299,3 +300,28 @@ async def test_another_user_is_sent_away(desk: Desk) -> None:
     )
     assert said.stdout in (b"0\n", b""), said
     assert b"Reset" in said.stderr or said.stdout == b"0\n", said
+
+
+async def test_large_messages_are_asked_for_one_by_one(desk: Desk) -> None:
+    """More than a frame holds at once: fewer are asked for. What was seized in vain is as good as
+    in another's hands until the term is over; one that fits in no frame is said."""
+    desk.frame_max_bytes = 300_000
+    spool = await DeskSpool.open(desk._folder)
+    entries = [waiting(f"m{number}", due_at=0, body=bytes(100_000)) for number in range(9)]
+    for entry in entries:
+        await spool.accept([entry])
+    rows = await spool.browse(Query(), after=None, limit=99, requests=True)
+    assert [row.message for row in rows][2:] == [entry.message for entry in entries]
+    keys = [row.message.key for row in rows]
+    assert [entry is not None for entry in await spool.find(keys)] == [True] * 11
+    leases = await spool.seize(keys, now=now(), until=Instant(now() + 60_000))
+    assert all(leases), "the size is known by now"
+    fresh = await DeskSpool.open(desk._folder)
+    later = Instant(now() + 120_000)
+    leases = await fresh.seize(keys, now=later, until=Instant(later + 60_000))
+    assert [lease is not None for lease in leases] == [False] * 11
+    desk.frame_max_bytes = 50_000
+    with pytest.raises(TooMuch, match="Stop the relay"):
+        await fresh.browse(Query(), after=None, limit=99, requests=True)
+    await spool.aclose()
+    await fresh.aclose()

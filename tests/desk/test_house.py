@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
+import pty
 import stat
 import subprocess
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,11 @@ from unspool.house.importing import BadLine, bring
 from unspool.house.lines import Brought, Head, Unfit, line, read
 from unspool.house.secret import OtherSecret
 from unspool.house.walk import pages
+from unspool.spools.desk import open_desk
+from unspool.spools.desk_visit import DeskSpool
+from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool, bare
-from unspool.spools.open import open_spool
+from unspool.spools.open import open_spool, reach_spool
 from unspool.spools.protocol import Entry, Query, Spool
 
 ANSWER = Response(201, b"Created \xe9", ((b"Content-Type", b"text/plain"),), b"\x00\xff", None, -1)
@@ -107,6 +113,25 @@ async def test_every_state_goes_over_whole(engine: str, tmp_path: Path) -> None:
     assert await everything(target) == before
     await source.aclose()
     await target.aclose()
+
+
+async def test_out_of_a_running_relay_and_into_one(tmp_path: Path) -> None:
+    """Spools of one process, through the desks of those that have them."""
+    async with AsyncExitStack() as stack:
+        visits: list[Spool] = []
+        for name in "ab":
+            kept = await open_log(tmp_path / name, test_hook_no_sync=True)
+            stack.push_async_callback(kept.aclose)
+            desk = await open_desk(kept, tmp_path / name)
+            assert desk is not None
+            stack.push_async_callback(desk.close)
+            visits.append(await reach_spool(f"log:///{tmp_path}/{name}"))
+            assert isinstance(visits[-1], DeskSpool)
+            stack.push_async_callback(visits[-1].aclose)
+        await filled(visits[0], *(waiting(f"m{number}") for number in range(700)))
+        sums = await brought(visits[1], await exported(visits[0]))
+        assert (sums.new, sums.whole) == (706, True)
+        assert await everything(visits[1]) == await everything(visits[0])
 
 
 async def test_claims_stay_and_the_tried_that_may_not_be_repeated_is_unknown() -> None:
@@ -312,7 +337,6 @@ async def test_export_and_import_as_commands(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     whole = file.read_bytes()
     assert b'"line":"secret"' in whole
-    assert b"is whole" in run(tmp_path, "export", "out.jsonl").stderr
     file.write_bytes(whole[: len(whole) * 2 // 3])
     assert run(tmp_path, "export", "out.jsonl").returncode == 0
     assert file.read_bytes() == whole
@@ -332,22 +356,46 @@ async def test_export_and_import_as_commands(tmp_path: Path) -> None:
         await moved.aclose()
 
 
-def test_bad_words_to_the_commands(tmp_path: Path) -> None:
-    """A sentence and an exit code for each."""
+async def test_bad_words_to_the_commands(tmp_path: Path) -> None:
+    """A sentence and an exit code for each; nothing is made, and nothing changed."""
     (tmp_path / "notes.txt").write_text("milk\n")
-    for words, code, told in (
-        (("export",), os.EX_NOINPUT, b"there is no spool"),
+    nothing = [
+        (("export", "out.jsonl"), os.EX_NOINPUT, b"there is no spool"),
         (("import", "notes.txt"), os.EX_DATAERR, b"Line 1 is no line of an export"),
+    ]
+    await _all_said(tmp_path, nothing)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    await (await open_spool(f"sqlite:///{tmp_path}/unspool.db")).aclose()
+    words = [
         (("export", "notes.txt"), os.EX_DATAERR, b"is no export"),
-        (("export", "no/where.jsonl"), os.EX_CANTCREAT, b"cannot be written"),
-        (("export", "a", "--after", "k"), os.EX_USAGE, b"--after"),
-        (("import", "nothing.jsonl"), os.EX_USAGE, b"nothing.jsonl"),
-        (("export", "--after", "nobody"), os.EX_NOINPUT, b"no entry has the spool key"),
-        (("move", "--from", "sqlite:///no.db", "--to", "log:///l"), os.EX_NOINPUT, b"no spool"),
         (("move", "--from", "sqlite:///unspool.db", "--to", "memory:"), os.EX_NOINPUT, b"memory"),
-    ):
-        done = run(tmp_path, *words)
-        assert done.returncode == code, done
-        assert told in done.stderr, done
-        assert b"Traceback" not in done.stderr
+    ]
+    await _all_said(tmp_path, words)
     assert (tmp_path / "notes.txt").read_text() == "milk\n"
+
+
+async def _all_said(folder: Path, table: list[tuple[tuple[str, ...], int, bytes]]) -> None:
+    done = await asyncio.gather(*(asyncio.to_thread(run, folder, *row[0]) for row in table))
+    for one, (_, code, told) in zip(done, table, strict=True):
+        assert one.returncode == code, one
+        assert told in one.stderr, one
+        assert b"Traceback" not in one.stderr
+
+
+async def test_a_person_sees_how_far_it_is(tmp_path: Path) -> None:
+    """A bar on stderr at a terminal, and data on stdout all the same."""
+    spool = await open_spool(f"sqlite:///{tmp_path}/unspool.db")
+    await filled(spool)
+    await spool.aclose()
+    person, terminal = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *command("export"), cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE,
+        stderr=terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    out, _ = await process.communicate()
+    seen = os.read(person, 65_536)
+    os.close(person)
+    assert b"exporting" in seen
+    assert b"exported 6 messages" in seen
+    assert len(out.splitlines()) == 9  # head, secret, messages, end

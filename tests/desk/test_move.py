@@ -102,17 +102,20 @@ async def test_killed_at_any_step(source: str, target: str, tmp_path: Path) -> N
     a second move brings each message to exactly one place. (`deadly` tells how.)"""
     if "leveldb" in (source, target):
         pytest.importorskip("plyvel")
+    await _deadly(source, target, tmp_path, step=1 if ROUNDS > 1 or source == "sqlite" else 3)
+
+
+async def _deadly(source: str, target: str, tmp_path: Path, *, step: int) -> None:
     folder = (SHM if SHM.is_dir() else tmp_path) / f"deadly-{os.getpid()}"  # noqa: ASYNC240
     words = (sys.executable, str(HERE_PATH / "deadly.py"), source, target, str(folder))
-    step = "1" if ROUNDS > 1 or source == "sqlite" else "3"
     process = await asyncio.create_subprocess_exec(
         *words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "DEADLY_STEP": step},
+        env={**os.environ, "DEADLY_STEP": str(step)},
     )  # fmt: skip
     out, _ = await process.communicate()
     shutil.rmtree(folder, ignore_errors=True)
     assert process.returncode == 0, out.decode()
-    assert int(out.split()[-1]) >= 20 // int(step), out
+    assert int(out.split()[-1]) >= 20 // step, out
 
 
 # -- what stays, and why ---------------------------------------------------------------------------
@@ -265,7 +268,8 @@ def _answered() -> Any:
 
 
 async def test_a_parked_message_is_left_alone_by_operators(tmp_path: Path) -> None:
-    """Only the source can say that it may go: `release --all` would send it twice."""
+    """Only the source can say that it may go: `release --all` would send it twice. By name it goes:
+    the old spool may be gone for good."""
     from unspool.core.parking import park
 
     spool = await open_spool(f"sqlite:///{tmp_path}/unspool.db")
@@ -278,6 +282,11 @@ async def test_a_parked_message_is_left_alone_by_operators(tmp_path: Path) -> No
     [entry] = await spool.find([a.message.key])
     assert entry is not None
     assert (entry.due_at, entry.trail) == (NEVER, trail)
+    named = await asyncio.to_thread(run, tmp_path, "release", "a")
+    assert named.returncode == 0, named
+    [entry] = await spool.find([a.message.key])
+    assert entry is not None
+    assert (entry.due_at < NEVER, entry.trail) == (True, a.trail)
     await spool.aclose()
 
 
@@ -418,3 +427,14 @@ async def test_to_and_from_servers(
     finally:
         for spool in (old, new, by_file):
             await spool.aclose()
+
+
+@pytest.mark.parametrize(("source", "target"), [("postgres", "redis"), ("redis", "postgres")])
+async def test_killed_at_any_step_between_servers(
+    source: str, target: str, shared: Callable[[str, str], str], tmp_path: Path
+) -> None:
+    """As above; on a server leases are real, and so is what a dead mover left open there."""
+    urls = [
+        shared(engine, "NAME").replace("NAME", f"{source[0]}{{}}") for engine in (source, target)
+    ]
+    await _deadly(*urls, tmp_path, step=1 if ROUNDS > 1 else 9)

@@ -48,6 +48,11 @@ def written(key: str, *, target: str = "/orders", **members: object) -> bytes:
     ).encode()
 
 
+def environ() -> dict[str, str]:
+    """Ours, without what would be a setting, or be taken for one."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("UNSPOOL_")}
+
+
 class Collecting:
     """`unspool collect`, until it is stopped."""
 
@@ -64,7 +69,7 @@ class Collecting:
         before = self.text().count("collects from")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ()
             )
         until = time.monotonic() + START_S
         while self.text().count("collects from") == before:
@@ -77,7 +82,7 @@ class Collecting:
         with self.log.open("ab") as log:
             return subprocess.run(
                 [*self.command, "--once"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                timeout=60, check=False,
+                env=environ(), timeout=60, check=False,
             ).returncode  # fmt: skip
 
     def kill(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -107,6 +107,7 @@ class It:
         self.terms = Terms(survives=Survives.NOTHING, required=required)
         self.options = OPTIONS
         self.tries = tries
+        self.chance: Callable[[int], bytes] = bytes
 
     def collector(self) -> Collector:
         self.queue = Watched(self.server, self.told)
@@ -117,7 +118,7 @@ class It:
             options=self.options,
             secret=SECRET,
             clock=self.clock,
-            chance=bytes,
+            chance=self.chance,
             tries=self.tries,
             luck=lambda: 0.0,
         )
@@ -293,6 +294,19 @@ async def test_too_large_for_the_spool() -> None:
     assert it.waiting("unspool.aside") == [written()]
 
 
+async def test_a_mistake_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """One message that we stumble over does not end the collector, which would meet it again."""
+    it = It()
+
+    def chance(_size: int) -> bytes:
+        raise ZeroDivisionError
+
+    it.chance = chance
+    assert await it.drained(written())
+    assert it.waiting("unspool.aside") == [written()]
+    assert "a mistake of ours" in caplog.text
+
+
 async def test_no_custody_no_taking() -> None:
     """A spool that does not survive what the operator asked for takes nothing from anybody."""
     it = It(required=Survives.POWER)
@@ -308,6 +322,7 @@ async def test_a_queue_that_hangs_up_at_the_end() -> None:
     collector = it.collector()
     it.queue.broken = True
     assert not await collector.drain(asyncio.Event(), wait_ms=10)
+    assert it.told == ["synced", "give back"]
     assert it.waiting() == [written()]
     assert await it.drained()
     assert len(it.spool.entries) == 1

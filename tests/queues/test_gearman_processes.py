@@ -8,13 +8,14 @@ import os
 import random
 import subprocess
 import sys
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
 
 import apsw
 import pytest
-from collecting import CLIENT, WORKER, Collecting, perl, submit, tool, written
+from collecting import CLIENT, WORKER, Collecting, environ, perl, submit, tool, written
 
 from crash.processes import Relay, eventually
 from crash.service import Service
@@ -25,8 +26,9 @@ from unspool.core.message import Request
 from unspool.errors import Misconfigured
 from unspool.queues.open import open_queue
 from unspool.queues.protocol import Queue
+from unspool.spools.logfile import open_log
 
-ROUNDS = int(os.environ.get("UNSPOOL_CRASH_ROUNDS", "4"))
+ROUNDS = 4 * max(1, int(os.environ.get("UNSPOOL_CRASH_ROUNDS", "1")))
 NUMBERS = count()
 
 
@@ -183,15 +185,38 @@ async def test_a_sender_who_waits_is_told(
     assert collector.stop() == 0
 
 
+async def test_a_spool_that_somebody_has_to_himself(collector: Collecting, tmp_path: Path) -> None:
+    """Who cannot open it beside the relay is told how the relay can do it."""
+    spool = await open_log(tmp_path / "spool.log")
+    try:
+        collector.command += ["--spool", f"log:///{tmp_path}/spool.log"]
+        at = collector.command.index("--spool")
+        del collector.command[at : at + 2]
+        assert await asyncio.to_thread(collector.once) == 75
+        assert "let it collect itself: unspool serve --collect gearman://" in collector.text()
+    finally:
+        await spool.aclose()
+
+
 async def test_one_process_for_both(
     server: Gearmand, function: str, service: Service, tmp_path: Path
 ) -> None:
-    """`serve --collect`: the relay takes from the queue itself, and drains cleanly."""
+    """`serve --collect`: the relay takes from the queue itself, and drains cleanly. It is one key
+    by whichever way it comes: a repeat at the door gets the answer."""
     relay = Relay(tmp_path, to=service.url, arguments=["--collect", server.url(function)])
     try:
         await relay.start()
-        submit(server, function, written("one-process"))
+        text = [["Content-Type", "text/plain"]]
+        submit(server, function, written("one-process", fields=text))
         await eventually(lambda: service.of("one-process"), "delivery")
+        repeat = urllib.request.Request(
+            f"http://127.0.0.1:{relay.port}/orders",
+            data=b"one-process",
+            headers={"Idempotency-Key": "one-process", "Content-Type": "text/plain"},
+        )
+        with await asyncio.to_thread(urllib.request.urlopen, repeat, timeout=10) as answer:
+            assert answer.headers["Idempotent-Replayed"] == "true"
+        assert len(service.of("one-process")) == 1
         assert await relay.stop() == 0
         assert server.status()[function] == (0, 0, 0)
     finally:
@@ -323,10 +348,9 @@ def test_refused(
 )
 def test_ended(arguments: tuple[str, ...], code: int, says: str, tmp_path: Path) -> None:
     """What cannot work ends with the exit code of its kind, in one line."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("UNSPOOL_")}
     done = subprocess.run(
         [sys.executable, "-m", "unspool", "collect", *arguments, *TO],
-        cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30, check=False,
+        cwd=tmp_path, env=environ(), capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert says in done.stderr

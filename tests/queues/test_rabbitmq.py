@@ -111,7 +111,7 @@ async def test_a_restart(server: RabbitMQ, name: str) -> None:
     with pytest.raises(Unavailable):
         await queue.take(limit=1, wait_ms=1_000)
     await queue.complete(held[1:])  # nobody hears it, and it is given again
-    await asyncio.to_thread(server.start)
+    server.start()  # by this thread: it ends with the one that started it
     # What was completed just before may be given again: RabbitMQ does not sync that.
     assert payloads - {held[0].payload} <= await all_of(queue) <= payloads
 
@@ -171,6 +171,24 @@ async def test_who_is_not_let_in(server: RabbitMQ) -> None:
         await queue_at(server.port, vhost="/nowhere").put([b"one"])
 
 
+async def test_what_a_user_may_do(server: RabbitMQ, name: str) -> None:
+    """Who may not make queues may use one that is there; who may not write is told so."""
+    await declared(server, name, durable=True)
+    server.control(
+        "eval",
+        '[begin rabbit_auth_backend_internal:add_user(U, <<"guest">>, <<"test">>), '
+        'rabbit_auth_backend_internal:set_permissions(U, <<"/">>, <<>>, W, <<".*">>, <<"test">>) '
+        'end || {U, W} <- [{<<"writer">>, <<".*">>}, {<<"reader">>, <<>>}]].',
+    )
+    writer, reader = (queue_at(server.port, name, user=user) for user in ("writer", "reader"))
+    await writer.put([b"one"])
+    with pytest.raises(Misconfigured, match="does not let the user reader"):
+        await reader.put([b"two"])
+    with pytest.raises(Misconfigured, match="list_permissions"):
+        await queue_at(server.port, "nowhere", user="writer").put([b"three"])
+    assert await all_of(reader) == {b"one"}
+
+
 @pytest.mark.parametrize(
     "say",
     [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\0\0\x09\x01", b"\x01\0\0\0\0\0\x04\xff" * 9],
@@ -186,6 +204,18 @@ async def test_no_rabbitmq(say: bytes) -> None:
         with pytest.raises(Unavailable):
             await queue.take(limit=1, wait_ms=60_000)
         assert asyncio.get_running_loop().time() - began < 5
+        await queue.aclose()
+
+
+async def test_many_callers_wait_for_one_deadline_together() -> None:
+    """10. Who comes behind a failure is told of it, and does not wait as long again."""
+    async with somebody(b"") as port:
+        queue = queue_at(port)
+        began = asyncio.get_running_loop().time()
+        calls = (queue.put([b"%d" % number]) for number in range(60))
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(one, Unavailable) for one in ended)
+        assert asyncio.get_running_loop().time() - began < 2
         await queue.aclose()
 
 

@@ -26,6 +26,8 @@ from typing import Final
 
 import pytest
 
+from .stopped import stop
+
 START_S: Final = 15
 
 
@@ -91,7 +93,7 @@ class Gearmand:
 
     def pause(self) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        stop(self._process.pid)
 
     def go_on(self) -> None:
         assert self._process is not None

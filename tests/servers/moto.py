@@ -28,6 +28,8 @@ from typing import Final
 
 import pytest
 
+from .stopped import stop
+
 START_S: Final = 40
 
 
@@ -89,7 +91,7 @@ class Moto:
         return re.findall(r"<Key>([^<]*)</Key>", listed)
 
     def pause(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
+        stop(self.process.pid)
 
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)

@@ -23,16 +23,18 @@ from ..chance import Chance
 from ..clock import SystemClock
 from ..core.admission import Terms
 from ..custody import Custody
-from ..errors import Misconfigured, PromiseBroken
+from ..errors import InUse, Misconfigured, PromiseBroken
 from ..ingress.collector import Collector
 from ..node import Node, marked
 from ..queues.open import open_queue
+from ..queues.protocol import Queue
 from ..settings import Settings
 from ..spools.open import shown
 from ..spools.protocol import Spool
 from . import logs
 from .notify import notify
 from .plan import plan_of
+from .wording import SURVIVES
 from .workers import STOPS
 
 log = logging.getLogger("unspool.collect")
@@ -51,45 +53,20 @@ def collect(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
 
 
 async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
-    from .opening import disk_of, open_for
+    from .opening import open_for
     from .serve import ears  # with all that a relay needs
 
     told = ears()
-    plan = plan_of(settings)
     queues = [await open_queue(url) for url in urls]  # before the spool: these ask nobody yet
-    spool = await open_for(settings)
     try:
-        if spool.promises.survives < plan.required:
-            raise PromiseBroken(
-                f"the spool {' '.join(map(shown, settings.spool))} survives "
-                f"{spool.promises.survives.name.lower()}, and `survives` asks for "
-                f"{plan.required.name.lower()}. Nothing was collected. Use another spool, or "
-                f"say --survives {spool.promises.survives.name.lower()}"
-            )
-        terms = Terms(
-            survives=spool.promises.survives,
-            required=plan.required,
-            backlog_max=plan.backlog_max,
-            disk_free_min_bytes=plan.disk_free_min_bytes,
-        )
-        custody = Custody(spool=spool, terms=terms, disk_free=disk_of(settings))
-        clock, chance = SystemClock(), Chance()
-        secret = await custody.open(now=clock.now(), chance=chance)
-        if plan.backlog_max:
-            await custody.count()
-        collectors = [
-            Collector(
-                queue=queue,
-                called=shown(url),
-                custody=custody,
-                options=marked(plan.options, secret),
-                secret=secret,
-                clock=clock,
-                chance=chance,
-                exacting=True,
-            )
-            for url, queue in zip(urls, queues, strict=True)
-        ]
+        spool = await open_for(settings)
+    except InUse as error:
+        raise InUse(
+            f"{error} If it is the relay of this spool, let it collect itself: "
+            f"unspool serve --collect {shown(urls[0])}"
+        ) from error
+    try:
+        custody, collectors = await _opened(settings, spool, urls, queues)
         _announce(settings, urls, spool)
         notify("READY=1")
         if once:
@@ -105,6 +82,47 @@ async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
     finally:
         await spool.aclose()
     return os.EX_OK
+
+
+async def _opened(
+    settings: Settings, spool: Spool, urls: Sequence[str], queues: Sequence[Queue]
+) -> tuple[Custody, list[Collector]]:
+    """Custody as the relay of this spool has it, and a collector for each queue."""
+    from .opening import disk_of
+
+    plan = plan_of(settings)
+    if spool.promises.survives < plan.required:
+        raise PromiseBroken(
+            f"the spool {' '.join(map(shown, settings.spool))} "
+            f"{SURVIVES[spool.promises.survives]}, and `survives` asks for "
+            f"{plan.required.name.lower()}. Nothing was collected. Use another spool, or "
+            f"say --survives {spool.promises.survives.name.lower()}"
+        )
+    terms = Terms(
+        survives=spool.promises.survives,
+        required=plan.required,
+        backlog_max=plan.backlog_max,
+        disk_free_min_bytes=plan.disk_free_min_bytes,
+    )
+    custody = Custody(spool=spool, terms=terms, disk_free=disk_of(settings))
+    clock, chance = SystemClock(), Chance()
+    secret = await custody.open(now=clock.now(), chance=chance)
+    if plan.backlog_max:
+        await custody.count()
+    collectors = [
+        Collector(
+            queue=queue,
+            called=shown(url),
+            custody=custody,
+            options=marked(plan.options, secret),
+            secret=secret,
+            clock=clock,
+            chance=chance,
+            exacting=True,
+        )
+        for url, queue in zip(urls, queues, strict=True)
+    ]
+    return custody, collectors
 
 
 async def _drained(collectors: Sequence[Collector], told: asyncio.Event) -> int:
@@ -153,8 +171,8 @@ def _announce(settings: Settings, urls: Sequence[str], spool: Spool) -> None:
     name = (settings.destination or settings.to)[0]
     sys.stderr.write(
         f"unspool {__version__} collects from {' '.join(map(shown, urls))}\n"
-        f"  spool        {' '.join(map(shown, settings.spool))}: survives "
-        f"{spool.promises.survives.name.lower()} ({spool.promises.detail})\n"
+        f"  spool        {' '.join(map(shown, settings.spool))}: "
+        f"{SURVIVES[spool.promises.survives]} ({spool.promises.detail})\n"
         f"  delivery     by the relay of this spool: unspool serve --to {name}"
         f" {' '.join(f'--spool {shown(url)}' for url in settings.spool)}\n"
     )

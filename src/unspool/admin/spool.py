@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -27,6 +27,7 @@ from ..config import load
 from ..core.lifecycle import State
 from ..core.message import Instant, Key
 from ..errors import UnspoolError
+from ..house.walk import pages
 from ..settings import Settings
 from ..spools.protocol import Entry, Query, Spool
 from .wording import said
@@ -71,13 +72,12 @@ class Desk(msgspec.Struct, frozen=True):
         self, query: Query, *, after: Key | None = None, size: int = PAGE
     ) -> AsyncGenerator[Entry, None]:
         """What `query` means, behind `after`: a page is read when it is wanted."""
-        while page := await self.spool.browse(query, after=after, limit=size):
-            for entry in page:
-                if entry.message.key != self.secret:
-                    yield entry
-            if len(page) < size:
-                return
-            after = page[-1].message.key
+        walk = pages(self.spool, query, clock=SystemClock(), after=after, size=size)
+        async with aclosing(walk) as found:
+            async for page in found:
+                for entry in page:
+                    if entry.message.key != self.secret:
+                        yield entry
 
     def views(self) -> list[View]:
         """Of several spools, how each does; empty where there is one."""

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Self, TypeVar, Unpack
 
@@ -147,7 +146,7 @@ class Client:
                 "This client cannot be used: it is closed. Nothing was sent. Make another:"
                 " Client(…)"
             )
-        if sys.is_finalizing() or not threading.main_thread().is_alive():
+        if sys.is_finalizing():
             why = "the interpreter is shutting down, and no thread can send it any more"
             raise _too_late(request, why)
 
@@ -159,7 +158,8 @@ class Client:
 
         try:
             result = self._portal.call(there)
-            self._again.watch()
+            if self.options.outbox is not None:
+                self._again.watch()
             return result
         except RuntimeError as error:
             if "interpreter shutdown" in str(error) or "can't start new thread" in str(error):

@@ -29,6 +29,7 @@ from typing import Any, Final, Self, TypedDict, Unpack
 
 import msgspec
 
+from .. import __version__
 from ..chance import Chance
 from ..core.idempotency import uuid7
 from ..errors import Undelivered
@@ -40,9 +41,11 @@ from .parts import Parts, open_parts
 from .record import result_of
 from .request import Auth, Content, Defaults, Fields, Params, Request, compose
 from .results import (
+    Delivered,
     Fate,
     Progress,
     Queued,
+    Rejected,
     Result,
     Settled,
 )
@@ -57,17 +60,31 @@ class Asked(TypedDict, total=False):
     """What may be said of a request."""
 
     params: Params | None
+    """The query: a mapping, or pairs. Behind what the path has of one."""
     headers: Fields | None
+    """Fields, before those of the client."""
     json: Any
+    """The body, as JSON."""
     data: Any
+    """The body: a mapping as a form, or bytes or text."""
     content: Content | None
+    """The body: bytes or text."""
     auth: Auth | None
+    """`("name", "password")`, or the whole value of Authorization."""
     key: str | bool | None
+    """The Idempotency-Key: what this one thing that you want done is called, the same for every
+    try. Default: a UUIDv7. `False`: none is sent, and it is never sent twice."""
     deadline: float | None
+    """Seconds for this call, instead of the client's."""
     lifetime: float | None
+    """Seconds that it may wait in the outbox or with a relay, instead of the client's."""
     order: str
+    """In the outbox and with relays it waits behind what was kept earlier under this word."""
     contended: bool
+    """It asks for something scarce, and is worth nothing late: nobody is to keep it, and no second
+    server is asked once it may have been applied."""
     attempts: int | None
+    """Direct attempts at most, instead of the client's. 1 where somebody above repeats already."""
 
 
 class AsyncClient:
@@ -138,9 +155,12 @@ class AsyncClient:
                 before = self.options.durability == "before"
                 result = await Road(parts, self._known, before=before).carry(request)
             name, tries = type(result).__name__, len(result.tries)
+            if not isinstance(result, Delivered | Rejected):
+                log.info("%s under the key %s: %s", request.method, request.key, name)
             return result
         except Undelivered as error:
             tries = len(error.tries)
+            log.info("%s under the key %s: nobody has it", request.method, request.key)
             raise
         finally:
             took_ms = round((loop.time() - began) * 1000)
@@ -221,15 +241,15 @@ class AsyncClient:
 
     async def ready(self) -> Parts:
         """Open what is needed, once. Raises what a person must mend, before anything is sent."""
-        loop = asyncio.get_running_loop()
-        if self._parts is not None and self._loop is loop and self._pid == os.getpid():
-            return self._parts
-        if self._closed:
-            raise unusable("it is closed", "Make another: AsyncClient(…)")
-        if self._loop is not None and self._pid != os.getpid():
+        if self._loop is not None and self._pid != os.getpid():  # before its loop is asked for
             raise unusable(
                 "it was opened before this process was forked", "Make one in each process"
             )
+        loop = asyncio.get_running_loop()
+        if self._parts is not None and self._loop is loop:
+            return self._parts
+        if self._closed:
+            raise unusable("it is closed", "Make another: AsyncClient(…)")
         if self._loop is not None and self._loop is not loop:
             ended = "has closed" if self._loop.is_closed() else "is another one"
             raise unusable(f"the event loop that it belongs to {ended}", "Make one in each loop")
@@ -273,8 +293,9 @@ class AsyncClient:
 
 
 def defaults_of(options: Options) -> Defaults:
+    ours = Defaults(fields=((b"User-Agent", f"unspool/{__version__}".encode()),))
     fields = compose(
-        "GET", "/", defaults=Defaults(), mint=lambda: "", headers=options.headers, auth=options.auth
+        "GET", "/", defaults=ours, mint=str, headers=options.headers, auth=options.auth
     ).fields
     return Defaults(
         fields=fields,

@@ -24,29 +24,35 @@ log: Final = logging.getLogger("unspool.client")
 
 
 class Tried(Value, frozen=True):
+    """One direct attempt is over. `background`: of a request that had been queued."""
+
     key: str
     attempt: Try
     number: int
     """From 1, over servers."""
     background: bool
-    """It was one that had been queued."""
 
 
 class Offered(Value, frozen=True):
+    """One offer to a relay or a queue is over."""
+
     key: str
     attempt: Try
     background: bool
 
 
 class Ended(Value, frozen=True):
+    """A call is over. `result` is the name of its type, or `Undelivered` where it raised."""
+
     key: str
     result: str
-    """The name of the result's type; `Undelivered` where nobody has it."""
     took_ms: int
     tries: int
 
 
 class News(Value, frozen=True):
+    """A request that had been queued has settled."""
+
     settled: Settled
 
 

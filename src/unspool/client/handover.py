@@ -225,5 +225,8 @@ async def attempt(transport: Transport, wire: Wire, *, repeat: bool, timeout_ms:
     except TimeoutError:
         return Failure(Cause.HTTP_RESPONSE_TIMEOUT, f"no answer within {timeout_ms} ms", Sent.MAYBE)
     except Exception as error:
+        if isinstance(error, RuntimeError) and "shutdown" in str(error):
+            # Names are resolved in threads, and there are no more of those: nothing was sent.
+            return Failure(Cause.CLOSING, "the interpreter is shutting down", Sent.NEVER)
         log.exception("an attempt failed by our own mistake")
         return Failure(Cause.PROXY_INTERNAL_ERROR, type(error).__name__, Sent.MAYBE)

@@ -22,7 +22,7 @@ import msgspec
 
 from ..core.lane import Lane
 from ..core.message import Answer, Instant, Key
-from ..core.outcome import STATUSES, Outcome, cause_of, judge, retry_after
+from ..core.outcome import NOT_ITS_FAULT, STATUSES, Outcome, cause_of, judge, retry_after
 from ..core.ratelimit import exhausted_ms
 from .budget import Window
 
@@ -73,9 +73,12 @@ class Health:
         one.busy += 1
         one.lane.probe(now)
 
-    def given_up(self, i: int) -> None:
-        """Nobody waited for its answer any longer."""
-        self.servers[i].busy -= 1
+    def given_up(self, i: int, now: Instant) -> None:
+        """Nobody waited for its answer any longer. It says nothing; another may be the probe."""
+        one = self.servers[i]
+        one.busy -= 1
+        if not one.lane.calm:
+            one.lane.saw(NOT_ITS_FAULT, key=Key(""), now=now, chance=self._luck())
 
     def ended(self, i: int, answer: Answer, *, key: Key, now: Instant) -> bool:
         """An attempt is over. True: the server, or one that was not known to be well, is well."""

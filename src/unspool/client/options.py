@@ -47,6 +47,7 @@ class ClientOptions(TypedDict, total=False):
     outbox_max: int
     body_max_bytes: int
     answer_max_bytes: int
+    backoff_least_ms: int
     backoff_most_ms: int
     connect_ms: int
     connections_max: int
@@ -109,6 +110,8 @@ class Options(Value, frozen=True, kw_only=True):
     """A request with a larger body is refused: it could not be kept."""
     answer_max_bytes: int = 16 * 1024 * 1024
     """Of a larger answer only the fact and its head are given (`Response.whole` is false)."""
+    backoff_least_ms: int = 1_000
+    """The shortest pause before what waits in the outbox is tried again."""
     backoff_most_ms: int = 300_000
     """The longest pause between two attempts of what waits in the outbox."""
     connect_ms: int = 2_000
@@ -134,6 +137,10 @@ class Options(Value, frozen=True, kw_only=True):
 
 
 RELAYS: Final = ("http://", "https://")
+MORE_THAN_0: Final = (
+    "deadline", "lifetime", "attempts", "outbox_max", "body_max_bytes", "answer_max_bytes",
+    "backoff_least_ms", "backoff_most_ms", "connect_ms", "connections_max", "queue_ms",
+)  # fmt: skip
 
 
 def checked(servers: str | Sequence[str], given: Mapping[str, Any]) -> Options:
@@ -190,9 +197,7 @@ def _check(options: Options) -> None:
             'durability="before" writes every request to the outbox first, and there is none.'
             ' Nothing was opened. Name one: outbox="sqlite:///outbox.db"'
         )
-    for name in ("deadline", "lifetime", "attempts", "outbox_max", "body_max_bytes",
-                 "answer_max_bytes", "backoff_most_ms", "connect_ms", "connections_max",
-                 "queue_ms"):  # fmt: skip
+    for name in MORE_THAN_0:
         if getattr(options, name) <= 0:
             raise Misconfigured(f"{name} must be more than 0, not {getattr(options, name)}.")
     for name in ("fallback", "on_event", "on_settled"):

@@ -92,7 +92,6 @@ class Passing:
         self._so_far: SoFar = BEGINNING
         self._tries: list[Try] = []
         self._last: Answer | None = None
-        self._paid = 0
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + deadline_ms / 1000
 

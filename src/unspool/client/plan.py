@@ -188,7 +188,8 @@ def _direct(kind: Kind, so_far: SoFar, facts: Facts, terms: Terms) -> Attempt | 
     if again and so_far.hint_ms is not None and wait_ms > room_ms // 2:
         return "the server wants to be left alone for longer than there is time"
     timeout_ms = room_ms - wait_ms
-    if kind.repeat and tries + 1 < terms.attempts_max:
+    others = any(one != server for one in facts.open)
+    if kind.repeat and others and tries + 1 < terms.attempts_max:
         timeout_ms = timeout_ms // 2  # somebody who hangs must leave time for somebody who does not
     if terms.attempt_ms:
         timeout_ms = min(timeout_ms, terms.attempt_ms)

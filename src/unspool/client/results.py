@@ -100,9 +100,12 @@ class Response(Value, frozen=True):
 
 def response_of(answer: Answered, *, whole: bool = True) -> Response:
     """An answer of the core as callers see it."""
+    fields = answer.fields
+    if answer.length >= 0:  # which a transport keeps apart from the fields
+        fields = (*fields, (b"Content-Length", b"%d" % answer.length))
     return Response(
         answer.status,
-        headers(answer.fields),
+        headers(fields),
         answer.body,
         answer.reason.decode("latin-1"),
         whole and answer.rest is None and not values(answer.fields, b"unspool-body-kept"),

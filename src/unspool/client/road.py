@@ -3,6 +3,9 @@
     result = await Road(parts, known, before=…).carry(request)
 
 What somebody owns at the end is a result; what nobody owns raises `Undelivered`.
+
+Bugs: what waits is counted by this process: of what another one has put into the same outbox it
+hears within ten seconds, and until then an ordered request may overtake it.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ class Road:
             known = await _found(outbox, request)
             if known is not None:
                 return self._already(outbox, request, known)
+        if outbox is not None and self._stands_behind(outbox, request, reserved):
+            return await self._kept(outbox, request, Carried(End.KEEP), reserved)
         carried = await self._route.carry(
             request, deadline_ms=request.deadline_ms, outbox=outbox is not None
         )
@@ -62,6 +67,12 @@ class Road:
     def _may_wait(self, outbox: Outbox, request: Request) -> bool:
         """May the outbox know this key? Asked of memory: the usual touches no disk."""
         return not request.minted and (outbox.waiting > 0 or self._known.queued(request.key))
+
+    def _stands_behind(self, outbox: Outbox, request: Request, reserved: Reserved | None) -> bool:
+        """What has an order key does not overtake what waits. One of another order is not told from
+        one of the same: asking would cost more than waiting behind it."""
+        itself = 0 if reserved is None else 1
+        return bool(request.order) and outbox.waiting > itself
 
     def _ended(self, request: Request, carried: Carried) -> Result:
         """How a pass ended that left nothing to keep."""

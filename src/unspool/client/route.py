@@ -47,6 +47,8 @@ from .receipt import Receipt
 from .request import Request
 
 HEDGE_LEAST_MS: Final = 10
+_ACCEPTED: Final = frozenset({Weather.GOOD, Weather.ALIVE, Weather.SUSPECT})
+"""An answer with this weather was worked on: a 500, too. A 429, a 503 and silence were not."""
 
 
 class Server(Value, frozen=True):
@@ -92,7 +94,6 @@ class Route:
         """`first`: the number of its next attempt; `outbox`: it may be kept afterwards."""
         now = self._clock.now()
         self.budget.asks(now)
-        self.throttle.asks(now)
         self.hedges.request(now)
         passing = Passing(self, request, deadline_ms, outbox, first, background)
         return await passing.run()
@@ -117,8 +118,14 @@ class Route:
         )
 
     def admits(self) -> bool:
-        drop = self.throttle.drop(self._clock.now())
-        return drop <= 0 or self._luck() >= drop
+        """Does the throttle let a request out? One that it does not counts as asked all the same:
+        the pressure must be known."""
+        now = self._clock.now()
+        drop = self.throttle.drop(now)
+        if drop <= 0 or self._luck() >= drop:
+            return True
+        self.throttle.asks(now)
+        return False
 
     def receipt_from(self, by: str, key: str, taken: Answered) -> Receipt:
         """The receipt of what was taken by this answer, whoever it was that took it."""
@@ -164,13 +171,15 @@ class Route:
                 left_ms = timeout_ms - hedge_ms
                 second = loop.create_task(self._one(others[0], request, left_ms, number + 1))
                 asked[second] = others[0]
-            waiting, last = set(asked), first
+            waiting = set(asked)
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for last in done:
-                    if judge(last.result()).outcome is not Outcome.ERROR:
-                        return asked[last], last.result()
-            return asked[last], last.result()
+                for one in done:
+                    if judge(one.result()).outcome is not Outcome.ERROR:
+                        return asked[one], one.result()
+            # What may have been applied must not look as if it had never been sent.
+            worst = max(asked, key=lambda one: judge(one.result()).sent is Sent.MAYBE)
+            return asked[worst], worst.result()
         finally:
             for task in asked:
                 task.cancel()
@@ -178,6 +187,7 @@ class Route:
 
     async def _one(self, server: int, request: Request, timeout_ms: int, number: int) -> Answer:
         now = self._clock.now()
+        self.throttle.asks(now)  # before it is sent: who hangs is counted while it hangs
         self.health.began(server, now)
         wire = request.wire
         fields = (
@@ -198,7 +208,7 @@ class Route:
                 left_ms = max(1, timeout_ms - round((loop.time() - began) * 1000))
                 answer = await _whole(answer, self._answer_max_bytes, left_ms)
         except BaseException:
-            self.health.given_up(server)
+            self.health.given_up(server, self._clock.now())
             raise
         self._saw(server, answer, request, round((loop.time() - began) * 1000))
         return answer
@@ -208,7 +218,7 @@ class Route:
         name = request.key or f"safe-{now}"
         better = self.health.ended(server, answer, key=Key(name), now=now)
         judgement = judge(answer)
-        if judgement.sent is Sent.YES or judgement.weather in (Weather.ALIVE, Weather.SUSPECT):
+        if isinstance(answer, Answered) and judgement.weather in _ACCEPTED:
             self.throttle.accepted(now)
         if judgement.outcome is not Outcome.ERROR:
             self.usual.took(took_ms)

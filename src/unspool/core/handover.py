@@ -83,8 +83,10 @@ _is_method: Final = re.compile(_TOKEN + "{1,32}").fullmatch
 _is_name: Final = re.compile(_TOKEN + "{1,256}").fullmatch
 _is_value: Final = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?").fullmatch
 _is_target: Final = re.compile(r"/[!-\"$-~]*").fullmatch
+_HOST: Final = r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~%-]{1,255})(?::[0-9]{1,5})?"
+_is_host: Final = re.compile(_HOST).fullmatch
 _is_url: Final = re.compile(
-    r"[Hh][Tt][Tt][Pp][Ss]?://((?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._~%-]{1,255})(?::[0-9]{1,5})?)"
+    rf"[Hh][Tt][Tt][Pp][Ss]?://({_HOST})"
     r"(/[!-\"$->@-~]*)?(\?[!-\"$-~]*)?"
 ).fullmatch
 _is_order: Final = re.compile(r"[ -~]{0,255}").fullmatch
@@ -154,6 +156,8 @@ def _target(form: _Form, fields: list[Field]) -> str:
     hosts = [at for at, (name, _) in enumerate(fields) if name.lower() == b"host"]
     if len(hosts) > 1:
         raise Unfit("`fields` has two Host")
+    if hosts and not _is_host(fields[hosts[0]][1].decode("latin-1")):
+        raise Unfit("the field Host is not a host with an optional port")
     if (form.target is None) == (form.url is None):
         raise Unfit("one of `target` and `url` says where to, and the other is left out")
     if form.target is not None:

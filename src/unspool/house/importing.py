@@ -1,5 +1,6 @@
 """Import: an export's lines into a spool. Doing it twice changes nothing.
 
+    check_head(first_line)                       before a spool is made for the rest
     sums = await bring(spool, lines, …)
 
 Each message is accepted under its own key, with its attempts, its trail and its end: what is known
@@ -52,6 +53,15 @@ class Sums(msgspec.Struct):
     """The file had its last line."""
     word: str = ""
     """On the secret, for people."""
+
+
+def check_head(text: bytes) -> None:
+    """Of line 1, before a spool is made for it. Raises `BadLine`."""
+    try:
+        if not isinstance(read(text), Head):
+            raise Unfit("an export has its head in line 1, and nowhere else")
+    except Unfit as error:
+        raise _stopped(1, error, Sums()) from None
 
 
 class _Bringing:

@@ -2,7 +2,7 @@
 
     sums = await Move(source, target, …).run(wait_ms=60_000)
 
-For a message that waits, a page of them at a time:
+For a message that waits, as many at a time as are small:
 
     1  seize at the source        the lease: nobody tries it there while we have it
     2  accept at the target       parked: held, with its due time in a mark (`core.parking`)
@@ -46,6 +46,11 @@ from .walk import PAGE, found_of, pages
 
 TERM_MS: Final = 30_000
 PAUSE_S: Final = 0.25
+ROWS: Final = 512
+"""Entries in a page, without their requests."""
+BATCH_MIN: Final = 16
+BATCH_MAX: Final = 256
+BATCH_BYTES: Final = 16 * 1024 * 1024
 MOVED: Final = "moved to another spool"
 CUT_SHORT: Final = "the attempt before was cut short"
 
@@ -82,6 +87,7 @@ class Move:
         self._key_ms: Final = key_ms
         self._went: Final = went
         self._term_ms: Final = term_ms
+        self._batch = BATCH_MIN
         self._blocked: set[_Line] = set()
         """Lines of which somebody further in front stays at the source in this pass (5)."""
 
@@ -105,13 +111,18 @@ class Move:
         """Once through the source, in order of acceptance."""
         self.sums.later = self.sums.other = self.sums.back = 0
         self._blocked = set()
-        walk = pages(self._source, query, clock=self._clock, size=PAGE)
+        walk = pages(self._source, query, clock=self._clock, size=ROWS)
         async with aclosing(walk) as found:
             async for page in found:
                 ours = [entry for entry in page if entry.message.key != SECRET_KEY]
-                await self._copy([one.message.key for one in ours if _has_ended(one)])
-                await self._take([one for one in ours if one.state is State.WAITING])
-                self._went(sum(one.state is State.WAITING for one in ours))
+                ended = [one.message.key for one in ours if _has_ended(one)]
+                for keys in _parts(ended, PAGE):
+                    await self._copy(keys)
+                left = [one for one in ours if one.state is State.WAITING]
+                while left:
+                    batch, left = left[: self._batch], left[self._batch :]
+                    await self._take(batch)
+                    self._went(len(batch))
 
     # -- what has settled ------------------------------------------------------------------------
 
@@ -152,6 +163,7 @@ class Move:
         self.sums.later += len(entries) - len(free)
         leases = await self._without_unknown(leases)
         if leases:
+            self._batch = _as_many_as_fit(leases)
             await self._hand_over(leases, now)
 
     def _stays(self, entry: Entry) -> None:
@@ -289,6 +301,17 @@ class Move:
         now = self._clock.now()
         seized = await self._target.seize(keys, now=now, until=Instant(now + self._term_ms))
         return [lease for lease in seized if lease is not None]
+
+
+def _parts(keys: Sequence[Key], size: int) -> list[Sequence[Key]]:
+    return [keys[at : at + size] for at in range(0, len(keys), size)]
+
+
+def _as_many_as_fit(leases: Sequence[Lease]) -> int:
+    """Of messages as large as these, how many at a time."""
+    requests = [lease.entry.message.request for lease in leases]
+    largest = max(len(request.body) for request in requests if request is not None)
+    return max(BATCH_MIN, min(BATCH_MAX, BATCH_BYTES // max(1, largest)))
 
 
 def _has_ended(entry: Entry) -> bool:

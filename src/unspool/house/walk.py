@@ -22,6 +22,9 @@ from ..spools.protocol import Entry, Query, Spool
 
 PAGE: Final = 64
 """Messages with their bodies held in memory at once."""
+FIRST: Final = 8
+"""In the first page: nobody knows yet how large they are."""
+PAGE_BYTES: Final = 16 * 1024 * 1024
 PAGE_MAX: Final = 1 << 16
 STAYS_MS: Final = 60_000
 
@@ -40,12 +43,16 @@ async def pages(
     spool: Spool, query: Query, *, clock: Clock, after: Key | None = None, size: int = PAGE,
     requests: bool = False,
 ) -> AsyncGenerator[Sequence[Entry], None]:  # fmt: skip
-    """Pages of entries, none twice."""
+    """Pages of entries, none twice. With their requests: as many at a time as are small."""
+    if requests:
+        size = min(size, FIRST)
     wanted = size
     shown: set[Key] = set()
     while page := await spool.browse(query, after=after, limit=wanted, requests=requests):
         if fresh := [entry for entry in page if entry.message.key not in shown]:
             yield fresh
+        if requests:
+            size = _as_many_as_fit(page)
         if len(page) < wanted:
             return
         anchor = _anchor(page, clock.now(), least=wanted < PAGE_MAX)
@@ -55,6 +62,12 @@ async def pages(
         else:
             after, wanted = page[anchor].message.key, size
             shown = {entry.message.key for entry in page[anchor + 1 :]}
+
+
+def _as_many_as_fit(page: Sequence[Entry]) -> int:
+    requests = [entry.message.request for entry in page]
+    largest = max(len(request.body) if request is not None else 0 for request in requests)
+    return max(1, min(PAGE, PAGE_BYTES // max(1, largest)))
 
 
 def _anchor(page: Sequence[Entry], now: Instant, *, least: bool) -> int | None:

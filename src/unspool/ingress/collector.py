@@ -237,6 +237,9 @@ class Collector:
             )
         except Unfit as error:
             return Ruling(Fate.ASIDE, f"{error}")
+        except Exception as error:  # it would be the same each time: nobody shall wait behind it
+            log.exception("a handed-over message met a mistake of ours")
+            return Ruling(Fate.ASIDE, f"a mistake of ours: {type(error).__name__}")
         key, print_ = entry.message.key, entry.message.fingerprint
         turn = None
         if self._tries is not None and (turn := self._tries.begin_now(key, print_)) is None:
@@ -270,9 +273,11 @@ class Collector:
                 self._say_aside(taken, rulings)
         except UnspoolError as error:
             self._in_trouble(f"{error}")
-        else:
-            if not by_fate[Fate.BACK]:
-                self._all_well()
+            # What it has not heard of is ours all the same: it is given again, and known.
+            await self._queue.give_back(taken)
+            return
+        if not by_fate[Fate.BACK]:
+            self._all_well()
         if back := by_fate[Fate.BACK]:
             await self._queue.give_back(back)
             why = next(ruling.why for ruling in rulings if ruling.fate is Fate.BACK)

@@ -22,6 +22,8 @@ from ..errors import Full, Unavailable
 from .gearman_packets import Decoder, Garbage, Kind, Packet, pack
 
 READ_BYTES: Final = 256 * 1024
+PIECE_BYTES: Final = 256 * 1024
+"""Of a large packet: one that takes no piece off our hands does not take the rest."""
 ENDED: Final = b"JOB_NOT_FOUND"
 """What gearmand says to the end of a job that it no longer has."""
 
@@ -80,9 +82,11 @@ class Line:
 
     async def send(self, data: bytes) -> None:
         try:
-            self._writer.write(data)
             async with asyncio.timeout(self._limits.packet_ms / 1000):
-                await self._writer.drain()
+                for start in range(0, len(data), PIECE_BYTES):
+                    self._writer.write(data[start : start + PIECE_BYTES])
+                    async with asyncio.timeout(self._limits.answer_ms / 1000):
+                        await self._writer.drain()
         except (OSError, TimeoutError) as error:
             raise self._lost("took nothing more off our hands") from error
         except asyncio.CancelledError:

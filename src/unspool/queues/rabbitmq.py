@@ -35,7 +35,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ..errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable
+from ..errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable, UnspoolError
 from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large
 from .rabbitmq_place import QUEUE, Limits, Place, place_of
 
@@ -73,6 +73,7 @@ class RabbitQueue:
         self._held: Final[set[_Handle]] = set()
         self._undoing: asyncio.Task[None] | None = None
         self._declared: Final[set[tuple[AbstractChannel, str]]] = set()
+        self._failed_at = -1.0
         self._closed = False
         self.promises: Final = Promises(
             survives=Survives.POWER,
@@ -93,17 +94,22 @@ class RabbitQueue:
             await self._publish(self._queue, payloads)
 
     async def _publish(self, queue: str, payloads: Sequence[bytes]) -> None:
+        began = asyncio.get_running_loop().time()
         async with self._turn:
             self._must_be_open()
-            if self._putting is None or self._putting.is_closed:
-                self._putting = await self._connect()
-            channel = self._putting
-            await self._declare(channel, queue)
+            if self._failed_at >= began:  # who waits behind a failure has no deadline of his own
+                raise self._trouble("failed a moment ago, and was not asked again")
+            try:
+                channel = self._putting = await self._live(self._putting)
+                await self._declare(channel, queue)
+            except Unavailable:
+                self._failed_at = asyncio.get_running_loop().time()
+                raise
         try:
             async with asyncio.TaskGroup() as group:
                 for payload in payloads:
                     group.create_task(self._publish_one(channel, queue, payload))
-        except* (Unavailable, Full) as errors:
+        except* UnspoolError as errors:
             raise errors.exceptions[0] from None
 
     async def _publish_one(self, channel: AbstractChannel, queue: str, payload: bytes) -> None:
@@ -123,7 +129,7 @@ class RabbitQueue:
                     f"RabbitMQ at {self._place} takes no more into {queue}. It was not handed over."
                     " Try: rabbitmqctl list_queues name messages arguments"
                 ) from error
-            except Unavailable:
+            except (Unavailable, Misconfigured):
                 await self._let_go(channel)
                 raise
 
@@ -138,8 +144,7 @@ class RabbitQueue:
         if self._taking is None or self._taking.is_closed:
             self._arrived.clear()
             self._held.clear()
-            self._taking = await self._connect()
-        channel = self._taking
+        channel = self._taking = await self._live(self._taking)
         await self._declare(channel, self._queue)
         try:
             await self._consume(channel, limit, wait_ms)
@@ -227,6 +232,14 @@ class RabbitQueue:
 
     # --- connections ------------------------------------------------------------------------
 
+    async def _live(self, channel: AbstractChannel | None) -> AbstractChannel:
+        """This one, or a new one where it has ended."""
+        if channel is not None and not channel.is_closed:
+            return channel
+        if channel is not None:
+            await self._let_go(channel)
+        return await self._connect()
+
     async def _connect(self) -> AbstractChannel:
         import aio_pika
         from aio_pika.exceptions import AuthenticationError, ProbableAuthenticationError
@@ -266,13 +279,11 @@ class RabbitQueue:
 
         if (channel, queue) in self._declared:
             return
-        connection = self._connections[channel]
         try:
-            # On a channel of its own: RabbitMQ closes the one on which it says no.
-            async with self._translated("does not declare a queue", self._limits.connect_ms):
-                asking = await connection.channel()
-                await asking.declare_queue(queue, durable=True)
-                await asking.close()
+            await self._ask(channel, queue)
+        except Misconfigured:
+            # Who may not make queues may use one: whoever made it has seen to it.
+            await self._ask(channel, queue, passive=True)
         except ChannelPreconditionFailed as error:
             if "'durable'" in str(error):
                 raise PromiseBroken(
@@ -284,6 +295,14 @@ class RabbitQueue:
             await self._let_go(channel)
             raise
         self._declared.add((channel, queue))
+
+    async def _ask(self, channel: AbstractChannel, queue: str, *, passive: bool = False) -> None:
+        """On a channel of its own: RabbitMQ closes the one on which it says no."""
+        connection = self._connections[channel]
+        async with self._translated("does not declare a queue", self._limits.connect_ms):
+            asking = await connection.channel()
+            await asking.declare_queue(queue, durable=True, passive=passive)
+            await asking.close()
 
     async def _let_go(self, channel: AbstractChannel) -> None:
         """Hang up: what was held on it is given to others."""
@@ -314,6 +333,12 @@ class RabbitQueue:
         except TimeoutError as error:
             raise self._trouble(f"{what} within {within_ms} ms") from error
         except _foreign() as error:
+            if any(word in str(error) for word in ("ACCESS_REFUSED", "NOT_FOUND")):
+                raise Misconfigured(
+                    f"RabbitMQ at {self._place} does not let the user {self._place.user} do that: "
+                    f"{error}. Nothing was handed over. Try: rabbitmqctl list_permissions -p "
+                    f"{self._place.vhost}"
+                ) from error
             raise self._trouble(f"{what}: {error}") from error
 
     def _trouble(self, what: str) -> Unavailable:

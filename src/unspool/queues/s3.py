@@ -30,7 +30,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -55,6 +55,10 @@ LOOK_MOST_S: Final = 10.0
 
 _is_bucket: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]").fullmatch
 _is_prefix: Final = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*").fullmatch
+_is_origin: Final = re.compile(
+    r"https?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9.-]{1,255})(?::[0-9]{1,5})?/?"
+).fullmatch
+_is_region: Final = re.compile(r"[a-z0-9-]{1,64}").fullmatch
 _code: Final = re.compile(r"<Code>(\w+)</Code>").search
 
 _OPERATOR: Final = {
@@ -103,6 +107,7 @@ class S3Queue:
         self._giants: Final[set[str]] = set()
         self._after: str | None = None
         self._look_s = LOOK_LEAST_S
+        self._failed_at = -1.0
         self._closed = False
         self.promises: Final = Promises(
             survives=survives,
@@ -122,13 +127,18 @@ class S3Queue:
         await self._write(self._prefix, payloads)
 
     async def _write(self, prefix: str, payloads: Sequence[bytes]) -> None:
-        await _all(self._write_one(f"{prefix}/{unique(payload)}", payload) for payload in payloads)
+        began = asyncio.get_running_loop().time()
+        await _all(
+            self._write_one(f"{prefix}/{unique(payload)}", payload, began) for payload in payloads
+        )
 
-    async def _write_one(self, path: str, payload: bytes) -> None:
+    async def _write_one(self, path: str, payload: bytes, began: float) -> None:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
         async with self._room, self._translated():
+            if self._failed_at >= began:  # who waits behind a failure has no deadline of his own
+                raise self._trouble("failed a moment ago, and was not asked again")
             with contextlib.suppress(AlreadyExistsError):  # these bytes, and no others
                 await obstore.put_async(
                     self._store, path, payload, mode="create", use_multipart=False
@@ -166,22 +176,23 @@ class S3Queue:
         size = 0
         starts = [self._after, None] if self._after is not None else [None]
         for start in starts:
-            async for meta in self._listed(start):
-                path, bytes_ = meta["path"], meta["size"]
-                if path in self._held or path in paths:
-                    continue
-                if bytes_ > PAYLOAD_MAX_BYTES:
-                    self._say_giant(path)
-                    continue
-                size += bytes_
-                if len(paths) == limit or (paths and size > TAKE_BYTES):
-                    return paths
-                paths.append(path)
-                self._after = path
+            async with contextlib.aclosing(self._listed(start)) as listed:
+                async for meta in listed:
+                    path, bytes_ = meta["path"], meta["size"]
+                    if path in self._held or path in paths:
+                        continue
+                    if bytes_ > PAYLOAD_MAX_BYTES:
+                        self._say_giant(path)
+                        continue
+                    size += bytes_
+                    if len(paths) == limit or (paths and size > TAKE_BYTES):
+                        return paths
+                    paths.append(path)
+                    self._after = path
             self._after = None
         return paths
 
-    async def _listed(self, start: str | None) -> AsyncIterator[Any]:
+    async def _listed(self, start: str | None) -> AsyncGenerator[Any, None]:
         import obstore
 
         listing = obstore.list(self._store, f"{self._prefix}/", offset=start, chunk_size=1000)
@@ -262,9 +273,18 @@ class S3Queue:
         except AlreadyExistsError:
             raise
         except TimeoutError as error:
+            self._failed_at = asyncio.get_running_loop().time()
             raise self._trouble(f"did not answer within {self._limits.answer_ms} ms") from error
         except (BaseError, OSError) as error:
+            self._failed_at = asyncio.get_running_loop().time()
             raise self._meant(str(error)) from error
+        except Exception as error:
+            if type(error).__name__ != "RustPanic":
+                raise
+            raise Misconfigured(  # its way of saying that a setting is no URL
+                f"{self._called}: obstore gave up ({error}). Nothing was handed over. Look at "
+                "AWS_ENDPOINT, AWS_REGION and what else begins with AWS_ in the environment."
+            ) from error
 
     def _meant(self, text: str) -> UnspoolError:
         found = _code(text)
@@ -310,6 +330,7 @@ async def _all(calls: Any) -> list[Any]:
 def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
     """Raises `Misconfigured`, `Missing`."""
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import S3Store
     except ImportError as error:
         raise Missing(
@@ -326,8 +347,12 @@ def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
         raise _misconfigured(url, "a bucket's name has small letters, digits, dots and dashes only")
     if not _is_prefix(prefix) or len(prefix) > 500:
         raise _misconfigured(url, "a prefix has letters, digits and . _ - / only")
-    origin = options.pop("endpoint", "")
-    region = options.pop("region", "")
+    origin = options.pop("endpoint", None)
+    region = options.pop("region", None)
+    if origin is not None and not _is_origin(origin):
+        raise _misconfigured(url, "endpoint is http:// or https://, a host and a port")
+    if region is not None and not _is_region(region):
+        raise _misconfigured(url, "a region is a name such as eu-central-1")
     survives = options.pop("survives", "nothing" if origin else "machine").upper()
     if options or found.fragment or survives not in Survives.__members__:
         raise _misconfigured(
@@ -338,17 +363,20 @@ def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
     config: dict[str, Any] = {"endpoint": origin} if origin else {}
     if region:
         config["region"] = region
-    store = S3Store(
-        bucket,
-        client_options={
-            "allow_http": origin.startswith("http://"),
-            "connect_timeout": timedelta(milliseconds=limits.connect_ms),
-            "timeout": timedelta(milliseconds=limits.answer_ms),
-        },
-        # We are asked again by those who know better whether they still want it.
-        retry_config={"max_retries": 0},
-        **config,
-    )
+    try:
+        store = S3Store(
+            bucket,
+            client_options={
+                "allow_http": (origin or "").startswith("http://"),
+                "connect_timeout": timedelta(milliseconds=limits.connect_ms),
+                "timeout": timedelta(milliseconds=limits.answer_ms),
+            },
+            # We are asked again by those who know better whether they still want it.
+            retry_config={"max_retries": 0},
+            **config,
+        )
+    except (BaseError, ValueError) as error:  # what is in the URL, or in AWS_… around it
+        raise _misconfigured(url, str(error).partition("\n")[0]) from error
     return S3Queue(
         store,
         called=f"{bucket}/{prefix}",

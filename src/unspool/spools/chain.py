@@ -104,7 +104,10 @@ class ChainSpool:
     async def begin(self) -> None:
         """Open every custodian. Raises what no waiting mends, and `Unavailable` if none is up."""
         try:
-            ups = await asyncio.gather(*(one.begin() for one in self.ranks.all))
+            begun = (one.begin(patient=False) for one in self.ranks.all)
+            ups = await asyncio.gather(*begun)
+            if not any(ups):  # then there is nothing to start on: wait for as long as it takes
+                ups = await asyncio.gather(*(one.begin() for one in self.ranks.all))
             if not any(ups):
                 raise Unavailable(
                     f"no spool can be opened: {self.blind}. Nothing was started. Give a second one"

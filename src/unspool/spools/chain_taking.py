@@ -15,7 +15,7 @@ from typing import Final
 
 from ..core.custodian import follows
 from ..core.lifecycle import State, Verdict
-from ..errors import Full, Homeless, InDoubt, Refused, Unavailable
+from ..errors import Full, Homeless, InDoubt, NotDone, Refused, Unavailable
 from .chain_looking import Looking
 from .chain_ranks import Ranks
 from .memory import after_verdict
@@ -49,7 +49,7 @@ class Taking:
         try:
             answers = await self._ranks.home.finish(begun, write=True)
         except (Full, Unavailable) as error:
-            doubt = not isinstance(error, Full)
+            doubt = not isinstance(error, Full | NotDone)
         else:
             self._took(0, answers)
             return answers
@@ -80,7 +80,7 @@ class Taking:
 
             try:
                 got = await custodian.ask(accept, write=True) if batch else ()
-            except Full:
+            except (Full, NotDone):
                 continue
             except Unavailable:
                 doubt = True
@@ -120,7 +120,7 @@ class Taking:
         state = "It may or may not have been taken" if doubt else "It was not taken"
         rest = f"({why}). {state}; send it again later. See them: unspool queue"
         if not someone:
-            refusal = Unavailable if doubt else Refused
+            refusal = Unavailable if doubt else NotDone
             return refusal(f"no spool takes anything just now {rest}")
         if entry.message.order_key:
             return Homeless(

@@ -25,7 +25,16 @@ from typing import Final, TypeVar
 
 from ..core.custodian import Pulse
 from ..core.message import Value
-from ..errors import Corrupt, Full, Misconfigured, Missing, Newer, Unavailable, UnspoolError
+from ..errors import (
+    Corrupt,
+    Full,
+    Misconfigured,
+    Missing,
+    Newer,
+    NotDone,
+    Unavailable,
+    UnspoolError,
+)
 from .protocol import Promises, Spool, Survives
 from .secret import SECRET_KEY
 
@@ -33,6 +42,8 @@ log: Final = logging.getLogger("unspool.chain")
 
 PATIENT_S: Final = 60.0
 """For what people ask, and the broom: it may be everything that there is."""
+OPEN_S: Final = 20.0
+"""It may have to make its tables, or to read a log."""
 CLOSE_S: Final = 10.0
 ROOM_S: Final = 1.0
 """How long the room on a disk is believed."""
@@ -144,10 +155,10 @@ class Custodian:
     async def ask(
         self, verb: Callable[[Spool], Awaitable[T]], *, write: bool = False, patient: bool = False
     ) -> T:
-        """Raises `Unavailable` (it may have happened, unless it was down before), `Full` (it did
-        not), `Corrupt`."""
+        """Raises `Unavailable` (it may have happened), `NotDone` and `Full` (it did not),
+        `Corrupt`."""
         if self.spool is None or not self.up:
-            raise Unavailable(f"the spool {self.name} is down: {self.pulse.cause}")
+            raise NotDone(f"the spool {self.name} is down: {self.pulse.cause}")
         return await self.finish(_called(verb, self.spool), write=write, patient=patient)
 
     async def finish(self, begun: Awaitable[T], *, write: bool, patient: bool = False) -> T:
@@ -170,7 +181,8 @@ class Custodian:
             if not isinstance(error, UnspoolError):
                 log.exception("the spool %s made a mistake", self.name)
             self.failed(_short(error))
-            raise Unavailable(f"the spool {self.name} is down: {_short(error)}") from error
+            kind = NotDone if isinstance(error, NotDone) else Unavailable
+            raise kind(f"the spool {self.name} is down: {_short(error)}") from error
         if write:
             self.pulse.wrote()
         return result
@@ -186,14 +198,19 @@ class Custodian:
         self._shut = cause
         self.failed(cause)
 
-    async def begin(self) -> bool:
-        """Open it. True: it is up. Raises what no waiting mends."""
+    async def begin(self, *, patient: bool = True) -> bool:
+        """Open it. True: it is up. Raises what no waiting mends. Not `patient`: another may be up
+        by then, and this one can be opened behind it."""
+        seconds = OPEN_S if patient else self._deadline_s
         try:
-            async with asyncio.timeout(max(self._deadline_s, CLOSE_S)):
+            async with asyncio.timeout(seconds):
                 self.spool = await self._open()
         except FATAL:
             raise
-        except (Exception, TimeoutError) as error:
+        except TimeoutError:
+            self.failed(f"it could not be opened within {seconds:g} s")
+            return False
+        except Exception as error:
             self.failed(_short(error))
             return False
         self._came_up()

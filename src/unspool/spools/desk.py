@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import Unacceptable, Unavailable, UnspoolError
+from ..errors import TooMuch, Unavailable, UnspoolError
 from . import desk_wire as wire
 from .protocol import Spool
 
@@ -48,7 +48,7 @@ SMALL_BYTES: Final = 1024 * 1024
 FRAME_S: Final = 20.0
 IDLE_S: Final = 300.0
 PAUSE_MAX_S: Final = 1.0
-_CREDENTIALS: Final = struct.Struct("3i")
+_CREDENTIALS: Final = struct.Struct("iII")
 
 
 @contextlib.contextmanager
@@ -111,6 +111,7 @@ async def open_desk(spool: Spool, folder: Path) -> Desk | None:
 class Desk:
     def __init__(self, spool: Spool, folder: Path) -> None:
         self.server: asyncio.Server | None = None
+        self.frame_max_bytes = wire.FRAME_MAX_BYTES
         self._spool: Final = spool
         self._folder: Final = folder
         self._visits: set[asyncio.Task[Any]] = set()
@@ -156,6 +157,9 @@ class Desk:
                 " one was done; repeat it when one of them has ended: unspool queue"
             )
             await self._say(writer, wire.hello(None, why_not))
+            writer.close()  # and not abort: it is to be heard
+            async with asyncio.timeout(FRAME_S):
+                await writer.wait_closed()
             return
         await self._say(writer, wire.hello(self._spool.promises))
         while True:
@@ -187,8 +191,8 @@ class Desk:
         except Exception:
             log.exception("an operator's %s met a mistake of ours", type(call).__name__)
             answer = wire.failed(Unavailable())
-        if len(answer) > wire.FRAME_MAX_BYTES:
-            answer = wire.failed(Unacceptable(_TOO_LARGE.format(folder=self._folder)))
+        if len(answer) > self.frame_max_bytes:
+            answer = wire.failed(TooMuch(_TOO_MUCH.format(folder=self._folder)))
         took_s = loop.time() - began
         await self._say(writer, answer)
         await asyncio.sleep(min(PAUSE_MAX_S, took_s))
@@ -244,7 +248,7 @@ def _fewer(wants: dict[Any, int]) -> dict[Any, int]:
     return fewer
 
 
-_TOO_LARGE: Final = (
+_TOO_MUCH: Final = (
     "What was asked of the spool {folder} is larger than its desk passes on at once. What was"
     " leased for it is free again when its term runs out. Ask for less, or stop the relay and ask"
     " again: unspool show KEY"

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from ..core.lifecycle import Verdict
 from ..core.message import Destination, Instant, Key
-from ..errors import Full, Refused, Unavailable
+from ..errors import Full, Refused, TooMuch, Unavailable
 from . import desk_wire as wire
 from .desk import NAME, PAGE_MAX, WHOLE_MAX, address, caller, is_ours
 from .protocol import Acceptance, Damaged, Entry, LaneDue, Lease, Promises, Query, Tally
@@ -54,6 +54,8 @@ class DeskSpool:
         self._folder: Final = folder
         self._idle: list[_Line] = [first]
         self._lines = asyncio.Semaphore(LINES_MAX)
+        self._whole = WHOLE_MAX
+        """Messages with their bodies in one call: fewer, where they turned out to be too large."""
         self._closed = False
 
     @classmethod
@@ -104,6 +106,16 @@ class DeskSpool:
             await _hung_up(line)
         return (await _connected(self._folder))[0]
 
+    def _fewer(self, asked: int) -> None:
+        """Raises `TooMuch` where one alone is."""
+        if asked <= 1:
+            raise TooMuch(
+                f"A message in the spool {self._folder} is larger than its relay passes on at once"
+                f" ({wire.FRAME_MAX_BYTES} bytes). It is as it was. Stop the relay, do it again,"
+                " and start it: unspool serve"
+            )
+        self._whole = max(1, asked // 4)
+
     def _gone(self) -> Unavailable:
         return Unavailable(
             f"The relay that has the spool {self._folder} did not answer. It may or may not have"
@@ -137,7 +149,7 @@ class DeskSpool:
         for destination, count in wants.items():
             left = count
             while left:
-                asked = min(left, WHOLE_MAX)
+                asked = min(left, self._whole)
                 page = await self._call(wire.Take({destination: asked}, now, until))
                 leases += page
                 left = left - asked if len(page) == asked else 0
@@ -160,8 +172,15 @@ class DeskSpool:
 
     async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
         entries: list[Entry | None] = []
-        for batch in _parts(keys, WHOLE_MAX):
-            entries += await self._call(wire.Find(tuple(batch)))
+        left = keys
+        while left:
+            batch = left[: self._whole]
+            try:
+                entries += await self._call(wire.Find(tuple(batch)))
+            except TooMuch:
+                self._fewer(len(batch))
+                continue
+            left = left[len(batch) :]
         return entries
 
     async def browse(
@@ -169,8 +188,12 @@ class DeskSpool:
     ) -> Sequence[Entry]:
         entries: list[Entry] = []
         while len(entries) < limit:
-            asked = min(WHOLE_MAX if requests else PAGE_MAX, limit - len(entries))
-            page = await self._call(wire.Browse(query, after, asked, requests))
+            asked = min(self._whole if requests else PAGE_MAX, limit - len(entries))
+            try:
+                page = await self._call(wire.Browse(query, after, asked, requests))
+            except TooMuch:
+                self._fewer(asked)
+                continue
             entries += page
             if len(page) < asked:
                 break
@@ -185,8 +208,14 @@ class DeskSpool:
         self, keys: Sequence[Key], /, *, now: Instant, until: Instant
     ) -> Sequence[Lease | None]:
         leases: list[Lease | None] = []
-        for batch in _parts(keys, WHOLE_MAX):
-            leases += await self._call(wire.Seize(tuple(batch), now, until))
+        left = keys
+        while left:
+            batch, left = left[: self._whole], left[self._whole :]
+            try:
+                leases += await self._call(wire.Seize(tuple(batch), now, until))
+            except TooMuch:  # they are leased, and nobody knows to whom: as good as another's
+                self._fewer(len(batch))
+                leases += [None] * len(batch)
         return leases
 
     async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:

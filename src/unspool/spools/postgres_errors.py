@@ -12,7 +12,7 @@ from typing import Final
 
 import psycopg
 
-from ..errors import Corrupt, Full, Misconfigured, Unavailable, UnspoolError
+from ..errors import Corrupt, Full, Misconfigured, NotDone, Unavailable, UnspoolError
 from .postgres_target import Target
 
 _LOOK: Final = "See how it does: psql -c 'TABLE pg_stat_activity'"
@@ -27,17 +27,17 @@ TABLE: Final[dict[str, tuple[type[UnspoolError], str, str]]] = {
     "53100": (Full, "has no room left on its disk", "Make room on the server: df -h"),
     "53200": (Full, "has no memory left for this", "Look at the server: free -m"),
     "53300": (
-        Unavailable,
+        NotDone,
         "has no connection left for us",
         "Allow more, or ask for fewer: --spool '…?connections=4'",
     ),
     "54000": (Full, "takes nothing so large", "Lower the limit: --body-max-bytes 64MiB"),
     "25006": _STANDBY,
     "0A000": _STANDBY,  # to begin a transaction that writes is a feature a standby does not have
-    "57014": (Unavailable, "took too long, and gave it up", _LOOK),
-    "55P03": (Unavailable, "took too long, and gave it up", _LOOK),
-    "40P01": (Unavailable, "undid this again and again, for others crossed it", _LOOK),
-    "40001": (Unavailable, "undid this again and again, for others crossed it", _LOOK),
+    "57014": (NotDone, "took too long, and gave it up", _LOOK),
+    "55P03": (NotDone, "took too long, and gave it up", _LOOK),
+    "40P01": (NotDone, "undid this again and again, for others crossed it", _LOOK),
+    "40001": (NotDone, "undid this again and again, for others crossed it", _LOOK),
     "XX001": (
         Corrupt,
         "is damaged on the server's disk",
@@ -49,7 +49,7 @@ TABLE: Final[dict[str, tuple[type[UnspoolError], str, str]]] = {
         "Build it anew: psql -c 'REINDEX SCHEMA unspool'",
     ),
     "42P01": (
-        Unavailable,
+        NotDone,
         "has lost its tables: somebody dropped them",
         "Restore them, or start with none: unspool serve",
     ),
@@ -99,7 +99,7 @@ def translate(
             f"{spool} {what}. It may or may not have done this; repeat it under the same key."
             f" {_LOOK}"
         )
-    return Unavailable(f"{spool} {what}. Nothing of this was done; repeat it. {_LOOK}")
+    return NotDone(f"{spool} {what}. Nothing of this was done; repeat it. {_LOOK}")
 
 
 def _at_connect(text: str, spool: str) -> UnspoolError:
@@ -111,6 +111,6 @@ def _at_connect(text: str, spool: str) -> UnspoolError:
     for words, what in _AT_CONNECT:
         if words in text:
             return Misconfigured(f"{spool} {what} ({text}). {kept} Try it: psql with the same URL")
-    return Unavailable(
+    return NotDone(
         f"{spool} cannot be reached ({text}). {kept} See whether the server runs: pg_isready"
     )

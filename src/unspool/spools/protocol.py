@@ -45,8 +45,8 @@ The contract, clause by clause (the conformance suite proves each):
 11. Sweep removes settled entries and abandoned claims whose `keep_until` has passed, and the
     answers whose `answer_until` has; at most `limit` a call. It never touches what waits.
 12. Trouble. `Unavailable` after a write means that it may or may not have happened: doing it again
-    is safe. `Full` means that it did not happen. A record that fails its checksum is set aside and
-    counted, and the rest goes on.
+    is safe. `Full`, and `NotDone` among the `Unavailable`, mean that it did not happen. A record
+    that fails its checksum is set aside and counted, and the rest goes on.
 13. Cancellation. A cancelled call may have happened, as with Unavailable; it harms no other.
 14. Expiry. `expire` leases messages whose `expires_at` has passed, due or not, ordered or not, so
     that their bounce can be written: where a lane is closed for days nobody leases them for an

@@ -36,12 +36,12 @@
 -- is one string of packed rows: what is many values in Redis' protocol is slow to read in Python.
 local P = string.sub(KEYS[1], 1, -6)
 local NEVER = 9007199254740991
-local WAITING, CLAIMED, DELIVERED, ASIDE = 0, 1, 2, 9
+local WAITING, CLAIMED, ASIDE = 0, 1, 9
 local STANDING, ENVELOPE = '>BBBI4ddddd', '>BddBI4c0I4c0I4c0I4c0I4c0'
 local ROWS_MAX_BYTES = 8388608
 
 local call, sha, pack, unpack = redis.call, redis.sha1hex, struct.pack, struct.unpack
-local sub, char, join = string.sub, string.char, table.concat
+local sub, join = string.sub, table.concat
 local function num(n) return string.format('%.0f', n) end
 
 local touched, rang, given = {}, false, 0
@@ -179,7 +179,7 @@ end
 -- looked for everywhere. That is slow, and rare.
 local function aside(e)
   local key = e.key
-  if e.state == ASIDE then return 0 end
+  if call('ZSCORE', P .. 'aside', key) then return 0 end
   local seq = call('ZSCORE', P .. 'all', key)
   local place = seq and pack('>I6', tonumber(seq)) or ''
   for _, dest in ipairs(call('ZRANGE', P .. 'names', 0, -1)) do
@@ -230,10 +230,9 @@ local V, args, items = {}, ARGV[3] or '', #ARGV - 3
 function V.accept()
   local known, spoilt, entries = {}, {}, {}
   for i = 1, items do
-    local e, at = {seized = 0}, 0
-    e.state, e.attempt, e.due, e.leased, e.keep, e.till, e.key, e.m, e.t, e.r, e.a, at =
+    local e, _ = {seized = 0}
+    e.state, e.attempt, e.due, e.leased, e.keep, e.till, e.key, e.m, e.t, e.r, e.a =
       unpack('>BI4ddddI4c0I4c0I4c0I4c0I4c0', ARGV[3 + i])
-    local _
     _, e.accepted, e.expires, e.rep, e.dest, e.order, e.name, e.print, e.nonce =
       unpack(ENVELOPE, e.m)
     e.answered = e.a ~= '' and 1 or 0
@@ -559,7 +558,10 @@ function V.damaged()
   return join(rows)
 end
 
-function V.rings() return call('HGET', P .. 'about', 'rings') end
+-- How often the bell was rung, and how many are set aside.
+function V.rings()
+  return pack('>dI4', tonumber(call('HGET', P .. 'about', 'rings')), call('ZCARD', P .. 'aside'))
+end
 
 -- form, id for a new spool: F, it is another program's; V, another form; O, its id and numbers
 function V.open()

@@ -56,6 +56,7 @@ from .redis_rows import (
     double,
     entry_of,
     is_answered,
+    is_settled,
     lease_item,
     message_of,
     page,
@@ -99,7 +100,8 @@ class RedisSpool:
 
     @property
     def corrupt(self) -> int:
-        """Records that failed their crc and were set aside, as far as we have seen."""
+        """Records that failed their crc and were set aside, as of when it was last asked: once a
+        second, while somebody waits for arrivals."""
         return self._link.corrupt
 
     # -- writing ---------------------------------------------------------------------------------
@@ -223,7 +225,8 @@ class RedisSpool:
     async def wait_arrival(self) -> None:
         self._bell.listen()
         while not await self._arrived(POLL_S):
-            rings = int(await self._link.call("rings"))
+            found = Rows(await self._link.call("rings"))
+            rings, self._link.corrupt = found.number(), found.integer()
             if rings != self._rings:
                 self._rings = rings
                 return
@@ -239,7 +242,8 @@ class RedisSpool:
     async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
         if not keys:
             return []
-        found = self._whole(await self._link.call("find", items=[text(key) for key in keys]))
+        items = [text(key) for key in keys]
+        found = self._whole(await self._link.call("find", items=items, durable=_shows))
         entries: list[Entry | None] = []
         spoilt: list[Key] = []
         for _ in keys:
@@ -350,6 +354,18 @@ class RedisSpool:
     async def aclose(self) -> None:
         await self._bell.close()
         await self._link.close()
+
+
+def _shows(answer: bytes) -> bool:
+    """Nobody is shown an end that a power cut could take back: another relay may just have written
+    it, and wait for the sync (8)."""
+    found = Rows(answer)
+    if found.mark() != b"A":
+        return False
+    while found.left:
+        if found.mark() == b"E" and is_settled(found.row()):
+            return True
+    return False
 
 
 def _binds(answer: bytes) -> bool:

@@ -20,6 +20,7 @@ from .arrivals import Arrivals
 from .redis_link import Link
 
 AGAIN_S: Final = 1.0
+CLOSE_S: Final = 0.1
 QUIET_S: Final = 15.0
 """After so long without a word it is asked whether it is still there."""
 
@@ -60,6 +61,7 @@ class Bell:
             await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
-        if self._task is not None:
+        while self._task is not None and not self._task.done():
+            # Up to Python 3.11 `wait_for`, which the library sends with, may lose a cancellation.
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.wait([self._task], timeout=CLOSE_S)

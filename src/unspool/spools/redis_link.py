@@ -42,6 +42,9 @@ IDLE_S: Final = 30.0
 BATCH_MAX_BYTES: Final = 256 * 1024 * 1024
 """Redis closes connections that send more than 1 GiB at once, and is busy with it for long."""
 
+LOOKS: Final = frozenset({"find"})
+"""Verbs that write nothing, and may show what has to be synced first."""
+
 SCRIPT: Final = files(__package__).joinpath("redis.lua").read_bytes()
 SHA: Final = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest()
 
@@ -180,7 +183,9 @@ class Link:
                     if ordered:
                         self._order.release()  # the next may go while this one waits for the disk
                         ordered = False
-                    if asked.binds(answer) and self.measured is not None and self.measured.waits:
+                    if self.measured is not None and self.measured.waits and asked.binds(answer):
+                        if asked.verb in LOOKS:  # WAITAOF waits for one's own writes alone
+                            await self._touch(connection)
                         await self._sync(connection)
                     whole = True
                 except trouble.ResponseError:
@@ -232,9 +237,12 @@ class Link:
                 await self._measure(connection)
             elif loop.time() - self._measured_at > self._patience.measure_s:
                 await self._measure(connection)
-        except BaseException:
+        except BaseException as error:
             if connection is not None:
                 await connection.disconnect(nowait=True)
+            if isinstance(error, trouble.RedisError | OSError):
+                await self._drop_idle()
+                raise translate(error, where=self.where, sent=False) from error
             raise
         return connection
 
@@ -266,9 +274,12 @@ class Link:
         loop = asyncio.get_running_loop()
         for _ in "12":
             began = loop.time()
-            await _exchange(connection, "SET", self._touched, "", "PX", 60_000)
+            await self._touch(connection)
             await self._sync(connection)
         return honest((loop.time() - began) * 1000)
+
+    async def _touch(self, connection: Any) -> None:
+        await _exchange(connection, "SET", self._touched, "", "PX", 60_000)
 
     async def subscriber(self) -> Any:
         """A connection of one's own; nothing is measured on it."""

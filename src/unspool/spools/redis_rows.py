@@ -227,6 +227,10 @@ def is_answered(row: Row) -> bool:
     return bool(row.standing[2])
 
 
+def is_settled(row: Row) -> bool:
+    return State(row.standing[0]) in (State.DELIVERED, State.BOUNCED)
+
+
 def with_answer(entry: Entry, row: Row) -> Entry:
     """Raises `Spoilt`, also where an answer should be and is not."""
     if not is_answered(row):

@@ -18,8 +18,8 @@ writes that are both confirmed within a moment tell a server that lies.
 Never MACHINE: replicas are asynchronous, and a failover may lose what was acknowledged. Where the
 server does not show its settings (CONFIG is often closed on hosted ones), PROCESS is what is left.
 
-Does not see: a data directory on tmpfs, a disk that lies, and an AOF that was switched off and on
-again and is not whole yet.
+Does not see: a data directory on tmpfs, a disk that lies, an AOF that was switched off and on again
+and is not whole yet, and a WAITAOF that lies on a disk whose syncs take longer than a second.
 """
 
 from __future__ import annotations

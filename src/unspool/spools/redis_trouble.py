@@ -120,8 +120,9 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
 """What the server's word has in it, who must act, and the sentence."""
 
 
-def translate(error: Exception, *, where: str) -> UnspoolError:
-    said = str(error)
+def translate(error: Exception, *, where: str, sent: bool = True) -> UnspoolError:
+    """`sent`: the server may have heard what it was to do."""
+    said = str(error).rstrip(".")
     named = f"{type(error).__name__} {said}"  # the library takes some of its words away
     for sign, kind, meaning in SAID:
         if sign in named:
@@ -133,7 +134,8 @@ def translate(error: Exception, *, where: str) -> UnspoolError:
         )
     if isinstance(error, trouble.TimeoutError | TimeoutError):
         said = "it does not answer in time"
+    became = "What was under way may or may not have happened; repeat it under its key."
     return Unavailable(
-        f"{where} cannot be reached, or broke off ({said}). What was under way may or may not have"
-        " happened; repeat it under its key. Is it there: redis-cli PING"
+        f"{where} cannot be reached, or broke off ({said})."
+        f" {became if sent else 'Nothing was done.'} Is it there: redis-cli PING"
     )

@@ -38,12 +38,12 @@ def split(url: str) -> tuple[str, str]:
         )
     pairs = dict(parse_qsl(parts.query, keep_blank_values=True))
     name = pairs.pop("name", NAME)
-    unknown = sorted(pairs.keys() - TLS)
+    unknown = sorted(pairs.keys() - (TLS if SCHEMES[parts.scheme] == "rediss" else set()))
     if unknown or not _name(name):
         what = f"{unknown[0]!r} is no setting" if unknown else f"{name!r} is no name"
         raise Misconfigured(
             f"{what} of a spool in Redis. Nothing was opened. There are: name (letters, digits,"
-            f" '.', '_' and '-'), {', '.join(sorted(TLS))}. Write: --spool"
+            f" '.', '_' and '-') and, with rediss:, {', '.join(sorted(TLS))}. Write: --spool"
             " redis://127.0.0.1:6379/0?name=orders"
         )
     scheme = SCHEMES[parts.scheme]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, Final
 
@@ -89,11 +89,13 @@ def export_(
             lambda desk: _export(desk, out, after=after, secret=not hidden),
             spool=spool, config=config,
         )  # fmt: skip
-    with _opened(file) as written:
-        return using(
-            lambda desk: _go_on(desk, written, file, secret=not no_secret),
-            spool=spool, config=config,
-        )  # fmt: skip
+    path = file
+
+    async def work(desk: Desk) -> int:
+        with _opened(path) as written:
+            return await _go_on(desk, written, path, secret=not no_secret)
+
+    return using(work, spool=spool, config=config)
 
 
 @contextmanager
@@ -195,14 +197,20 @@ def import_(
     Doing it twice changes nothing: what is known is left as it is. The spool is made where there is
     none.
     """
-    size = os.fstat(file.fileno()).st_size if file.fileno() else 0
+    from ...house.importing import check_head
+    from ...house.lines import LINE_MAX_BYTES
+
+    size = os.fstat(file.fileno()).st_size
+    first = file.readline(LINE_MAX_BYTES + 1)
+    check_head(first)
 
     async def work(desk: Desk) -> int:
         from ...house.importing import bring
 
         with _bar(size, "importing") as went:
+            lines = _counted(first, file, went, limit=LINE_MAX_BYTES + 1)
             sums = await bring(
-                desk.spool, _counted(file, went), clock=SystemClock(),
+                desk.spool, lines, clock=SystemClock(),
                 key_ms=desk.settings.key_keep_ms, where="the spool", other_secret=other_secret,
                 skip_bad=_told if skip_bad else None,
             )  # fmt: skip
@@ -225,10 +233,12 @@ def import_(
     return using(work, spool=spool, config=config, create=True)
 
 
-def _counted(lines: Iterable[bytes], went: Went) -> Iterator[bytes]:
-    for text in lines:
+def _counted(first: bytes, file: BinaryIO, went: Went, *, limit: int) -> Iterator[bytes]:
+    text = first
+    while text:
         yield text
         went(len(text))
+        text = file.readline(limit)
 
 
 # -- move ------------------------------------------------------------------------------------------

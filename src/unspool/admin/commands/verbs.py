@@ -26,7 +26,7 @@ import click
 import msgspec
 
 from ...core.lifecycle import Bounced, Deferred, Reason, State, Verdict
-from ...core.message import AT_ONCE, NEVER, Destination, Instant, Key
+from ...core.message import AT_ONCE, NEVER, Attempt, Destination, Instant, Key
 from ...core.parking import PARKED, unpark
 from ...settings import Settings
 from ...spools.protocol import Entry, Lease, Query
@@ -37,6 +37,12 @@ from .show import the_one
 
 TERM_MS: Final = 60_000
 """How long an operator may take. When the command dies, the message is free again after it."""
+
+
+def _unparked(entry: Entry) -> tuple[Attempt, ...]:
+    parked = unpark(entry.trail)
+    return parked[1] if parked else entry.trail
+
 
 Decide = Callable[[Entry, Instant, Settings], Verdict]
 
@@ -71,7 +77,7 @@ VERBS: Final = (
     ),
     Verb(
         "release", "Let held messages go: they are due now.", "released, due now",
-        lambda entry, now, settings: Deferred(due_at=now, trail=entry.trail), held=True,
+        lambda entry, now, settings: Deferred(due_at=now, trail=_unparked(entry)), held=True,
     ),
     Verb(
         "drop", "Give messages up: their receipts will say so.",
@@ -233,9 +239,7 @@ async def _apply(
     desk: Desk, verb: Verb, entries: Sequence[Entry], probed: set[Destination] | None = None
 ) -> int:
     """Do it, and say of each what happened; the exit code."""
-    parked = {entry.message.key for entry in entries if unpark(entry.trail)}
-    left_alone = parked if verb.name != "drop" else set()
-    keys = [entry.message.key for entry in entries if entry.message.key not in left_alone]
+    keys = [one.message.key for one in entries if _may(verb, one, named=probed is None)]
     done = await _done(desk, verb, keys, probed)
     left = [entry.message.key for entry in entries if entry.message.key not in done]
     current = dict(zip(left, await desk.spool.find(left) if left else (), strict=True))
@@ -248,6 +252,13 @@ async def _apply(
         click.echo(f"{wording.label(entry)}: {text}")
         code = max(code, one)
     return code
+
+
+def _may(verb: Verb, entry: Entry, *, named: bool) -> bool:
+    """What is parked is its old spool's to let go. By name an operator may say that it is gone."""
+    if not unpark(entry.trail):
+        return True
+    return verb.name == "drop" or (named and verb.name == "release")
 
 
 UNKNOWN: Final = (

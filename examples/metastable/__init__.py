@@ -1,0 +1,1 @@
+"""A metastable failure, made on purpose in virtual time: naive retries against the smart client."""

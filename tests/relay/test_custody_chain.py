@@ -1,0 +1,162 @@
+"""A relay over a custody chain: what senders are told while the first spool is away, and after."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from kit import NOW, REFUSED, It, node, says, told, value
+from msgspec.structs import replace
+
+from unspool.core.message import Instant
+from unspool.errors import Unavailable
+from unspool.spools.chain import ChainSpool
+from unspool.spools.custodian import Custodian
+from unspool.spools.memory import MemorySpool
+from unspool.spools.protocol import Promises, Survives
+
+ASYNC = (b"Prefer", b"respond-async")
+
+
+class Place(MemorySpool):
+    """Memory that says it keeps more, and can be away."""
+
+    def __init__(self, survives: Survives) -> None:
+        super().__init__()
+        self.away = False
+        self.lost = False
+        self._keeps = survives
+
+    @property
+    def promises(self) -> Promises:
+        return replace(super().promises, survives=self._keeps)
+
+    async def accept(self, entries: Any, /) -> Any:
+        if self.away and not self.lost:
+            raise Unavailable("switched off")
+        answers = await super().accept(entries)
+        if self.away:
+            raise Unavailable("the answer was lost")
+        return answers
+
+    async def find(self, keys: Any, /) -> Any:
+        if self.away:
+            raise Unavailable("switched off")
+        return await super().find(keys)
+
+
+@contextlib.asynccontextmanager
+async def relay_over_two() -> AsyncIterator[tuple[It, Place, Place]]:
+    first, second = Place(Survives.MACHINE), Place(Survives.POWER)
+
+    def opens(place: Place) -> Any:
+        async def open_() -> Place:
+            return place
+
+        return open_
+
+    chain = ChainSpool(
+        [
+            Custodian(name=name, open=opens(place), deadline_ms=200)
+            for name, place in (("first", first), ("second", second))
+        ],
+        now=lambda: Instant(NOW),
+    )
+    await chain.begin()
+    chain.keep()
+    while not chain.ranks.clear:
+        await asyncio.sleep(0.01)
+    try:
+        async with node(REFUSED, spool=chain) as it:
+            yield it, first, second
+    finally:
+        await chain.aclose()
+
+
+async def back(it: It, first: Place) -> None:
+    first.away = False
+    chain = it.spool
+    assert isinstance(chain, ChainSpool)
+    async with asyncio.timeout(8):
+        while not (chain.ranks.home.up and chain.homing.compared and chain.ranks.clear):
+            await asyncio.sleep(0.01)
+
+
+async def test_the_receipt_names_the_grade_of_the_one_that_took_it() -> None:
+    async with relay_over_two() as (it, first, _second):
+        assert told(await it.ask(key="a"))["survives"] == "machine"
+        first.away = True
+        response = await it.ask(key="b")
+        assert (response.status, told(response)["survives"]) == (202, "power")
+        assert told(await it.receipt(response))["survives"] == "power"
+        await back(it, first)
+        assert told(await it.receipt(response))["survives"] == "machine", "it was brought home"
+
+
+async def test_a_receipt_that_cannot_be_looked_up_is_not_unknown() -> None:
+    """404 would say that it never was. It is safe where it is, and that is what is said."""
+    async with relay_over_two() as (it, first, _second):
+        response = await it.ask(key="a")
+        first.away = True
+        asked = await it.receipt(response)
+        assert asked.status == 503
+        assert b"What it keeps is safe" in asked.body
+        cancelled = await it.receipt(response, method=b"DELETE")
+        assert cancelled.status == 503
+        await back(it, first)
+        assert (await it.receipt(response)).status == 200
+
+
+async def test_both_receipts_of_a_key_lead_to_one_end() -> None:
+    """The key was known to the first alone, and taken again by the second while it was away."""
+    async with relay_over_two() as (it, first, _second):
+        one = await it.ask(key="a")
+        first.away = True
+        two = await it.ask(key="a")
+        assert (one.status, two.status) == (202, 202)
+        assert value(one, b"location") != value(two, b"location")
+        await back(it, first)
+        it.service.then(says(200, b"done"))
+        it.clock.at += 10_000
+        await it.deliver()
+        for response in (one, two):
+            assert told(await it.receipt(response))["state"] == "delivered"
+            assert (await it.receipt(response, b"/response")).body == b"done"
+        assert [dict(r.fields)[b"Unspool-Attempt"] for r in it.service.attempts].count(b"1") <= 2
+        assert (await it.ask(key="a")).body == b"done"
+
+
+async def test_one_that_is_to_keep_its_order_is_refused_and_others_are_not() -> None:
+    async with relay_over_two() as (it, first, _second):
+        first.away = True
+        assert (await it.ask(key="z")).status == 202
+        refused = await it.ask(b"POST", b"/orders", (b"Unspool-Order", b"x"), key="a")
+        assert refused.status == 503
+        assert b"keep its order" in refused.body
+        assert (await it.ask(key="b")).status == 202, "nobody else is refused for it"
+
+
+async def test_without_a_key_and_in_doubt_it_is_unknown_and_not_refused() -> None:
+    """`refused` says that the sender still has it, and should send it again: it could go out
+    twice."""
+    async with relay_over_two() as (it, first, second):
+        first.away = first.lost = True
+        response = await it.ask(b"POST", b"/orders", ASYNC)
+        assert response.status == 502
+        assert b"problems/unknown" in response.body
+        assert [e for e in second.entries.values() if e.message.destination] == []
+        assert (await it.ask(b"POST", b"/orders", ASYNC)).status == 202, (
+            "now it is known to be down"
+        )
+
+
+async def test_health_tells_of_each() -> None:
+    async with relay_over_two() as (it, first, _second):
+        first.away = True
+        await it.ask(key="a")
+        health = told(await it.ask(b"GET", b"/_unspool/health", body=b""))
+        assert [view["state"] for view in health["spools"]] == ["down", "up"]
+        assert "switched off" in health["spools"][0]["cause"]
+        assert health["takes_custody"] is True
