@@ -236,6 +236,40 @@ async def _wait_often(spool: Spool) -> None:
         await spool.wait_arrival()
 
 
+async def test_in_a_large_spool_rows_are_looked_up(
+    pair: tuple[Spool, Spool], server: Postgres, schema: str
+) -> None:
+    """However many wait, and whatever the planner thinks of a lane with all of them in it: no verb
+    that senders or the dispatcher wait for reads the tables through."""
+    one, _ = pair
+    for start in range(0, 4_000, 500):
+        await one.accept([waiting(f"{start + number}", at=later(start)) for number in range(500)])
+    server.execute(f"ANALYZE {schema}.message")
+    server.execute(f"ANALYZE {schema}.body")
+    before = read_through(server, schema)
+    await one.accept([waiting("a", destination=THERE), claimed("c")])
+    await one.accept([waiting("a"), waiting("x", order_key="x")])
+    leases = list(await one.lease({HERE: 3, THERE: 3}, now=NOW, until=LEASED_UNTIL))
+    assert len(leases) == 4
+    assert all(await one.renew(leases, until=LEASED_UNTIL))
+    assert all(await one.settle([(lease, delivered()) for lease in leases]))
+    await one.find([key("a"), key("c"), key("9")])
+    await one.survey(after=None, limit=9)
+    await one.seize([key("17")], now=NOW, until=LEASED_UNTIL)
+    await one.expire(now=later(5 * DAY + 1), until=later(6 * DAY), limit=5)
+    await one.sweep(now=later(31 * DAY), limit=5)
+    await one.aclose()  # what a session has read is counted when it ends
+    assert read_through(server, schema) == before
+
+
+def read_through(server: Postgres, schema: str) -> int:
+    [[count]] = server.execute(
+        "SELECT sum(seq_scan) FROM pg_stat_user_tables"
+        " WHERE schemaname = %s AND relname IN ('message', 'body')", schema,
+    )  # fmt: skip
+    return int(count)
+
+
 async def test_any_text_is_a_key(pair: tuple[Spool, Spool]) -> None:
     """Keys, names, destinations and order keys hold NUL and what is no Unicode, and stay as they
     are, in their order."""

@@ -126,6 +126,26 @@ async def _quiet(verb: object) -> None:
         await verb  # type: ignore[misc]
 
 
+async def test_a_relay_that_stands_still_holds_nobody_up_for_long(
+    server: Postgres, schema: str
+) -> None:
+    """It was paused between its INSERT and its COMMIT: the server lets go of its locks, and who
+    comes with the same key is served."""
+    async with Proxy(server.port) as proxy:
+        paused = await open_spool(server.spool(schema, port=proxy.port, deadline_ms=800))
+        other = await open_spool(server.spool(schema, deadline_ms=4000))
+        proxy.stand_still_after = b"INSERT INTO"
+        pausing = asyncio.create_task(_quiet(paused.accept([waiting("a", order_key="x")])))
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        answers = await other.accept([waiting("a"), waiting("b", order_key="x")])
+        assert 0.2 < time.monotonic() - began < 3
+        assert all(isinstance(answer, New) for answer in answers)
+        await pausing
+        await other.aclose()
+        await paused.aclose()
+
+
 async def test_what_another_program_has_locked(server: Postgres, schema: str) -> None:
     """12. Somebody's LOCK TABLE is waited for until the deadline; nothing of the batch is done."""
     spool = await open_spool(server.spool(schema, deadline_ms=500))

@@ -107,11 +107,17 @@ class Postgres:
         if wait:
             _until_it_answers(self, self.process, self.folder / "log")
 
+    def pids(self) -> list[int]:
+        """Its processes, the one that starts all others first."""
+        assert self.process is not None
+        first = self.process.pid
+        children = Path(f"/proc/{first}/task/{first}/children").read_text()
+        return [first, *map(int, children.split())]
+
     def kill(self) -> None:
         """kill -9 of all of it, gone when this returns: as in a power cut, nobody tidies up."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        for pid in (self.process.pid, *map(int, children.split())):
+        for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()

@@ -1,8 +1,11 @@
 """A network that fails: TCP between a client and a server, held up or cut when a test says so.
 
-async with Proxy(port) as proxy:       proxy.port is where the client connects
-    proxy.stand_still = True           bytes are taken and go no further, in both directions
-    proxy.cut_after = b"COMMIT"        once a client has sent this, the answer is lost
+    async with Proxy(port) as proxy:            proxy.port is where the client connects
+        proxy.stand_still = True                bytes are taken and go no further, either way
+        proxy.stand_still_after = b"INSERT"     the same, once a client's bytes have gone through
+        proxy.cut_after = b"COMMIT"             once a client has sent this, the answer is lost
+
+What it holds up when it is closed is lost.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ class Proxy:
         self.port = 0
         self.stand_still = False
         self.cut_after = b""
+        self.stand_still_after = b""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
@@ -58,6 +62,8 @@ class Proxy:
                     lost.set()
                 onwards.write(data)
                 await onwards.drain()
+                if self.stand_still_after and self.stand_still_after in data:
+                    self.stand_still = True
         onwards.close()
 
     async def _answered(
