@@ -36,7 +36,7 @@ from unspool.spools.protocol import Entry, Lease, Spool
 from .bench import Bench
 from .process import Failed
 
-SERVED: Final = ("redis", "postgres")
+SERVED: Final = ("nats", "postgres", "redis")
 """Spools in servers: each is started for it, with its data in the folder."""
 ENGINES: Final = (*sorted(ON_DISK), *SERVED)
 BATCHES: Final = (1, 16, 128)
@@ -107,11 +107,14 @@ def place(engine: str, folder: Path) -> Iterator[tuple[str, int]]:
                 os.sched_setaffinity(pid, range(os.cpu_count() or 1))
             yield found.spool(), 0
         return
+    from servers.nats import nats
     from servers.redis import redis
 
-    with redis(folder=folder) as server:
+    always = {"jetstream": "sync_interval: always", "query": "sync_interval=always"}
+    start = redis(folder=folder) if engine == "redis" else nats(folder=folder, **always)
+    with start as server:
         os.sched_setaffinity(server.pid, range(os.cpu_count() or 1))
-        yield server.url, server.pid
+        yield server.spool("bench"), server.pid
 
 
 async def run(engine: str, folder: Path, *, filled: int, seconds: float) -> dict[str, Any]:

@@ -272,6 +272,13 @@ def test_strangers_are_let_go_when_there_are_too_many() -> None:
     assert len(origins.close()) == ORIGINS_MAX
 
 
+@pytest.mark.parametrize("target", ["/a%2Fb//c?x=[1]|2", "/go/http://b.example/?u=http://c", "/"])
+def test_a_target_goes_as_the_library_wrote_it(target: str) -> None:
+    """Signed addresses depend on it."""
+    asked = Asked("GET", f"http://a.example{target}", ())
+    assert asked.build(Client("http://a.example"), Hops()).target == target
+
+
 def test_origins_are_told_apart() -> None:
     assert origin_of("HTTP://A.example:80/x?y") == "http://a.example"
     assert origin_of("https://u:p@a.example:8443/") == "https://a.example:8443"

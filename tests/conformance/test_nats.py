@@ -9,8 +9,11 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import shutil
+import signal
 import tracemalloc
+from binascii import a2b_base64, b2a_base64
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,22 +21,37 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from servers.nats import Nats, nats
+from servers.nats import Nats, cluster, nats
 from unspool.core.lifecycle import State
 from unspool.core.message import Destination, Instant, Key, Request, Response
-from unspool.errors import Full, Misconfigured, PromiseBroken, Unavailable
+from unspool.core.record import Spoilt
+from unspool.errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable
 from unspool.spools.nats import open_nats
 from unspool.spools.nats_address import read_url
 from unspool.spools.nats_index import Index
 from unspool.spools.nats_link import Link
-from unspool.spools.nats_records import FACTS, Facts, Mail, facts_of, key_of, token_of
+from unspool.spools.nats_records import (
+    FACTS,
+    PART_BYTES,
+    Facts,
+    Known,
+    Mail,
+    checked_facts,
+    entry_of,
+    facts_header,
+    facts_of,
+    key_of,
+    token_of,
+    written,
+)
 from unspool.spools.nats_room import ROOM_MIN_BYTES
 from unspool.spools.nats_spool import NatsSpool
 from unspool.spools.nats_wire import Wire
-from unspool.spools.protocol import Duplicate, New, Query, Survives
+from unspool.spools.protocol import Duplicate, Lease, New, Query, Survives
 from unspool.testing.conformance.values import (
     HERE,
     NOW,
+    THERE,
     claimed,
     deferred,
     delivered,
@@ -128,6 +146,22 @@ async def test_a_line_whose_register_went_with_age(url: str) -> None:
         assert await lease_all(one) == []
 
 
+async def test_a_relay_that_hears_late(url: str) -> None:
+    """5. It believes that its message is the head, while a claim before it has come to wait: the
+    server refuses the lease by the line's register, and it hears what it missed first."""
+    async with opened(url, url) as (one, other):
+        [claim] = await one.accept([claimed("a", order_key="x")])
+        await other.accept([waiting("b", order_key="x")])
+        await other._watch.current()
+        hearing, other._watch._subscription = other._watch._subscription, None
+        await one.settle([(Lease(claim.entry, later(60_000)), deferred(NOW))])
+        leasing = asyncio.create_task(lease_all(other))
+        await asyncio.sleep(0.05)
+        other._watch._subscription = hearing
+        await one.accept([waiting("elsewhere", destination=THERE)])
+        assert names_of(await leasing) == ["a"]
+
+
 async def test_what_one_accepts_the_other_sees(url: str) -> None:
     """Its watch shows it and rings; `find` and `accept` of the key do not even wait for that."""
     async with opened(url, url) as (one, other):
@@ -187,11 +221,10 @@ async def test_a_restart_under_load(kill: bool) -> None:
     with nats() as server:
         async with opened(server.url(), server.url()) as spools:
             taken: set[str] = set()
-            refused = 0
+            refused: set[int] = set()
             stop = asyncio.Event()
 
             async def sender(number: int) -> None:
-                nonlocal refused
                 for turn in itertools.count():
                     if stop.is_set():
                         return
@@ -201,19 +234,19 @@ async def test_a_restart_under_load(kill: bool) -> None:
                             await spools[number % 2].accept([waiting(name)])
                         taken.add(key(name))
                     except Unavailable:
-                        refused += 1
+                        refused.add(number)
                         await asyncio.sleep(0.02)
 
             senders = [asyncio.create_task(sender(number)) for number in range(6)]
             await asyncio.sleep(0.3)
             await asyncio.to_thread(server.stop, kill=kill)
             await asyncio.sleep(0.3)
+            assert len(refused) == 6, "who was in the middle of something still waits"
             before = len(taken)
             await asyncio.to_thread(server.start)
             await eventually(_more(taken, before))
             stop.set()
             await asyncio.gather(*senders)
-            assert refused
             assert all(await spools[0].find([Key(name) for name in taken]))
             for spool in spools:  # both know everything again, and each message is leased once
                 await eventually(_knows(spool, taken))
@@ -236,6 +269,51 @@ def _knows(spool: NatsSpool, taken: set[str]) -> Any:
         return all(spool._watch.index.get(Key(name)) for name in taken)
 
     return ask
+
+
+@pytest.mark.skipif("UNSPOOL_CRASH_ROUNDS" not in os.environ, reason="takes half a minute")
+@pytest.mark.timeout(180)
+async def test_servers_of_a_cluster_are_killed_one_by_one() -> None:
+    """1. With three replicas the promise is `machine`, and nothing that was taken is lost when one
+    server after the other is killed and comes back; whoever was connected to it goes elsewhere."""
+    with cluster() as servers:
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
+        url = f"nats://{hosts}/unspool?sync_interval=always&survives=machine&replicas=3"
+        await eventually(lambda: _answers(url), seconds=30)
+        async with opened(url, url) as spools:
+            assert spools[0].promises.survives is Survives.MACHINE
+            taken: set[str] = set()
+            stop = asyncio.Event()
+
+            async def sender(number: int) -> None:
+                for turn in itertools.count():
+                    if stop.is_set():
+                        return
+                    try:
+                        await spools[number % 2].accept([waiting(f"{number}-{turn}")])
+                        taken.add(key(f"{number}-{turn}"))
+                    except Unavailable:
+                        await asyncio.sleep(0.05)
+
+            senders = [asyncio.create_task(sender(number)) for number in range(4)]
+            for server in servers:
+                await eventually(_more(taken, len(taken)), seconds=30)
+                await asyncio.to_thread(server.kill)
+                await eventually(_more(taken, len(taken)), seconds=30)
+                await asyncio.to_thread(server.start)
+                await asyncio.sleep(3)  # until it has what it missed
+            stop.set()
+            await asyncio.gather(*senders)
+            known = await spools[0].find([Key(name) for name in taken])
+            print(f"\ncluster: {len(taken)} taken, {sum(map(bool, known))} found")
+            assert all(known)
+            for spool in spools:
+                await eventually(_knows(spool, taken))
+
+
+async def _answers(url: str) -> bool:
+    async with opened(url):
+        return True
 
 
 async def test_a_server_that_forgot(url: str) -> None:
@@ -404,12 +482,23 @@ async def test_with_a_wrong_password() -> None:
             pass
 
 
+async def test_credentials_that_cannot_be_read(server: Nats) -> None:
+    """A file that is not there, or the package that reads it, is named as what is missing."""
+    with pytest.raises((Misconfigured, Missing), match=r"cannot be read|pip install nkeys"):
+        await open_nats(server.url("b", "creds=/no/such/file"))
+
+
 async def test_who_may_not_write() -> None:
     """A user without permission to publish is told so when it is opened, not at the first 503."""
-    may = 'permissions { publish: ["$JS.API.>", "_INBOX.>"] }'
-    users = f"authorization {{ users: [ {{ user: me, password: pw, {may} }} ] }}"
-    with nats(settings=users) as server, pytest.raises(Misconfigured, match="permission"):
-        await open_nats(server.url(user="me:pw"))
+    may = 'permissions { publish: [%s "$JS.API.>", "$JS.FC.>"], subscribe: "_INBOX.>" }'
+    less, enough = may % "", may % '"$KV.unspool.>",'
+    users = f"{{ user: a, password: pw, {less} }}, {{ user: b, password: pw, {enough} }}"
+    with nats(settings=f"authorization {{ users: [ {users} ] }}") as server:
+        with pytest.raises(Misconfigured, match="permission"):
+            await open_nats(server.url(user="a:pw"))
+        async with opened(server.url(user="b:pw")) as [spool]:
+            await spool.accept([waiting(f"{number}") for number in range(600)])
+            assert len(await lease_all(spool, limit=1_000)) == 600
 
 
 async def test_a_server_that_takes_too_little() -> None:
@@ -453,7 +542,8 @@ async def test_a_bucket_that_was_changed(url: str) -> None:
 
 async def test_servers_that_do_not_answer() -> None:
     """Too old a server is refused; one that says nothing, or answers nothing, is given up within
-    seconds."""
+    seconds, also where it has been as it should for a while: a batch larger than what is buffered
+    for it, too. Then it goes on."""
 
     async def refused(info: dict[str, str] | None) -> str:
         async with _pretender(info) as port, asyncio.timeout(12):
@@ -463,9 +553,22 @@ async def test_servers_that_do_not_answer() -> None:
                 return str(error)
         return "it was opened"
 
-    old, mute, silent = await asyncio.gather(
-        refused({"version": "2.9.10"}), refused({"version": "2.15.1"}), refused(None)
+    async def paused() -> list[str]:
+        with nats() as server:
+            async with opened(server.url()) as [spool]:
+                await spool.accept([waiting("a")])
+                os.kill(server.pid, signal.SIGSTOP)
+                entries = [large(f"{number}", 30_000) for number in range(500)]
+                writes = [spool.accept(entries), spool.find([key("a")]), spool.tally([NOW])]
+                told = await asyncio.gather(*writes, return_exceptions=True)
+                os.kill(server.pid, signal.SIGCONT)
+                assert await eventually(lambda: spool.find([key("a")]))
+                return [type(one).__name__ for one in told]
+
+    old, mute, silent, stopped = await asyncio.gather(
+        refused({"version": "2.9.10"}), refused({"version": "2.15.1"}), refused(None), paused()
     )
+    assert stopped == ["Unavailable"] * 3
     assert "of version 2.9.10; the spool needs 2.12" in old
     assert "no answer within" in mute
     assert "No NATS server answers" in silent
@@ -561,6 +664,30 @@ def test_keys_in_subjects() -> None:
     assert len(set(tokens)) == len(keys)
     assert [key_of(token) for token in tokens] == keys
     assert all(set(token) <= set("=-_" + "".join(map(chr, range(48, 123)))) for token in tokens)
+
+
+def test_a_flipped_bit_is_noticed() -> None:
+    """12. In facts, envelope, status, request or answer, and in what holds them together."""
+    entry = waiting("a", order_key="x")
+    change = written(entry, place=7, expected=0, part_bytes=PART_BYTES)
+    assert change.facts is not None
+    header = a2b_base64(facts_header(change.facts))
+    for at in range(len(header)):
+        for bit in range(8):
+            text = b2a_base64(_flipped(header, at, bit), newline=False).decode()
+            with pytest.raises(Spoilt):
+                checked_facts(text, key("a"))
+    for at in range(len(change.body)):
+        with pytest.raises(Spoilt):
+            entry_of(Known(1, change.facts, _flipped(change.body, at, at % 8)), request=True)
+    with pytest.raises(Spoilt):
+        checked_facts("no base64 at all", key("a"))
+    with pytest.raises(Spoilt):
+        checked_facts(facts_header(change.facts), key("b"))
+
+
+def _flipped(data: bytes, at: int, bit: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
 
 
 async def test_a_stranger_s_message_is_set_aside(url: str) -> None:

@@ -13,13 +13,18 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-NEEDS = {"sqlite": "apsw", "leveldb": "plyvel", "log": "unspool", "redis": "redis"}
-SHARE = {"sqlite": 1.0, "leveldb": 0.2, "log": 0.2, "redis": 0.2}
+NEEDS = {
+    "sqlite": "apsw", "leveldb": "plyvel", "log": "unspool", "redis": "redis",
+    "postgres": "psycopg", "nats": "nats",
+}  # fmt: skip
+SHARE = {"sqlite": 1.0, "leveldb": 0.2, "log": 0.2, "redis": 0.2, "postgres": 0.2, "nats": 0.2}
 """How much of a crash test each engine gets: the default most."""
-SERVED = ("redis", "postgres")
+SERVED = ("redis", "postgres", "nats")
 """Spools in servers: what is a path elsewhere is their URL."""
 ENGINES = tuple(engine for engine in NEEDS if engine not in SERVED)
 
@@ -29,6 +34,23 @@ def need(engine: str) -> None:
 
     if importlib.util.find_spec(NEEDS[engine]) is None:
         pytest.skip(f"{NEEDS[engine]} is not installed")
+
+
+@contextmanager
+def server_of(engine: str, folder: Path) -> Iterator[str]:
+    """The URL of a spool in a server of its own, which keeps what it takes."""
+    from servers.nats import nats
+    from servers.postgres import postgres
+    from servers.redis import redis
+
+    always = {"jetstream": "sync_interval: always", "query": "sync_interval=always"}
+    starts: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        "nats": lambda: nats(folder=folder, **always),
+        "postgres": lambda: postgres(durable=True),
+        "redis": lambda: redis(folder=folder),
+    }
+    with starts[engine]() as server:
+        yield server.spool("crash")
 
 
 async def open_spool(engine: str, path: str | Path, *, synced: bool = True) -> Any:
@@ -53,7 +75,7 @@ class Looking:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         try:
-            self._spool = self._run(open_spool("redis", url))
+            self._spool = self._run(open_spool(SERVED[0], url))
         except BaseException:
             self._stop()
             raise

@@ -15,13 +15,15 @@ import asyncio
 import random
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from servers.redis import Redis, redis
+from servers.nats import nats
+from servers.redis import redis
 
 from .disks import Disk, need_disk
 from .history import now_ns
@@ -46,14 +48,29 @@ class Setup:
     keeps: bool
     settings: dict[str, str] = field(default_factory=dict)
     valkey: bool = False
+    engine: str = "redis"
+    share: float = 1.0
+    """How much of a test it gets."""
+    query: str = ""
+    """What the operator says in the URL."""
+
+    def server(self, folder: Path) -> AbstractContextManager[Any]:
+        if self.engine == "nats":
+            lines = "\n".join(f"{name}: {value}" for name, value in self.settings.items())
+            return nats(jetstream=lines, folder=folder, query=self.query)
+        return redis(valkey=self.valkey, settings=self.settings, folder=folder)
 
 
+NATS = {"engine": "nats", "share": 0.5}
+ALWAYS = {"settings": {"sync_interval": "always"}, "query": "sync_interval=always"}
 SETUPS = {
     "redis, always": Setup(keeps=True),
     "valkey, always": Setup(keeps=True, valkey=True),
     "redis, everysec": Setup(keeps=False, settings={"appendfsync": "everysec"}),
     "valkey, everysec": Setup(keeps=False, settings={"appendfsync": "everysec"}, valkey=True),
     "redis, no": Setup(keeps=False, settings={"appendfsync": "no"}),
+    "nats, always": Setup(keeps=True, **NATS, **ALWAYS),
+    "nats, default": Setup(keeps=False, **NATS),
 }
 
 
@@ -76,7 +93,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 async def under_load(
-    quick: Quick, service: Service, server: Redis, spool: Spool, number: int, *, synced: bool
+    quick: Quick, service: Service, server: Any, spool: Spool, number: int, *, synced: bool
 ) -> tuple[Any, Load, asyncio.Task[None]]:
     port = free_port()
     plan = {"to": service.url, "port": port, "spool": spool.path, "engine": spool.engine}
@@ -89,7 +106,7 @@ async def under_load(
 
 
 async def cut(
-    disk: Disk, quick: Quick, service: Service, server: Redis, spool: Spool, score: Score, *,
+    disk: Disk, quick: Quick, service: Service, server: Any, spool: Spool, score: Score, *,
     synced: bool,
 ) -> None:  # fmt: skip
     """One power cut, and what it cost."""
@@ -138,19 +155,16 @@ async def test_what_a_power_cut_costs(disk: Disk, quick: Quick, name: str) -> No
     setup = SETUPS[name]
     score = Score()
     data = disk.mount / "data"
-    with (
-        Service() as service,
-        redis(valkey=setup.valkey, settings=setup.settings, folder=data) as server,
-    ):
+    with Service() as service, setup.server(data) as server:
         service.weather = weather
-        spool = Spool("redis", server.spool("s0"), 0)
-        for number in range(CUTS if setup.keeps else CONTROL_CUTS):
+        spool = Spool(setup.engine, server.spool("s0"), 0)
+        for number in range(int(CUTS * setup.share) if setup.keeps else CONTROL_CUTS):
             # A spool that has lost something is not asked about it twice.
             if number % CUTS_A_SPOOL == 0 or not setup.keeps:
                 server.kill()
                 shutil.rmtree(data, ignore_errors=True)
                 server.start()
-                spool = Spool("redis", server.spool(f"s{number}"), number)
+                spool = Spool(setup.engine, server.spool(f"s{number}"), number)
                 service.handled.clear()
             if number % 2:
                 service.down()
@@ -160,19 +174,21 @@ async def test_what_a_power_cut_costs(disk: Disk, quick: Quick, name: str) -> No
     print(f"\npower cuts, {name}: {score}")
     if setup.keeps:
         assert score.lost[:20] == []
-        assert score.evidence_202 > 5 * CUTS, "too little was at stake"
+        assert score.evidence_202 > 5 * score.cuts, "too little was at stake"
     else:
         assert score.cuts_with_loss >= CONTROL_CUTS // 2
 
 
 @pytest.mark.timeout(60 + 5 * KILLS)
-async def test_relay_and_server_are_killed(tmp_path: Path, quick: Quick) -> None:
+@pytest.mark.parametrize("name", ["redis, always", "nats, always"])
+async def test_relay_and_server_are_killed(tmp_path: Path, quick: Quick, name: str) -> None:
     """kill -9 of either: what was told is there, and the relay goes on when the server does."""
     score = Score()
-    with Service() as service, redis(folder=tmp_path / "data") as server:
+    setup = SETUPS[name]
+    with Service() as service, setup.server(tmp_path / "data") as server:
         service.weather = weather
-        spool = Spool("redis", server.url, 0)
-        for number in range(KILLS):
+        spool = Spool(setup.engine, server.spool("s"), 0)
+        for number in range(int(KILLS * setup.share)):
             relay, load, running = await under_load(
                 quick, service, server, spool, number, synced=True
             )
@@ -196,6 +212,6 @@ async def test_relay_and_server_are_killed(tmp_path: Path, quick: Quick) -> None
             await relay.gone()
             await running
             count(spool, score, until)
-    print(f"\nkill -9 of relay and server, redis: {score}")
+    print(f"\nkill -9 of relay and server, {name}: {score}")
     assert score.lost[:20] == []
-    assert score.evidence_202 > 10 * KILLS, "too little was at stake"
+    assert score.evidence_202 > 10 * score.cuts, "too little was at stake"

@@ -56,6 +56,7 @@ SESSIONS = {
     "docs/howto/client.md": "",
     "docs/howto/keys.md": RELAY,
     "docs/howto/move-house.md": RELAY,
+    "docs/howto/nats.md": "",
     "docs/howto/once.md": "",
     "docs/howto/queue.md": RELAY,
     "docs/howto/redis.md": REDIS,
@@ -80,8 +81,9 @@ def test_the_commands_of_the_page_do_what_it_says(name: str, tmp_path: Path) -> 
         gearmand.program("gearmand")
     if SESSIONS[name] in (REDIS, REDIS_LATER):
         redis.need()
-    service, weather, relay, queue, server = map(str, free_ports(5))
+    service, weather, relay, queue, server, broker = map(str, free_ports(6))
     replace = {"8000": service, "8001": weather, "8700": relay, "4730": queue, "6379": server}
+    replace["4222"] = broker
     before = SESSIONS[name]
     for old, new in replace.items():
         before = before.replace(old, new)

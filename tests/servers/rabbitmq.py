@@ -73,9 +73,16 @@ class RabbitMQ:
     def url(self, queue: str, *, user: str = "guest:guest") -> str:
         return f"amqp://{user}@127.0.0.1:{self.port}/?queue={queue}"
 
-    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
+    def control(self, *words: str) -> None:
+        """A word of rabbitmqctl."""
+        subprocess.run(
+            [str(Path(program()).parent / "rabbitmqctl"), *words],
+            env=self._environ(), check=True, timeout=60, capture_output=True,
+        )  # fmt: skip
+
+    def _environ(self) -> dict[str, str]:
         folder = str(self._folder)
-        environ = {
+        return {
             "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/bin",
             "HOME": folder,
             "LANG": "C.UTF-8",
@@ -90,9 +97,11 @@ class RabbitMQ:
             "RUNNING_UNDER_SYSTEMD": "yes",  # no shell stays between us and the server
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none",
         }
+
+    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
         with (self._folder / "out").open("ab") as out:
             spawned = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environ,
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._environ(),
                 preexec_fn=_dies_with_us, start_new_session=True,
             )  # fmt: skip
         self._processes.append(spawned)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..core.message import Value
 from ..errors import Broken
 from .nats_records import EXPECTED, Mail, pieces
-from .nats_wire import Wire
+from .nats_wire import ANSWER_S, Wire
 
 if TYPE_CHECKING:
     pass
@@ -89,6 +89,7 @@ class Link:
 
     async def _commit(self, mails: Sequence[Mail]) -> int:
         batch = self.wire.new_inbox()[-22:]
+        until = asyncio.get_running_loop().time() + ANSWER_S
         for number, mail in enumerate(mails, 1):
             headers = mail.headers
             if len(mails) > 1:
@@ -96,6 +97,9 @@ class Link:
             size = len(mail.payload) + sum(len(k) + len(v) + 4 for k, v in headers.items()) + 32
             if size > self.wire.max_payload:
                 raise self.wire.too_large(size)
+            if asyncio.get_running_loop().time() > until:
+                # Looked at, for nats-py keeps a cancellation to itself while its buffer is full.
+                raise self.wire.gone("it takes nothing any more", begun=False)
             if number < len(mails):
                 await self.wire.send(mail.subject, mail.payload, headers=headers)
                 continue

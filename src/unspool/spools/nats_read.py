@@ -224,8 +224,11 @@ class Reader:
         raws = await self._link.last([names.line(line) for line in lines])
         await self._watch.current()
         for line in lines:
-            if names.line(line) not in raws:
+            raw = raws.get(names.line(line))
+            if raw is None:
                 self._watch.index.line_void(line)
+            else:
+                self._watch.index.line_seen(line, raw.sequence)
 
     # -- for people ------------------------------------------------------------------------------
 

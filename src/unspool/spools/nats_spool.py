@@ -156,10 +156,14 @@ class NatsSpool:
 
         async def attempt() -> list[Lease]:
             rows = due()
-            for line in {line_of(facts.destination, facts.order_key) for _, facts in rows} - {""}:
+            sure = {line_of(facts.destination, facts.order_key) for _, facts in rows} - {""}
+            for line in sure:
                 await self._reader.sure_of_line(line)
-            if any(facts.order_key for _, facts in rows):
-                rows = due()
+            if sure:  # it may be another's turn by now; who has come meanwhile has the next one
+                rows = [
+                    (revision, facts) for revision, facts in due()
+                    if line_of(facts.destination, facts.order_key) in {"", *sure}
+                ]  # fmt: skip
             return await self._lease(rows, until, ordered=True)
 
         async with self._leasing:
@@ -183,13 +187,8 @@ class NatsSpool:
                 await self._reader.aside(found)
                 raise Conflict(facts.key) from error
             line = self._index.line(facts) if ordered else None
-            lease, change = leased(
-                entry,
-                found,
-                until=until,
-                seize=seize,
-                line_seen=None if line is None else line.seen,
-            )
+            seen = None if line is None else line.seen
+            lease, change = leased(entry, found, until=until, seize=seize, line_seen=seen)
             leases.append(lease)
             changes.append(change)
         try:

@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ..core.message import Key
@@ -64,6 +65,8 @@ class Watch:
         self._consumer = ""
         self._next = 1
         """The consumer's number of the message that comes next."""
+        self._count = 0
+        """Of all messages that were ever shown."""
         self._heard_at = 0.0
         self._server = ""
         self._broken = asyncio.Event()
@@ -80,11 +83,11 @@ class Watch:
         """Raises `Unavailable`."""
         try:
             await self._begin(whole=True)
+            self._minding = asyncio.create_task(self._mind(), name="unspool nats watch")
             await self._until_loaded()
         except BaseException:
-            await self._end()
+            await self.aclose()
             raise
-        self._minding = asyncio.create_task(self._mind(), name="unspool nats watch")
 
     async def aclose(self) -> None:
         self._closed = True
@@ -178,7 +181,7 @@ class Watch:
         inbox = link.wire.new_inbox()
         self._consumer, self._next = inbox[-22:], 1
         self._subscription = await link.wire.subscribe(
-            inbox, self._shown, pending_bytes=PENDING_BYTES
+            inbox, partial(self._shown, self._consumer), pending_bytes=PENDING_BYTES
         )
         self._heard_at = self._now()
         self._broken.clear()
@@ -207,18 +210,18 @@ class Watch:
         consumer, link = self._consumer, self._link
         with contextlib.suppress(Exception):  # it goes by itself, too, when nobody listens
             await subscription.unsubscribe()
-            if link.wire.connected and self._closed:
+            if link.wire.connected:
                 await link.wire.send(f"$JS.API.CONSUMER.DELETE.{link.names.stream}.{consumer}")
 
     async def _until_loaded(self) -> None:
         while self._loading is not None:
-            before = self._heard_at, len(self._loading)
+            before = self._count
             self._loaded = asyncio.get_running_loop().create_future()
             try:
                 async with asyncio.timeout(LOAD_S):
                     await self._loaded
             except TimeoutError as error:
-                if (self._heard_at, len(self._loading or ())) == before:
+                if self._count == before:
                     raise self._link.wire.gone("it gives no news") from error
 
     async def _mind(self) -> None:
@@ -244,6 +247,10 @@ class Watch:
                 log.warning("no news of the spool: %s", error)
                 self._broken.set()
                 await asyncio.sleep(AGAIN_S)
+            except Exception:
+                log.exception("the watch of the spool made a mistake; it begins again")
+                self._broken.set()
+                await asyncio.sleep(AGAIN_S)
 
     async def _reopen(self) -> None:
         """nats-py reconnects by itself, but not after everything that a server may say."""
@@ -256,18 +263,16 @@ class Watch:
 
     # -- what is shown ---------------------------------------------------------------------------
 
-    async def _shown(self, message: Msg) -> None:
+    async def _shown(self, consumer: str, message: Msg) -> None:
         """One after the other: the next waits for this."""
         try:
-            await self._show(message)
+            if consumer == self._consumer and self._subscription is not None:
+                await self._show(message)
         except Exception:  # nats-py would keep it to itself
             log.exception("the watch of the spool made a mistake; it begins again")
             self._broken.set()
 
     async def _show(self, message: Msg) -> None:
-        subscription = self._subscription
-        if subscription is None or message.subject == "" or message.sid != subscription._id:
-            return
         self._heard_at = self._now()
         headers = message.headers or {}
         if message.reply[:8] != "$JS.ACK.":
@@ -282,6 +287,7 @@ class Watch:
             self._broken.set()  # something did not come: begin again behind what did
             return
         self._next += 1
+        self._count += 1
         index = self._loading if self._loading is not None else self.index
         self._take(index, int(sequence), message.subject, headers)
         if pending == "0":
@@ -300,8 +306,12 @@ class Watch:
                 await self._link.wire.send(answer_to)
         elif int(headers.get("Nats-Last-Consumer", self._next - 1)) != self._next - 1:
             self._broken.set()
-        else:  # idle: what there was when the consumer was made, and still is, was shown
-            self._caught_up()
+        elif self._loading is not None or self.index.position < self._base:
+            # Idle, and the last that there was has gone with age before it was shown?
+            link = self._link
+            info = await link.api(f"CONSUMER.INFO.{link.names.stream}.{self._consumer}")
+            if not info["num_pending"] and info["delivered"]["consumer_seq"] == self._next - 1:
+                self._caught_up()
 
     def _take(self, index: Index, revision: int, subject: str, headers: dict[str, str]) -> None:
         if subject.startswith(self._lines):

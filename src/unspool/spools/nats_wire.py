@@ -94,7 +94,7 @@ class Wire:
         wire = cls(address, names, on_reconnect, Client())
         try:
             await wire._connect(Client())
-        except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+        except (nats.errors.Error, OSError, TimeoutError, ValueError, ImportError) as error:
             await wire.aclose()
             raise not_connected(address, error, wire.complaint) from error
         except BaseException:
@@ -154,7 +154,7 @@ class Wire:
         self._client = Client()
         try:
             await self._connect(Client())
-        except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+        except (nats.errors.Error, OSError, TimeoutError, ValueError, ImportError) as error:
             await self.aclose()
             raise not_connected(self.address, error, self.complaint) from error
         self._on_reconnect()
@@ -208,7 +208,7 @@ class Wire:
         import nats.errors
 
         if not self._client.is_connected:
-            raise self.gone("there is no connection to it just now")
+            raise self.gone("there is no connection to it just now", begun=False)
         try:
             await self._client.publish(
                 subject, payload, reply, headers=dict(headers) if headers else None
@@ -240,11 +240,13 @@ class Wire:
 
     # -- what went wrong -------------------------------------------------------------------------
 
-    def gone(self, why: str) -> Unavailable:
+    def gone(self, why: str, *, begun: bool = True) -> Unavailable:
+        """`begun`: it may have been heard."""
+        done = "it may or may not have happened" if begun else "nothing of it was done"
         return Unavailable(
-            f"The spool {self.address.shown} did not do this ({why}); it may or may not have"
-            " happened. What was accepted before is kept there. It is asked again by itself; see"
-            f" how it is: nats stream info {self.names.stream}"
+            f"The spool {self.address.shown} did not do this ({why}); {done}. What was accepted"
+            " before is kept there. It is asked again by itself; see how it is:"
+            f" nats stream info {self.names.stream}"
         )
 
     def full(self, why: str) -> Full:
