@@ -18,13 +18,17 @@ answers out of aiohttp's insides. Here aiohttp writes each request into a connec
 socket, and reads the answer from it as it reads any. So cookies, redirects, encodings, tracing and
 middlewares stay aiohttp's work. `response.connection` is closed by then.
 
-The deadline of the call, retries included, is a tenth (a second at most) less than the timeout
+The deadline of the call, retries included, is a fifth (two seconds at most) less than the timeout
 (`sock_read`, else `total`): what nobody took must be on the disk before aiohttp gives up. aiohttp's
 own default, five minutes, is nobody's wish: our `deadline` is instead. `ssl=` and proxies are
 refused: here it is `tls=`, and there are no proxies. A body is read whole before it is sent, and an
 answer before it is given; one that is too large raises `ClientPayloadError` when it is read.
 
 Belongs to one event loop.
+
+Bugs: where the disk takes longer than that fifth, aiohttp gives up while the request is being
+saved, and its caller is told of a timeout: it may be in the outbox all the same. Send it under its
+key.
 """
 
 from __future__ import annotations
@@ -69,8 +73,8 @@ __all__ = ["Connector", "Saved"]
 
 DEFAULT_TOTAL_S: Final = 300
 """aiohttp's own."""
-RESERVE_PART: Final = 0.1
-RESERVE_MAX_S: Final = 1.0
+RESERVE_PART: Final = 0.2
+RESERVE_MAX_S: Final = 2.0
 FED_BYTES: Final = 64 * 1024
 
 ERRORS: Final[Mapping[Trouble, type[Exception]]] = {
