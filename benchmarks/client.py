@@ -1,7 +1,7 @@
 """Rows of the smart client: what it costs a call when all is well, beside bare libraries.
 
 The program that calls has the measured core, the service (nginx, `return 200`) the other. All kinds
-of one row run in turn; `callers` says what each is.
+of one row run in turn; `senders` says what each is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _run(bench: Bench, kind: str, port: int) -> dict[str, float]:
     folder = bench.new_folder("client")
     bench.settle()
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.callers", kind, str(port), str(bench.seconds),
+        [sys.executable, "-m", "benchmarks.senders", kind, str(port), str(bench.seconds),
          str(WIDE), str(folder)],
         capture_output=True, text=True, timeout=3 * bench.seconds + 60, check=False,
         stdin=subprocess.DEVNULL, cwd=Path(__file__).parent.parent,

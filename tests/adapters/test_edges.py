@@ -165,7 +165,7 @@ def test_cancelled_by_aiohttp_it_ends(one: Service, tmp_path: Path) -> None:
         connector = unspool.aiohttp.Connector(one.url, outbox=str(tmp_path / "o.db"))
         async with aiohttp.ClientSession(one.url, connector=connector) as session:
             with pytest.raises(Saved) as caught:
-                await session.post("/slow", json=1, timeout=aiohttp.ClientTimeout(total=1))
+                await session.post("/slow", json=1, timeout=aiohttp.ClientTimeout(total=2))
             assert isinstance(caught.value.result, Queued)
             asking = asyncio.create_task(session.get("/slow"))
             await asyncio.sleep(0.2)

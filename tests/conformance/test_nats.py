@@ -372,7 +372,8 @@ async def test_what_is_large_lies_apart(url: str) -> None:
 
 async def _parts(spool: NatsSpool) -> int:
     names = spool._link.names
-    raws = await spool._link.last([names.part(key("a"), number) for number in range(9)])
+    parts = [f"{kind}.{number}" for kind in "ra" for number in range(9)]
+    raws = await spool._link.last([names.part(key("a"), part) for part in parts])
     return sum(bool(raw.payload) for raw in raws.values())
 
 

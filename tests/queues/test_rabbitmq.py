@@ -174,12 +174,6 @@ async def test_who_is_not_let_in(server: RabbitMQ) -> None:
 async def test_what_a_user_may_do(server: RabbitMQ, name: str) -> None:
     """Who may not make queues may use one that is there; who may not write is told so."""
     await declared(server, name, durable=True)
-    server.control(
-        "eval",
-        '[begin rabbit_auth_backend_internal:add_user(U, <<"guest">>, <<"test">>), '
-        'rabbit_auth_backend_internal:set_permissions(U, <<"/">>, <<>>, W, <<".*">>, <<"test">>) '
-        'end || {U, W} <- [{<<"writer">>, <<".*">>}, {<<"reader">>, <<>>}]].',
-    )
     writer, reader = (queue_at(server.port, name, user=user) for user in ("writer", "reader"))
     await writer.put([b"one"])
     with pytest.raises(Misconfigured, match="does not let the user reader"):

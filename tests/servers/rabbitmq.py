@@ -12,6 +12,7 @@ its own, and ends with the tests, whatever becomes of them.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -31,6 +32,20 @@ from .stopped import stop
 PLACES: Final = "/usr/lib/rabbitmq/lib"
 """Debian's. The one in /usr/sbin changes to the user rabbitmq, and keeps things in /var."""
 START_S: Final = 60
+MAY: Final = {
+    "guest": (".*", ".*", ".*"),
+    "writer": ("", ".*", ".*"),
+    "reader": ("", "", ".*"),
+}
+"""Whom there is, and what he may make, write and read. All have the password `guest`."""
+USERS: Final = {
+    "users": [{"name": name, "password": "guest", "tags": ""} for name in MAY],
+    "vhosts": [{"name": "/"}],
+    "permissions": [
+        {"user": name, "vhost": "/", "configure": make, "write": write, "read": read}
+        for name, (make, write, read) in MAY.items()
+    ],
+}
 
 
 def program() -> str:
@@ -68,17 +83,12 @@ class RabbitMQ:
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
             "log.console = false\ndisk_free_limit.absolute = 1MB\n"
             "vm_memory_high_watermark.absolute = 1GB\n"
+            f"load_definitions = {folder}/users.json\n"
         )
+        (folder / "users.json").write_text(json.dumps(USERS))
 
     def url(self, queue: str, *, user: str = "guest:guest") -> str:
         return f"amqp://{user}@127.0.0.1:{self.port}/?queue={queue}"
-
-    def control(self, *words: str) -> None:
-        """A word of rabbitmqctl."""
-        subprocess.run(
-            [str(Path(program()).parent / "rabbitmqctl"), *words],
-            env=self._environ(), check=True, timeout=60, capture_output=True,
-        )  # fmt: skip
 
     def _environ(self) -> dict[str, str]:
         folder = str(self._folder)

@@ -281,6 +281,7 @@ class Origins(Generic[C]):
         self._others: OrderedDict[str, C] = OrderedDict()
         self._busy: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._closed = False
         for name in _NEED_SERVERS:
             if self._named is None and options.get(name):
                 raise Misconfigured(
@@ -301,7 +302,11 @@ class Origins(Generic[C]):
         return self._named
 
     def borrow(self, origin: str) -> C:
-        """Its client. Give it back."""
+        """Its client. Give it back. Raises `Misconfigured` when all is closed."""
+        if self._closed:
+            raise Misconfigured(
+                "This adapter cannot be used: it is closed. Nothing was sent. Make another"
+            )
         if self._named is not None and origin in self._servers:
             return self._named
         with self._lock:
@@ -327,6 +332,7 @@ class Origins(Generic[C]):
     def close(self) -> list[C]:
         """All of them, to be closed."""
         with self._lock:
+            self._closed = True
             others = list(self._others.values())
             self._others.clear()
         return [*([self._named] if self._named is not None else []), *others]

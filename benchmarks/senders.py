@@ -1,6 +1,6 @@
-"""Callers: programs that send as fast as answers come, each through one HTTP library.
+"""Senders: programs that send as fast as answers come, each through one HTTP library.
 
-    python -m benchmarks.callers KIND PORT SECONDS WIDE FOLDER      prints JSON
+    python -m benchmarks.senders KIND PORT SECONDS WIDE FOLDER      prints JSON
 
 One process, one thread for what is sent, WIDE requests at once (one, for libraries that block). A
 POST of 1 KiB; what is measured is this process's own: requests, how long each took, processor time,
