@@ -297,6 +297,17 @@ async def test_contended_is_put_into_nobodys_custody() -> None:
     assert len(world.servers["a"].asked) == 3 + 1, "two servers would be two tickets"
 
 
+async def test_contended_is_said_on_the_wire() -> None:
+    """So that a relay in front of the server does not keep it."""
+    world = World(a=OK)
+    async with world.client("a") as client:
+        await client.post("/seats", json=1, contended=True)
+        await client.post("/seats", json=1)
+    first, second = world.servers["a"].asked
+    assert value(first, "Unspool-Contended") == "?1"
+    assert not has(second, "Unspool-Contended")
+
+
 async def test_contended_and_a_relay_in_front_kept_it_it_is_told_to_forget() -> None:
     """Never silently: either it forgets, or the caller is told who has it."""
     for status, kind in ((200, Unknown), (409, Accepted)):

@@ -199,6 +199,8 @@ class Route:
             (b"Unspool-Attempt", b"%d" % number),
             (b"Unspool-Deadline", b"%d.%03d" % divmod(timeout_ms, 1000)),
         )
+        if request.kind.contended:
+            fields = (*fields, (b"Unspool-Contended", b"?1"))
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
