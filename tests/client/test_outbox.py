@@ -255,7 +255,9 @@ def test_outbox_list_show_retry_and_drop(waiting: Path) -> None:
     assert "1 message" in command("outbox", "list", *at).output
 
 
-async def test_draining_waits_for_no_other_service(tmp_path: Path) -> None:
+async def test_draining_waits_for_no_other_service(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of several in one file each client waits for its own; and `drain` gives each its time: one
     that is down does not take it from the rest."""
     file = str(tmp_path / "o.db")
@@ -267,6 +269,7 @@ async def test_draining_waits_for_no_other_service(tmp_path: Path) -> None:
     async with asyncio.timeout(20), world.client("b", outbox=file) as client:
         assert (await client.drain(15)).waiting == 0
         assert isinstance(await client.wait("b"), Delivered)
+    assert "unspool serve" not in caplog.text, "advice for a relay's operator"
 
 
 def test_an_outbox_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ class Outbox:
                 lease_ms=LEASE_MS,
                 serves=serves,
                 chance=luck,
+                among_others=True,
             )
         except BaseException:
             await spool.aclose()
