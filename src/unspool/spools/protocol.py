@@ -226,7 +226,8 @@ class Spool(Protocol):
         """Take entries in (1, 2, 3). The answers are in their order.
 
         An entry is one of: WAITING with `due_at`, perhaps leased to the caller (4); CLAIMED with
-        `leased_until` and `keep_until`; DELIVERED with `answer`, `keep_until` and `answer_until` (the request may be left out).
+        `leased_until` and `keep_until`; DELIVERED with `answer`, `keep_until` and `answer_until`
+        (the request may be left out).
         What comes from another spool is kept as it was: WAITING, perhaps held, with the attempts
         and the trail that it has; DELIVERED, perhaps with its answer forgotten; BOUNCED with
         `reason`, `settled_at` and `keep_until`.
