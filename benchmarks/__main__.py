@@ -12,6 +12,7 @@ redeliver a backlog of 50 000, once the service is back
 latency   what the relay adds at 1000 requests a second
 memory    resident: idle, busy, with a backlog
 inside    the ASGI middleware in an application, against none and against other packages
+client    the smart client and its adapters when all is well, against bare aiohttp, httpx2, requests
 
     python -m benchmarks --spools               instead: the engines, without a relay; see spools
 
@@ -37,7 +38,7 @@ from pathlib import Path
 
 import click
 
-from . import custody, inside, machine, passing, restate, spools, table
+from . import client, custody, inside, machine, passing, restate, spools, table
 from .bench import Bench, Row
 from .process import Failed
 
@@ -50,6 +51,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "latency": passing.latency,
     "memory": custody.memory,
     "inside": inside.inside,
+    "client": client.client,
 }
 
 

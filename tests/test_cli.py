@@ -6,6 +6,7 @@ The spool stays open here while the commands run, as it does in a relay.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -354,6 +355,19 @@ async def test_show_by_spool_key_quoted_name_receipt_and_of_a_minted_key(
         assert unspool("show", word, "--json").stdout == same
     for number, one in enumerate(minted):
         assert unspool("show", one, "--body").stdout == b"%d" % number
+
+
+def test_a_key_that_begins_with_a_hyphen_is_no_flag(unspool: Run, tmp_path: Path) -> None:
+    """One key in 64 does, and half of those receipts have an h in them, which was taken for -h."""
+    asyncio.run(_make(tmp_path))
+    for verb in ("show", "hold"):
+        done = unspool(verb, "-Rhx8Qhaaaaaaaaaaaaaaa")
+        assert done.returncode == os.EX_NOINPUT, done
+        assert b"no message is called -Rhx8Qh" in done.stderr
+
+
+async def _make(folder: Path) -> None:
+    await (await open_spool(f"sqlite:///{folder}/unspool.db")).aclose()
 
 
 async def test_the_body_comes_byte_for_byte(unspool: Run, spool: Spool) -> None:

@@ -8,11 +8,10 @@ does not see that a caller has gone: the work of one who has stopped waiting is 
 for nobody. That is what keeps an overload going after its cause has passed (Bronson and others,
 Metastable Failures in Distributed Systems, HotOS 2021).
 
-Callers come at random, whatever the state of the service. The naive ones wait a second and try
+Callers come at random, whatever the state of the service. The naive ones wait three seconds and try
 again three times, with exponential backoff and full jitter, as good advice has it. The others are
-`unspool.AsyncClient`, the real one with its plan, budgets and health, in four processes, with an
-outbox in memory; only its transport and its clock are the simulation's. Neither tells the service
-a deadline.
+`unspool.AsyncClient`, the real one with its plan, budgets, health and outbox (in memory); only its
+transport, its clock and its chance are the simulation's. The service heeds no deadline of theirs.
 """
 
 from __future__ import annotations
@@ -36,21 +35,20 @@ class Plan:
 
     seed: int = 1
     lasts: int = 300
-    asked: float = 28.0
+    asked: float = 7.0
     """New requests, however it goes."""
-    capacity: float = 40.0
+    capacity: float = 10.0
     trouble_from: int = 60
     trouble_to: int = 120
-    capacity_in_trouble: float = 8.0
-    line_max: int = 1_000
+    capacity_in_trouble: float = 2.0
+    line_max: int = 300
     """Who comes when so many wait is refused at once: 503."""
-    processes: int = 4
-    patience: float = 1.0
+    patience: float = 3.0
     """How long a naive attempt waits."""
     retries: int = 3
     backoff: float = 0.2
     """Before the first retry at most; then twice as much."""
-    deadline: float = 1.0
+    deadline: float = 3.0
     """Of a call of the client. With one server its first attempt may take all of it."""
 
     def capacity_at(self, now: float) -> float:
@@ -149,7 +147,7 @@ class _Run:
             attempts=lambda: self._count(self.series.attempts),
             wasted=lambda: self._count(self.series.wasted),
         )
-        self.clients: list[AsyncClient] = []
+        self.client: AsyncClient | None = None
         self.calling: set[str] = set()
 
     def _count(self, row: list[int]) -> None:
@@ -160,7 +158,7 @@ class _Run:
     async def over(self, kind: str) -> Series:
         ask: Callable[[int], Awaitable[None]] = self._naive if kind == "naive" else self._smart
         if kind != "naive":
-            self.clients = [self._client() for _ in range(self.plan.processes)]
+            self.client = self._client()
         worker = asyncio.create_task(self.service.work())
         loop = asyncio.get_running_loop()
         arrivals = random.Random(self.plan.seed)  # the same for both
@@ -178,9 +176,9 @@ class _Run:
         for left in tasks:
             left.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for client in self.clients:
-            self.series.waiting += client.statistics().get("waiting", 0)
-            await client.aclose()
+        if self.client is not None:
+            self.series.waiting = self.client.statistics()["waiting"]
+            await self.client.aclose()
         worker.cancel()
         await asyncio.gather(worker, return_exceptions=True)
         return self.series
@@ -217,9 +215,9 @@ class _Run:
     async def _smart(self, number: int) -> None:
         key = f"r{number}"
         self.calling.add(key)
-        client = self.clients[number % len(self.clients)]
+        assert self.client is not None
         try:
-            result = await client.post("/orders", content=b"x", key=key)
+            result = await self.client.post("/orders", content=b"x", key=key)
             if isinstance(result, Delivered):
                 self._count(self.series.good)
             elif isinstance(result, Queued):

@@ -18,13 +18,17 @@ answers out of aiohttp's insides. Here aiohttp writes each request into a connec
 socket, and reads the answer from it as it reads any. So cookies, redirects, encodings, tracing and
 middlewares stay aiohttp's work. `response.connection` is closed by then.
 
-The deadline of the call, retries included, is a tenth (a second at most) less than the timeout
+The deadline of the call, retries included, is a fifth (two seconds at most) less than the timeout
 (`sock_read`, else `total`): what nobody took must be on the disk before aiohttp gives up. aiohttp's
 own default, five minutes, is nobody's wish: our `deadline` is instead. `ssl=` and proxies are
 refused: here it is `tls=`, and there are no proxies. A body is read whole before it is sent, and an
 answer before it is given; one that is too large raises `ClientPayloadError` when it is read.
 
 Belongs to one event loop.
+
+Bugs: where the disk takes longer than that fifth, aiohttp gives up while the request is being
+saved, and its caller is told of a timeout: it may be in the outbox all the same. Send it under its
+key.
 """
 
 from __future__ import annotations
@@ -69,14 +73,14 @@ __all__ = ["Connector", "Saved"]
 
 DEFAULT_TOTAL_S: Final = 300
 """aiohttp's own."""
-RESERVE_PART: Final = 0.1
-RESERVE_MAX_S: Final = 1.0
+RESERVE_PART: Final = 0.2
+RESERVE_MAX_S: Final = 2.0
 FED_BYTES: Final = 64 * 1024
 
 ERRORS: Final[Mapping[Trouble, type[Exception]]] = {
     # Not ServerDisconnectedError and not ClientOSError: at those aiohttp sends once more.
     Trouble.CONNECT: aiohttp.ClientConnectionError,
-    Trouble.CONNECT_TIMEOUT: aiohttp.ServerTimeoutError,
+    Trouble.CONNECT_TIMEOUT: aiohttp.ConnectionTimeoutError,
     Trouble.READ: aiohttp.ClientConnectionError,
     Trouble.READ_TIMEOUT: aiohttp.ServerTimeoutError,
 }
@@ -113,10 +117,10 @@ class Connector(aiohttp.BaseConnector):
             )
         loop = asyncio.get_running_loop()
         handler = ResponseHandler(loop)
-        handler.connection_made(Wire(self, handler, str(req.url.origin()), deadline_of(timeout)))
+        handler.connection_made(Wire(self, handler, req, deadline_of(timeout)))
         return handler
 
-    async def carry(self, asked: Asked) -> Response:
+    async def carry(self, asked: Asked, request: aiohttp.ClientRequest) -> Response:
         """Raises `Saved`, aiohttp's errors, and `Unacceptable` with nothing sent."""
         client = self._origins.borrow(asked.origin)
         try:
@@ -127,7 +131,7 @@ class Connector(aiohttp.BaseConnector):
                 if isinstance(error.response, Response):
                     return error.response
                 raise ERRORS[trouble_of(error)](str(error)) from error
-            found = stands(result)
+            found = stands(result, request=request)
             if found is None:
                 assert isinstance(result, Unknown)
                 raise ERRORS[trouble(result.tries, maybe=True)](unknown_text(result))
@@ -176,18 +180,23 @@ class Wire(asyncio.Transport):
     """A connection that is no socket: one request in, one answer out."""
 
     def __init__(
-        self, connector: Connector, handler: ResponseHandler, origin: str, deadline: float | None
+        self,
+        connector: Connector,
+        handler: ResponseHandler,
+        request: aiohttp.ClientRequest,
+        deadline: float | None,
     ) -> None:
         super().__init__()
         self._connector = connector
         self._handler = handler
-        self._origin = origin
+        self._request = request
+        self._origin = str(request.url.origin())
         self._deadline = deadline
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._fields: list[Field] = []
         self._body = bytearray()
-        self._max_bytes = connector.max_bytes(origin)
+        self._max_bytes = connector.max_bytes(self._origin)
         self._task: asyncio.Task[None] | None = None
         self._closing = False
         self._reading = asyncio.Event()
@@ -224,7 +233,7 @@ class Wire(asyncio.Transport):
                 method, self._origin + self._url.decode("latin-1"), tuple(self._fields),
                 bytes(self._body), self._deadline,
             )  # fmt: skip
-            answer = await self._connector.carry(asked)
+            answer = await self._connector.carry(asked, self._request)
         except Exception as error:
             self._handler.set_exception(error)
             return

@@ -26,6 +26,7 @@ from .clock import Clock
 from .core.fields import harmless
 from .core.lifecycle import Keeping, Reason, State, bounced, ended_as, extended
 from .core.message import NEVER, Attempt, Field, Instant, Key, Request, Response, Sent
+from .core.parking import unpark
 from .custody import Custody
 from .problems import PREFIX, PROBLEMS, problem, proxy_status
 from .spools.protocol import Entry
@@ -328,6 +329,8 @@ class Receipts:
     async def _cancel(self, entry: Entry) -> Response:
         """DELETE: no further attempt. What was tried before may have had its effect."""
         now = self._clock.now()
+        if unpark(entry.trail):
+            return problem("settled", "it is being moved here; its old relay may have it in hand")
         if entry.state is State.WAITING:
             key = entry.message.key
             until = Instant(now + SEIZE_MS)

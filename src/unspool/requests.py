@@ -142,12 +142,11 @@ class Adapter(BaseAdapter):
     def _made(
         self, request: requests.PreparedRequest, answer: Response, ours: object
     ) -> requests.Response:
-        fields = urllib3.HTTPHeaderDict(shown_fields(answer))
         raw = urllib3.HTTPResponse(
             body=io.BytesIO(answer.body)
             if answer.whole or request.method == "HEAD"
             else TooLarge(),
-            headers=fields,
+            headers=shown_fields(answer),  # type: ignore[arg-type]
             status=answer.status,
             version=11,
             reason=answer.reason or None,

@@ -90,6 +90,7 @@ def test_what_nobody_took_is_saved_and_sent_later(
             session.ask("POST", "/orders", json=1, headers={"Idempotency-Key": "k-1"}, timeout=1)
         assert not isinstance(caught.value, session.every_error | OSError)
         assert caught.value.key == "k-1"
+        assert caught.value.request.method == "POST"  # type: ignore[attr-defined]
         assert isinstance(caught.value.result, Queued)
         with pytest.raises(Saved):  # who tries again repeats it, and does not do it twice
             session.ask("POST", "/orders", json=1, headers={"Idempotency-Key": '"k-1"'}, timeout=1)

@@ -165,7 +165,7 @@ def test_cancelled_by_aiohttp_it_ends(one: Service, tmp_path: Path) -> None:
         connector = unspool.aiohttp.Connector(one.url, outbox=str(tmp_path / "o.db"))
         async with aiohttp.ClientSession(one.url, connector=connector) as session:
             with pytest.raises(Saved) as caught:
-                await session.post("/slow", json=1, timeout=aiohttp.ClientTimeout(total=1))
+                await session.post("/slow", json=1, timeout=aiohttp.ClientTimeout(total=2))
             assert isinstance(caught.value.result, Queued)
             asking = asyncio.create_task(session.get("/slow"))
             await asyncio.sleep(0.2)
@@ -270,6 +270,13 @@ def test_strangers_are_let_go_when_there_are_too_many() -> None:
         (f"http://h{number}.example",) for number in (1, 2, 3)
     ]
     assert len(origins.close()) == ORIGINS_MAX
+
+
+@pytest.mark.parametrize("target", ["/a%2Fb//c?x=[1]|2", "/go/http://b.example/?u=http://c", "/"])
+def test_a_target_goes_as_the_library_wrote_it(target: str) -> None:
+    """Signed addresses depend on it."""
+    asked = Asked("GET", f"http://a.example{target}", ())
+    assert asked.build(Client("http://a.example"), Hops()).target == target
 
 
 def test_origins_are_told_apart() -> None:

@@ -225,6 +225,33 @@ def test_forked_in_the_middle_of_a_call_the_child_is_refused_with_a_sentence(
     assert out == "well\n"
 
 
+def test_an_async_client_that_came_through_a_fork_says_so(tmp_path: Path) -> None:
+    """Its loop and its connections are the parent's, which goes on."""
+    out = run(
+        """
+        import asyncio, os
+        from unspool import AsyncClient, Queued
+        from unspool.errors import Misconfigured
+
+        async def main():
+            async with AsyncClient("http://127.0.0.1:1", outbox="o.db", sends=False) as client:
+                pid = os.fork()
+                if not pid:
+                    try:
+                        await client.post("/o", json=1)
+                    except Misconfigured as error:
+                        os._exit(0 if "before this process was forked" in str(error) else 2)
+                    os._exit(1)
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+                print(type(await client.post("/o", json=1, deadline=1)).__name__)
+
+        asyncio.run(main())
+        """,
+        cwd=tmp_path,
+    )
+    assert out == "Queued\n"
+
+
 def test_a_program_that_forgets_to_close_ends_all_the_same(
     server: ThreadingHTTPServer, tmp_path: Path
 ) -> None:

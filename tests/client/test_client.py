@@ -345,6 +345,20 @@ async def test_in_progress_is_waited_for_under_the_same_key() -> None:
     assert world.asked("a") == 2
 
 
+async def test_a_server_that_does_not_know_what_an_attempt_did_is_believed() -> None:
+    """Our middleware's 409 after a crash in mid-handler: nobody knows, now and in the outbox."""
+    world = World(a=problem("outcome-unknown"), relay=TAKEN)
+    async with world.client("a", queues=["https://relay"], outbox="memory:") as client:
+        result = await client.post("/orders", json=1, key="k")
+        assert isinstance(result, Unknown)
+        assert (world.asked("a"), world.asked("relay")) == (1, 0)
+        world.servers["a"].then(DOWN)
+        world.servers["relay"].then(DOWN)
+        assert isinstance(await client.post("/orders", json=2, key="l", deadline=0.5), Queued)
+        world.servers["a"].then(problem("outcome-unknown"))
+        assert isinstance(await client.wait("l", timeout=5), Unknown)
+
+
 async def test_a_conflict_is_an_answer() -> None:
     world = World(a=says(409))
     async with world.client() as client:

@@ -1,7 +1,8 @@
 """Switch: a real spool behind a switch that can take it away in every way there is.
 
     spool = Switch(await SqliteSpool.open(path))
-    spool.mode = "down"       nothing is done, and that is said at once
+    spool.mode = "down"       nothing is done, and nobody knows
+    spool.mode = "refuses"    nothing is done, and that is said
     spool.mode = "slow"       nothing is done, and nothing is said
     spool.mode = "full"       what is to be kept is refused; all else goes on
     spool.mode = "lost"       it is done, and the answer is lost

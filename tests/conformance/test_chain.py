@@ -616,6 +616,56 @@ async def test_a_batch_over_two_is_told_apart() -> None:
             await pair.chain.renew([home], until=later(10**6))
 
 
+async def test_a_settle_at_one_that_is_down_waits_for_nobody() -> None:
+    """It is known to be down: the caller is told at once, and does it again."""
+    async with pair_of() as pair:
+        await pair.chain.accept([waiting("a")])
+        [lease] = await lease_all(pair.chain)
+        pair.first.mode = "slow"
+        await pair.chain.find([key("a")])
+        asked = pair.first.asked["settle"]
+        for _ in range(5):
+            [answer] = await pair.chain.settle_each([(lease, delivered())])
+            assert isinstance(answer, Unavailable)
+        assert pair.first.asked["settle"] == asked
+        await pair.back()
+        assert list(await pair.chain.settle([(lease, delivered())])) == [True]
+
+
+async def test_a_settle_finds_its_lease_wherever_it_lies() -> None:
+    """Where it lies is remembered of so many, and looked for of the rest."""
+    async with pair_of() as pair:
+        await pair.down()
+        await pair.chain.accept([waiting("a", repeat=False)])
+        await pair.back(home=False)
+        [lease] = await lease_all(pair.chain)
+        pair.chain.ranks._lies.clear()
+        assert list(await pair.chain.settle([(lease, delivered())])) == [True]
+
+
+async def test_a_key_that_home_gets_meanwhile_is_not_dropped_away() -> None:
+    """Another relay takes another request under the key, between the look and the move: what lies
+    away is free again, and stays in sight."""
+    async with pair_of(keeps=False) as pair:
+        await pair.down()
+        await pair.chain.accept([waiting("a", nonce=OTHER)])
+        pair.first.mode = "well"
+        pair.chain.ranks.home.pulse.answered()
+        through = pair.first._through
+
+        async def late(verb: str, call: Any) -> Any:
+            if verb == "accept":
+                other = waiting("a", fingerprint=b"another one.....")
+                await pair.first.spool.accept([other])
+            return await through(verb, call)
+
+        pair.first._through = late  # type: ignore[method-assign]
+        await pair.chain.homing.look(move=True)
+        entry = await at(pair.second, "a")
+        assert entry is not None
+        assert (entry.state, entry.leased_until) == (State.WAITING, 0)
+
+
 async def test_the_survey_and_the_tally_are_of_all() -> None:
     async with pair_of() as pair:
         await pair.chain.accept([waiting("a", due_at=later(50))])

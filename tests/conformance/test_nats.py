@@ -25,7 +25,7 @@ from servers.nats import Nats, cluster, nats
 from unspool.core.lifecycle import State
 from unspool.core.message import Destination, Instant, Key, Request, Response
 from unspool.core.record import Spoilt
-from unspool.errors import Full, Misconfigured, PromiseBroken, Unavailable
+from unspool.errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable
 from unspool.spools.nats import open_nats
 from unspool.spools.nats_address import read_url
 from unspool.spools.nats_index import Index
@@ -372,7 +372,8 @@ async def test_what_is_large_lies_apart(url: str) -> None:
 
 async def _parts(spool: NatsSpool) -> int:
     names = spool._link.names
-    raws = await spool._link.last([names.part(key("a"), number) for number in range(9)])
+    parts = [f"{kind}.{number}" for kind in "ra" for number in range(9)]
+    raws = await spool._link.last([names.part(key("a"), part) for part in parts])
     return sum(bool(raw.payload) for raw in raws.values())
 
 
@@ -480,6 +481,12 @@ async def test_with_a_wrong_password() -> None:
             await open_nats(server.url(user="me:wrong"))
         async with opened(server.url(user="me:right")):
             pass
+
+
+async def test_credentials_that_cannot_be_read(server: Nats) -> None:
+    """A file that is not there, or the package that reads it, is named as what is missing."""
+    with pytest.raises((Misconfigured, Missing), match=r"cannot be read|pip install nkeys"):
+        await open_nats(server.url("b", "creds=/no/such/file"))
 
 
 async def test_who_may_not_write() -> None:

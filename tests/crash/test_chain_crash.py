@@ -73,7 +73,7 @@ async def test_the_engine_is_lost_under_load(tmp_path: Path, name: str) -> None:
             service.weather = lambda _key, _body: "ok"
             load.stop()
             await running
-            await settle(relay.port, history)
+            await settle(relay.port, history, seconds=75)
             try:
                 await eventually(lambda: nothing_waits(spools[1]), "nothing waits away")
             except AssertionError as error:

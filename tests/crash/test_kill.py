@@ -130,7 +130,8 @@ async def killed_at_random(
     )
     assert check(history) == []
     assert waiting_in(engine, relay.spool) == 0
-    assert len(history.accepted()) > 10 * kills, "too little was at stake"
+    least = kills if engine in SERVED else 10 * kills  # each waits for a server's sync, too
+    assert len(history.accepted()) > least, "too little was at stake"
     assert any(not call.told_at for call in history.calls), "no kill hit anybody"
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from desk_kit import now, put, run, waiting
 
@@ -235,11 +236,9 @@ async def test_too_many_visitors_are_told_so(desk: Desk) -> None:
     await eventually(free, "room at the desk")
 
 
-async def test_a_newer_desk_is_not_guessed_at(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_desk_is_not_guessed_at() -> None:
     """Another form: nothing is said but that."""
-    monkeypatch.setattr(wire, "FORM", 2)
-    told = wire.hello(desk._spool.promises)
-    monkeypatch.undo()
+    told = msgspec.msgpack.encode(("unspool desk", wire.FORM + 1, {"anything": "else"}, ""))
     with pytest.raises(Exception, match="of another version of unspool"):
         wire.greeted(told, where="here")
 
@@ -303,12 +302,10 @@ async def test_another_user_is_sent_away(desk: Desk) -> None:
     assert b"Reset" in said.stderr or said.stdout == b"0\n", said
 
 
-async def test_large_messages_are_asked_for_one_by_one(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_large_messages_are_asked_for_one_by_one(desk: Desk) -> None:
     """More than a frame holds at once: fewer are asked for. What was seized in vain is as good as
     in another's hands until the term is over; one that fits in no frame is said."""
-    monkeypatch.setattr(wire, "FRAME_MAX_BYTES", 300_000)
+    desk.frame_max_bytes = 300_000
     spool = await DeskSpool.open(desk._folder)
     entries = [waiting(f"m{number}", due_at=0, body=bytes(100_000)) for number in range(9)]
     for entry in entries:
@@ -323,7 +320,7 @@ async def test_large_messages_are_asked_for_one_by_one(
     later = Instant(now() + 120_000)
     leases = await fresh.seize(keys, now=later, until=Instant(later + 60_000))
     assert [lease is not None for lease in leases] == [False] * 11
-    monkeypatch.setattr(wire, "FRAME_MAX_BYTES", 50_000)
+    desk.frame_max_bytes = 50_000
     with pytest.raises(TooMuch, match="Stop the relay"):
         await fresh.browse(Query(), after=None, limit=99, requests=True)
     await spool.aclose()

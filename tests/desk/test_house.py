@@ -10,6 +10,7 @@ import os
 import pty
 import stat
 import subprocess
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ from unspool.house.importing import BadLine, bring
 from unspool.house.lines import Brought, Head, Unfit, line, read
 from unspool.house.secret import OtherSecret
 from unspool.house.walk import pages
+from unspool.spools.desk import open_desk
+from unspool.spools.desk_visit import DeskSpool
+from unspool.spools.logfile import open_log
 from unspool.spools.memory import MemorySpool, bare
-from unspool.spools.open import open_spool
+from unspool.spools.open import open_spool, reach_spool
 from unspool.spools.protocol import Entry, Query, Spool
 
 ANSWER = Response(201, b"Created \xe9", ((b"Content-Type", b"text/plain"),), b"\x00\xff", None, -1)
@@ -109,6 +113,25 @@ async def test_every_state_goes_over_whole(engine: str, tmp_path: Path) -> None:
     assert await everything(target) == before
     await source.aclose()
     await target.aclose()
+
+
+async def test_out_of_a_running_relay_and_into_one(tmp_path: Path) -> None:
+    """Spools of one process, through the desks of those that have them."""
+    async with AsyncExitStack() as stack:
+        visits: list[Spool] = []
+        for name in "ab":
+            kept = await open_log(tmp_path / name, test_hook_no_sync=True)
+            stack.push_async_callback(kept.aclose)
+            desk = await open_desk(kept, tmp_path / name)
+            assert desk is not None
+            stack.push_async_callback(desk.close)
+            visits.append(await reach_spool(f"log:///{tmp_path}/{name}"))
+            assert isinstance(visits[-1], DeskSpool)
+            stack.push_async_callback(visits[-1].aclose)
+        await filled(visits[0], *(waiting(f"m{number}") for number in range(700)))
+        sums = await brought(visits[1], await exported(visits[0]))
+        assert (sums.new, sums.whole) == (706, True)
+        assert await everything(visits[1]) == await everything(visits[0])
 
 
 async def test_claims_stay_and_the_tried_that_may_not_be_repeated_is_unknown() -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
@@ -200,12 +201,22 @@ async def test_a_spool_that_somebody_has_to_himself(collector: Collecting, tmp_p
 async def test_one_process_for_both(
     server: Gearmand, function: str, service: Service, tmp_path: Path
 ) -> None:
-    """`serve --collect`: the relay takes from the queue itself, and drains cleanly."""
+    """`serve --collect`: the relay takes from the queue itself, and drains cleanly. It is one key
+    by whichever way it comes: a repeat at the door gets the answer."""
     relay = Relay(tmp_path, to=service.url, arguments=["--collect", server.url(function)])
     try:
         await relay.start()
-        submit(server, function, written("one-process"))
+        text = [["Content-Type", "text/plain"]]
+        submit(server, function, written("one-process", fields=text))
         await eventually(lambda: service.of("one-process"), "delivery")
+        repeat = urllib.request.Request(
+            f"http://127.0.0.1:{relay.port}/orders",
+            data=b"one-process",
+            headers={"Idempotency-Key": "one-process", "Content-Type": "text/plain"},
+        )
+        with await asyncio.to_thread(urllib.request.urlopen, repeat, timeout=10) as answer:
+            assert answer.headers["Idempotent-Replayed"] == "true"
+        assert len(service.of("one-process")) == 1
         assert await relay.stop() == 0
         assert server.status()[function] == (0, 0, 0)
     finally:

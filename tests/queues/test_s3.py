@@ -174,6 +174,13 @@ async def test_many_callers_wait_for_one_deadline_together() -> None:
         await queue.aclose()
 
 
+async def test_an_environment_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What obstore can only panic at is the operator's to mend, too."""
+    monkeypatch.setenv("AWS_ENDPOINT", "nonsense")
+    with pytest.raises(Misconfigured, match="AWS_ENDPOINT"):
+        await open_s3("s3://shop/orders").put([b"one"])
+
+
 async def test_nobody() -> None:
     """10. A refused connection."""
     queue = open_s3(f"s3://shop/orders?endpoint=http://127.0.0.1:{free_port()}", limits=QUICK)
@@ -208,7 +215,8 @@ def test_the_page(server: Moto, tmp_path: Path) -> None:
     [
         "s3:", "s3://", "s3:///orders", "s3://A/orders", "s3://bucket/a b", "s3://bucket/a//b",
         "s3://bucket/orders?survives=much", "s3://bucket?acl=public", "s3://bucket/a#b",
-        "s3://key:secret@bucket/orders",
+        "s3://key:secret@bucket/orders", "s3://bucket/a?endpoint=nonsense", "s3://bucket/a?endpoint=",
+        "s3://bucket/a?region=%00", "s3://bucket/a?endpoint=http://u:secret@here",
     ],
 )  # fmt: skip
 def test_urls_that_make_no_sense(url: str) -> None:

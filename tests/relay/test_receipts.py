@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit import BOB, OK, REFUSED, RESET, Still, has, node, says, told, value
 
-from unspool.core.lifecycle import Keeping, Policy
-from unspool.core.message import Answer, Key, Request
+from unspool.core.lifecycle import Bounced, Deferred, Keeping, Policy, Reason, Verdict
+from unspool.core.message import NEVER, Answer, Instant, Key, Request, Response
+from unspool.core.parking import park
 from unspool.custody import SECRET_KEY
 from unspool.problems import PROBLEMS
 from unspool.receipts import RECEIPTS, read_token, stamp, token
+from unspool.spools.protocol import Lease
 from unspool.testing.clock import VirtualClock, virtually
 
 HTML = says(
@@ -333,3 +337,46 @@ async def test_health_says_whether_it_takes_and_delivers() -> None:
         await asyncio.sleep(0)
         well = await it.ask(b"GET", b"/_unspool/health", body=b"")
         assert (well.status, json.loads(well.body)["ready"]) == (200, True)
+
+
+# --- moved --------------------------------------------------------------------------------------
+
+
+async def _said(it: Any, answer: Response, verdict: Callable[[Lease], Verdict]) -> None:
+    """An operator's verdict on the message of this receipt."""
+    key = Key(value(answer, b"location")[-22:].decode())
+    now = it.clock.now()
+    [lease] = await it.node.custody.spool.seize([key], now=now, until=Instant(now + 60_000))
+    assert await it.node.custody.spool.settle([(lease, verdict(lease))]) == [True]
+
+
+@virtually
+async def test_what_was_moved_says_so_and_is_not_tried_here() -> None:
+    """Responsibility did not come back to the sender: a repeat is told to ask elsewhere (421)."""
+    async with node(RESET, clock=VirtualClock()) as it:
+        answer = await it.ask(key="k")
+        until = Instant(it.clock.now() + 1_000_000_000)
+        await _said(it, answer, lambda lease: Bounced(Reason.MOVED, until, lease.entry.trail))
+        state = told(await it.receipt(answer))
+        assert (state["state"], state["reason"]) == ("moved", "moved")
+        assert "come back to you" not in state["where"]
+        assert (await it.receipt(answer, b"/response")).status == 421
+        repeat = await it.ask(key="k")
+        assert repeat.status == 421
+        assert json.loads(repeat.body)["type"].endswith("/moved")
+        assert len(it.service.attempts) == 1
+
+
+@virtually
+async def test_what_is_being_moved_here_cannot_be_cancelled_here() -> None:
+    """Its old relay may have it in hand: to say that it was cancelled would be a guess."""
+    async with node(RESET, clock=VirtualClock()) as it:
+        answer = await it.ask(key="k")
+
+        def parked(lease: Lease) -> Deferred:
+            trail = park(lease.entry.trail, due_at=Instant(9), number=1, now=it.clock.now())
+            return Deferred(NEVER, trail)
+
+        await _said(it, answer, parked)
+        assert (await it.receipt(answer, method=b"DELETE")).status == 409
+        assert told(await it.receipt(answer))["state"] == "waiting"

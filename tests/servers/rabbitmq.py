@@ -12,6 +12,7 @@ its own, and ends with the tests, whatever becomes of them.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -31,6 +32,20 @@ from .stopped import stop
 PLACES: Final = "/usr/lib/rabbitmq/lib"
 """Debian's. The one in /usr/sbin changes to the user rabbitmq, and keeps things in /var."""
 START_S: Final = 60
+MAY: Final = {
+    "guest": (".*", ".*", ".*"),
+    "writer": ("", ".*", ".*"),
+    "reader": ("", "", ".*"),
+}
+"""Whom there is, and what he may make, write and read. All have the password `guest`."""
+USERS: Final = {
+    "users": [{"name": name, "password": "guest", "tags": ""} for name in MAY],
+    "vhosts": [{"name": "/"}],
+    "permissions": [
+        {"user": name, "vhost": "/", "configure": make, "write": write, "read": read}
+        for name, (make, write, read) in MAY.items()
+    ],
+}
 
 
 def program() -> str:
@@ -68,14 +83,16 @@ class RabbitMQ:
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
             "log.console = false\ndisk_free_limit.absolute = 1MB\n"
             "vm_memory_high_watermark.absolute = 1GB\n"
+            f"load_definitions = {folder}/users.json\n"
         )
+        (folder / "users.json").write_text(json.dumps(USERS))
 
     def url(self, queue: str, *, user: str = "guest:guest") -> str:
         return f"amqp://{user}@127.0.0.1:{self.port}/?queue={queue}"
 
-    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
+    def _environ(self) -> dict[str, str]:
         folder = str(self._folder)
-        environ = {
+        return {
             "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/bin",
             "HOME": folder,
             "LANG": "C.UTF-8",
@@ -90,9 +107,11 @@ class RabbitMQ:
             "RUNNING_UNDER_SYSTEMD": "yes",  # no shell stays between us and the server
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none",
         }
+
+    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
         with (self._folder / "out").open("ab") as out:
             spawned = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environ,
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._environ(),
                 preexec_fn=_dies_with_us, start_new_session=True,
             )  # fmt: skip
         self._processes.append(spawned)

@@ -29,6 +29,7 @@ time.
 from __future__ import annotations
 
 import enum
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -63,6 +64,9 @@ _WORDS: Final = frozenset(
 _NOT_SHOWN: Final = frozenset(name.decode() for name in HOP_BY_HOP) | {"unspool-body-kept"}
 _NEED_SERVERS: Final = ("queues", "destination", "headers", "auth")
 """Options that belong to one service, and must not go to whoever else is asked."""
+
+_PLAIN: Final = re.compile(r"/[A-Za-z0-9/%@!$&'()*+,;=~._?-]*")
+"""A target that everybody writes the same way."""
 
 C = TypeVar("C", bound=Client | AsyncClient)
 
@@ -112,10 +116,11 @@ class Asked(Value, frozen=True):
         lifetime = self._word(b"unspool-lifetime")
         if lifetime and not (lifetime[0].isdigit() and len(lifetime[0]) < 10):
             raise wrong("Unspool-Lifetime is a number of seconds")
-        own = f"{client.options.servers[0]}{self.target}"
+        target = self.target
+        plain = _PLAIN.fullmatch(target) is not None
         request = client.build(
             self.method,
-            "/",
+            target if plain else "/",
             headers=[
                 (name.decode("latin-1"), value.decode("latin-1"))
                 for name, value in self.fields
@@ -129,11 +134,14 @@ class Asked(Value, frozen=True):
             order=b"".join(self._word(b"unspool-order")).decode("latin-1"),
             contended=self._word(b"unspool-contended") == [b"?1"],
         )  # fmt: skip
-        request = msgspec.structs.replace(request, target=self.target)
+        if plain:
+            return request
+        # Encoded already, by the library's own taste: it goes as it is.
+        request = msgspec.structs.replace(request, target=target)
         try:
             render(request.wire, b"a.example")
         except (Unsendable, UnicodeEncodeError) as error:
-            raise wrong(f"{error} ({own})") from error
+            raise wrong(f"{error} ({target!r})") from error
         return request
 
 
@@ -273,6 +281,7 @@ class Origins(Generic[C]):
         self._others: OrderedDict[str, C] = OrderedDict()
         self._busy: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._closed = False
         for name in _NEED_SERVERS:
             if self._named is None and options.get(name):
                 raise Misconfigured(
@@ -293,7 +302,11 @@ class Origins(Generic[C]):
         return self._named
 
     def borrow(self, origin: str) -> C:
-        """Its client. Give it back."""
+        """Its client. Give it back. Raises `Misconfigured` when all is closed."""
+        if self._closed:
+            raise Misconfigured(
+                "This adapter cannot be used: it is closed. Nothing was sent. Make another"
+            )
         if self._named is not None and origin in self._servers:
             return self._named
         with self._lock:
@@ -319,6 +332,7 @@ class Origins(Generic[C]):
     def close(self) -> list[C]:
         """All of them, to be closed."""
         with self._lock:
+            self._closed = True
             others = list(self._others.values())
             self._others.clear()
         return [*([self._named] if self._named is not None else []), *others]

@@ -12,8 +12,10 @@ back what was paid, and one more if nothing was. From full it lasts for 35 attem
 that is dead. Beside it further attempts are at most a tenth of the requests of the last ten
 seconds, or three at a time (SRE book, Envoy). Throttle is the SRE book's: requests are dropped
 here, before they cost anybody anything, with the chance (requests - 2 · accepted) / (requests + 1)
-over two minutes, at most 0.75, so that recovery is noticed, and only above 5 a second. What is
-dropped goes on to the queues and the outbox: to keep it is the useful alternative to failing."""
+over half a minute, at most 0.75, so that recovery is noticed, and only above 5 a second. The book
+has two minutes: then it begins after a minute of trouble, and goes on for as long when all is well
+again (docs/explanation/retries.md). What is dropped goes on to the queues and the outbox: to keep
+it is the useful alternative to failing."""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ CAPACITY: Final = 500
 PART: Final = 0.1
 TOGETHER_MIN: Final = 3
 PERIOD_MS: Final = 10_000
-THROTTLE_MS: Final = 120_000
+THROTTLE_MS: Final = 30_000
 THROTTLE_K: Final = 2
 THROTTLE_RPS: Final = 5
 DROP_MAX: Final = 0.75

@@ -41,9 +41,11 @@ from .parts import Parts, open_parts
 from .record import result_of
 from .request import Auth, Content, Defaults, Fields, Params, Request, compose
 from .results import (
+    Delivered,
     Fate,
     Progress,
     Queued,
+    Rejected,
     Result,
     Settled,
 )
@@ -153,9 +155,12 @@ class AsyncClient:
                 before = self.options.durability == "before"
                 result = await Road(parts, self._known, before=before).carry(request)
             name, tries = type(result).__name__, len(result.tries)
+            if not isinstance(result, Delivered | Rejected):
+                log.info("%s under the key %s: %s", request.method, request.key, name)
             return result
         except Undelivered as error:
             tries = len(error.tries)
+            log.info("%s under the key %s: nobody has it", request.method, request.key)
             raise
         finally:
             took_ms = round((loop.time() - began) * 1000)
@@ -236,15 +241,15 @@ class AsyncClient:
 
     async def ready(self) -> Parts:
         """Open what is needed, once. Raises what a person must mend, before anything is sent."""
-        loop = asyncio.get_running_loop()
-        if self._parts is not None and self._loop is loop and self._pid == os.getpid():
-            return self._parts
-        if self._closed:
-            raise unusable("it is closed", "Make another: AsyncClient(…)")
-        if self._loop is not None and self._pid != os.getpid():
+        if self._loop is not None and self._pid != os.getpid():  # before its loop is asked for
             raise unusable(
                 "it was opened before this process was forked", "Make one in each process"
             )
+        loop = asyncio.get_running_loop()
+        if self._parts is not None and self._loop is loop:
+            return self._parts
+        if self._closed:
+            raise unusable("it is closed", "Make another: AsyncClient(…)")
         if self._loop is not None and self._loop is not loop:
             ended = "has closed" if self._loop.is_closed() else "is another one"
             raise unusable(f"the event loop that it belongs to {ended}", "Make one in each loop")

@@ -29,7 +29,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ..chance import Chance
 from ..clock import Clock
 from ..core.admission import Terms
 from ..core.lane import Conduct
@@ -63,7 +62,9 @@ from .turn import Turn
 log: Final = logging.getLogger("unspool.client")
 
 LEASE_MS: Final = 30_000
-ATTEMPTS_MAX: Final = 20
+ATTEMPTS_MAX: Final = 5
+"""At once, and so the outbox's window. What is late must not crowd out what is asked now: with the
+relay's 20 a service that had just recovered was overloaded again by what had waited for it."""
 TURN_S: Final = 1.0
 """How often those whose turn it is not look whether it is."""
 RECOUNT_S: Final = 10.0
@@ -106,6 +107,7 @@ class Outbox:
         destination: Destination,
         policy: Policy,
         clock: Clock,
+        chance: Callable[[int], bytes],
         leases_at_once: bool,
     ) -> None:
         self.spool: Final = spool
@@ -117,7 +119,7 @@ class Outbox:
         self._turn = turn
         self._policy = policy
         self._clock = clock
-        self._chance = Chance()
+        self._chance = chance
         self._leases_at_once = leases_at_once
         self._tasks: list[asyncio.Task[None]] = []
         self._running: asyncio.Task[None] | None = None
@@ -132,6 +134,7 @@ class Outbox:
         transport: Transport,
         clock: Clock,
         luck: Callable[[], float],
+        chance: Callable[[int], bytes],
         told: Callable[[Key], None],
         waiting_max: int,
         pace: Pace,
@@ -148,13 +151,15 @@ class Outbox:
                 disk_free_min_bytes=DISK_FREE_MIN_BYTES,
             )
             custody = Custody(spool=spool, terms=terms, disk_free=_free(url))
-            secret = await custody.open(now=clock.now())
+            secret = await custody.open(now=clock.now(), chance=chance)
             await custody.count()
             policy = Policy(pace=pace, keeping=Keeping())
             dispatcher = Dispatcher(
                 custody=custody,
                 transport=transport,
-                scheduler=Scheduler(attempts_max=ATTEMPTS_MAX, conduct=Conduct()),
+                scheduler=Scheduler(
+                    attempts_max=ATTEMPTS_MAX, conduct=Conduct(window_max=ATTEMPTS_MAX)
+                ),
                 board=Telling(told),
                 policy=policy,
                 clock=clock,
@@ -167,7 +172,7 @@ class Outbox:
             raise
         return cls(
             spool=spool, custody=custody, secret=secret, dispatcher=dispatcher, turn=turn,
-            destination=destination, policy=policy, clock=clock,
+            destination=destination, policy=policy, clock=clock, chance=chance,
             leases_at_once=url.partition(":")[0] in LEASES_AT_ONCE,
         )  # fmt: skip
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from random import random
 from typing import Final
 
 import msgspec
 
+from ..chance import Chance
 from ..core.message import Answer, Cause, Destination, Failure, Key, Sent
 from ..core.message import Request as Wire
 from ..core.message import Response as Answered
@@ -137,6 +139,7 @@ async def open_parts(options: Options, *, tell: OnEvent) -> Parts:
             transport=Background(route, deadline_ms=round(options.deadline * 1000)),
             clock=options.clock,
             luck=options.luck,
+            chance=_bytes_of(options.luck),
             told=lambda key: _post(watches, key),
             waiting_max=options.outbox_max,
             pace=Pace(least_ms=options.backoff_least_ms, most_ms=options.backoff_most_ms),
@@ -148,6 +151,13 @@ async def open_parts(options: Options, *, tell: OnEvent) -> Parts:
     watch = Watch(custody=outbox.custody, read=_reader(route, outbox), told=_news(options, tell))
     watches.append(watch)
     return Parts(route=route, outbox=outbox, watch=watch, drain_ms=options.drain_ms)
+
+
+def _bytes_of(luck: Callable[[], float]) -> Callable[[int], bytes]:
+    """Where random bytes come from: the machine; or a test's own luck, to be repeatable."""
+    if luck is random:
+        return Chance()
+    return lambda count: bytes(int(luck() * 256) for _ in range(count))
 
 
 def _post(watches: list[Watch], key: Key) -> None:

@@ -35,7 +35,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ..errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable
+from ..errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable, UnspoolError
 from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large
 from .rabbitmq_place import QUEUE, Limits, Place, place_of
 
@@ -100,9 +100,7 @@ class RabbitQueue:
             if self._failed_at >= began:  # who waits behind a failure has no deadline of his own
                 raise self._trouble("failed a moment ago, and was not asked again")
             try:
-                if self._putting is None or self._putting.is_closed:
-                    self._putting = await self._connect()
-                channel = self._putting
+                channel = self._putting = await self._live(self._putting)
                 await self._declare(channel, queue)
             except Unavailable:
                 self._failed_at = asyncio.get_running_loop().time()
@@ -111,7 +109,7 @@ class RabbitQueue:
             async with asyncio.TaskGroup() as group:
                 for payload in payloads:
                     group.create_task(self._publish_one(channel, queue, payload))
-        except* (Unavailable, Full) as errors:
+        except* UnspoolError as errors:
             raise errors.exceptions[0] from None
 
     async def _publish_one(self, channel: AbstractChannel, queue: str, payload: bytes) -> None:
@@ -131,7 +129,7 @@ class RabbitQueue:
                     f"RabbitMQ at {self._place} takes no more into {queue}. It was not handed over."
                     " Try: rabbitmqctl list_queues name messages arguments"
                 ) from error
-            except Unavailable:
+            except (Unavailable, Misconfigured):
                 await self._let_go(channel)
                 raise
 
@@ -146,8 +144,7 @@ class RabbitQueue:
         if self._taking is None or self._taking.is_closed:
             self._arrived.clear()
             self._held.clear()
-            self._taking = await self._connect()
-        channel = self._taking
+        channel = self._taking = await self._live(self._taking)
         await self._declare(channel, self._queue)
         try:
             await self._consume(channel, limit, wait_ms)
@@ -235,6 +232,14 @@ class RabbitQueue:
 
     # --- connections ------------------------------------------------------------------------
 
+    async def _live(self, channel: AbstractChannel | None) -> AbstractChannel:
+        """This one, or a new one where it has ended."""
+        if channel is not None and not channel.is_closed:
+            return channel
+        if channel is not None:
+            await self._let_go(channel)
+        return await self._connect()
+
     async def _connect(self) -> AbstractChannel:
         import aio_pika
         from aio_pika.exceptions import AuthenticationError, ProbableAuthenticationError
@@ -274,13 +279,11 @@ class RabbitQueue:
 
         if (channel, queue) in self._declared:
             return
-        connection = self._connections[channel]
         try:
-            # On a channel of its own: RabbitMQ closes the one on which it says no.
-            async with self._translated("does not declare a queue", self._limits.connect_ms):
-                asking = await connection.channel()
-                await asking.declare_queue(queue, durable=True)
-                await asking.close()
+            await self._ask(channel, queue)
+        except Misconfigured:
+            # Who may not make queues may use one: whoever made it has seen to it.
+            await self._ask(channel, queue, passive=True)
         except ChannelPreconditionFailed as error:
             if "'durable'" in str(error):
                 raise PromiseBroken(
@@ -292,6 +295,14 @@ class RabbitQueue:
             await self._let_go(channel)
             raise
         self._declared.add((channel, queue))
+
+    async def _ask(self, channel: AbstractChannel, queue: str, *, passive: bool = False) -> None:
+        """On a channel of its own: RabbitMQ closes the one on which it says no."""
+        connection = self._connections[channel]
+        async with self._translated("does not declare a queue", self._limits.connect_ms):
+            asking = await connection.channel()
+            await asking.declare_queue(queue, durable=True, passive=passive)
+            await asking.close()
 
     async def _let_go(self, channel: AbstractChannel) -> None:
         """Hang up: what was held on it is given to others."""
@@ -322,6 +333,12 @@ class RabbitQueue:
         except TimeoutError as error:
             raise self._trouble(f"{what} within {within_ms} ms") from error
         except _foreign() as error:
+            if any(word in str(error) for word in ("ACCESS_REFUSED", "NOT_FOUND")):
+                raise Misconfigured(
+                    f"RabbitMQ at {self._place} does not let the user {self._place.user} do that: "
+                    f"{error}. Nothing was handed over. Try: rabbitmqctl list_permissions -p "
+                    f"{self._place.vhost}"
+                ) from error
             raise self._trouble(f"{what}: {error}") from error
 
     def _trouble(self, what: str) -> Unavailable:

@@ -55,6 +55,10 @@ LOOK_MOST_S: Final = 10.0
 
 _is_bucket: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]").fullmatch
 _is_prefix: Final = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*").fullmatch
+_is_origin: Final = re.compile(
+    r"https?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9.-]{1,255})(?::[0-9]{1,5})?/?"
+).fullmatch
+_is_region: Final = re.compile(r"[a-z0-9-]{1,64}").fullmatch
 _code: Final = re.compile(r"<Code>(\w+)</Code>").search
 
 _OPERATOR: Final = {
@@ -274,6 +278,13 @@ class S3Queue:
         except (BaseError, OSError) as error:
             self._failed_at = asyncio.get_running_loop().time()
             raise self._meant(str(error)) from error
+        except Exception as error:
+            if type(error).__name__ != "RustPanic":
+                raise
+            raise Misconfigured(  # its way of saying that a setting is no URL
+                f"{self._called}: obstore gave up ({error}). Nothing was handed over. Look at "
+                "AWS_ENDPOINT, AWS_REGION and what else begins with AWS_ in the environment."
+            ) from error
 
     def _meant(self, text: str) -> UnspoolError:
         found = _code(text)
@@ -319,6 +330,7 @@ async def _all(calls: Any) -> list[Any]:
 def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
     """Raises `Misconfigured`, `Missing`."""
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import S3Store
     except ImportError as error:
         raise Missing(
@@ -335,8 +347,12 @@ def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
         raise _misconfigured(url, "a bucket's name has small letters, digits, dots and dashes only")
     if not _is_prefix(prefix) or len(prefix) > 500:
         raise _misconfigured(url, "a prefix has letters, digits and . _ - / only")
-    origin = options.pop("endpoint", "")
-    region = options.pop("region", "")
+    origin = options.pop("endpoint", None)
+    region = options.pop("region", None)
+    if origin is not None and not _is_origin(origin):
+        raise _misconfigured(url, "endpoint is http:// or https://, a host and a port")
+    if region is not None and not _is_region(region):
+        raise _misconfigured(url, "a region is a name such as eu-central-1")
     survives = options.pop("survives", "nothing" if origin else "machine").upper()
     if options or found.fragment or survives not in Survives.__members__:
         raise _misconfigured(
@@ -347,17 +363,20 @@ def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
     config: dict[str, Any] = {"endpoint": origin} if origin else {}
     if region:
         config["region"] = region
-    store = S3Store(
-        bucket,
-        client_options={
-            "allow_http": origin.startswith("http://"),
-            "connect_timeout": timedelta(milliseconds=limits.connect_ms),
-            "timeout": timedelta(milliseconds=limits.answer_ms),
-        },
-        # We are asked again by those who know better whether they still want it.
-        retry_config={"max_retries": 0},
-        **config,
-    )
+    try:
+        store = S3Store(
+            bucket,
+            client_options={
+                "allow_http": (origin or "").startswith("http://"),
+                "connect_timeout": timedelta(milliseconds=limits.connect_ms),
+                "timeout": timedelta(milliseconds=limits.answer_ms),
+            },
+            # We are asked again by those who know better whether they still want it.
+            retry_config={"max_retries": 0},
+            **config,
+        )
+    except (BaseError, ValueError) as error:  # what is in the URL, or in AWS_… around it
+        raise _misconfigured(url, str(error).partition("\n")[0]) from error
     return S3Queue(
         store,
         called=f"{bucket}/{prefix}",

@@ -20,8 +20,8 @@ What holds, and what cannot:
    than home's. When home is back, its record is the one for repeats; a receipt that was given away
    follows it there. Who cannot have that keeps one spool. Of keys that were brought home the one
    away keeps a note: they are known though home is down, and told of as waiting.
-3. In doubt. `Unavailable` means maybe written. The next takes the entry all the same if the message
-   may be repeated; if not, the sender keeps it. When home is back the two are compared before
+3. In doubt. `Unavailable` means maybe written (but for `NotDone`). The next takes the entry all the
+   same if the message may be repeated; if not, the sender keeps it. When home is back the two are compared before
    anything is leased from either: home's is dropped if it went out from the other already, the
    other's if not. Others who share home cannot be told to wait: in the time between its return
    and the comparison they may send a repeatable message again, under its key.

@@ -48,7 +48,7 @@ log: Final = logging.getLogger("unspool.chain")
 PAGE: Final = 200
 MOVE_MAX: Final = 16
 """Requests in memory at once: of a mebibyte each, mostly far less."""
-TERM_MS: Final = 60_000
+TERM_MS: Final = 20_000
 """How long what is on its way home is out of everybody's reach, should we die."""
 PAUSE_S: Final = 1.0
 GATE_PAUSE_S: Final = 0.1

@@ -1,7 +1,9 @@
 """A spool from several URLs: a custody chain, or from one: that spool.
 
-spool = await open_spools(["postgresql://…", "log:///unspool.log"], now=…)
-if isinstance(spool, ChainSpool): spool.keep()      what a relay does; see `chain`
+    spool = await open_spools(["postgresql://…", "log:///unspool.log"], now=…)
+    if isinstance(spool, ChainSpool): spool.keep()      what a relay does
+
+What a chain does is said in `chain`.
 """
 
 from __future__ import annotations

@@ -111,6 +111,7 @@ async def open_desk(spool: Spool, folder: Path) -> Desk | None:
 class Desk:
     def __init__(self, spool: Spool, folder: Path) -> None:
         self.server: asyncio.Server | None = None
+        self.frame_max_bytes = wire.FRAME_MAX_BYTES
         self._spool: Final = spool
         self._folder: Final = folder
         self._visits: set[asyncio.Task[Any]] = set()
@@ -190,7 +191,7 @@ class Desk:
         except Exception:
             log.exception("an operator's %s met a mistake of ours", type(call).__name__)
             answer = wire.failed(Unavailable())
-        if len(answer) > wire.FRAME_MAX_BYTES:
+        if len(answer) > self.frame_max_bytes:
             answer = wire.failed(TooMuch(_TOO_MUCH.format(folder=self._folder)))
         took_s = loop.time() - began
         await self._say(writer, answer)

@@ -40,12 +40,18 @@ Is weaker or costs:
   accept of 1000 entries is one, unless some are larger than 32 KiB, which take several.
 - Memory in every relay for each message that waits and each key that is remembered; the start reads
   the facts of all (figures in docs/howto/choose-a-spool.md).
+- What the server makes of a batch in the middle of which it is killed is its affair; a batch is
+  written so that any beginning of it is whole: parts, messages, registers, and last what goes.
+- To the server each batch is a file of its own, and some five syncs: a batch of two costs as much
+  as one of fifty. A single message is none.
 - A lease, renewal or seizure asks once and writes once; requests of up to 32 KiB are written again
   with it.
 - Survey and lease go by the index: what another relay wrote is seen when the watch shows it, mostly
   within a millisecond. Where everything must be seen (find, browse, tally, seize), the server is
   asked.
 - Somebody who purges or edits the stream by hand is not heard of until a relay meets the message.
+
+Does not: use JetStream domains, mirrors or sources; sync what the server does not.
 
 Bugs: a browse may leave out an entry that another relay accepted and rewrites at that very moment.
 """

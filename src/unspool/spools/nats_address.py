@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..core.message import Value
-from ..errors import Misconfigured, Unavailable
+from ..errors import Misconfigured, Missing, Unavailable
 from .nats_records import Names
 
 OPTIONS: Final = (
@@ -111,6 +111,17 @@ def _check_choices(shown: str, options: Mapping[str, str]) -> None:
 
 
 def not_connected(address: Address, error: BaseException, complaint: str) -> Exception:
+    file = address.credentials
+    if file and isinstance(error, FileNotFoundError | PermissionError | ValueError):
+        return Misconfigured(
+            f"The credentials in {file} for {address.shown} cannot be read ({error}). Nothing was"
+            f" opened. Mend ?creds= in --spool, or the file: ls -l {file}"
+        )
+    if isinstance(error, ImportError):
+        return Missing(
+            f"Credentials in a file, as for {address.shown}, need nkeys, which is not installed."
+            " Nothing was opened. Install it: pip install nkeys"
+        )
     said = [text for text in (str(error), complaint, type(error).__name__) if text]
     let_in = [text for text in said if re.search("authori|authenti|nkey", text, re.IGNORECASE)]
     text = (let_in or said)[0]

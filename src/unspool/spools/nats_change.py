@@ -14,7 +14,7 @@ from ..core.message import Instant
 from ..core.record import Status
 from .keyed_rows import changed
 from .memory import after_verdict, bare
-from .nats_records import Change, Facts, Known, line_of, restated, waits, written
+from .nats_records import Change, Facts, Known, line_of, parts_of, restated, waits, written
 from .protocol import Acceptance, Duplicate, Entry, Lease, Mismatch, New
 
 Row = tuple[int, Facts]
@@ -89,11 +89,11 @@ def settled(
     )  # fmt: skip
     after = after_verdict(entry, verdict)
     if after is None:
-        return Change(before.key, revision, None, parts_before=before.parts, line=line)
+        return Change(before.key, revision, None, gone=parts_of(before), line=line)
     if after.state is not State.WAITING:
         return written(
             after, place=place, expected=revision, part_bytes=part_bytes,
-            parts_before=before.parts, line=line,
+            before=before, line=line,
         )  # fmt: skip
     if known is None or known.revision != revision:
         return None
@@ -111,5 +111,5 @@ def without_answer(known: Known) -> Change:
     after = replace(facts, place=facts.place or known.revision, answered=False, parts=0)
     return Change(
         facts.key, known.revision, after, restated(known, None, large=b""),
-        parts_before=facts.parts,
+        gone=parts_of(facts),
     )  # fmt: skip

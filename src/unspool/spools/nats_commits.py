@@ -54,11 +54,13 @@ class Commits:
             await self.commit(changes[half:])
             return
         lines = lines_in(changes)
-        mains = sequences[len(sequences) - len(lines) - len(changes) :]
-        for change, revision in zip(changes, mains, strict=False):
-            self._watch.told(change, revision)
-        for (line, expected), revision in zip(lines.items(), mains[len(changes) :], strict=True):
-            self._watch.line_told(line, revision, expected)
+        ends = sum(len(change.gone) for change in changes)
+        parts = len(sequences) - ends - len(lines) - len(changes)
+        revisions = iter(sequences[parts:])
+        for change in changes:
+            self._watch.told(change, next(revisions))
+        for line, expected in lines.items():
+            self._watch.line_told(line, next(revisions), expected)
 
     async def _reread(self, changes: Sequence[Change]) -> None:
         await self._reader.known([change.key for change in changes], apart=False)

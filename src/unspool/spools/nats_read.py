@@ -34,6 +34,7 @@ from .nats_records import (
     held,
     line_of,
     mails,
+    parts_of,
     token_of,
     waits,
 )
@@ -113,20 +114,18 @@ class Reader:
         return known.revision if known is not None else self._tombstones.pop(key, 0)
 
     async def _with_parts(self, found: dict[Key, Known]) -> None:
-        names = self._link.names
-        subjects = [
-            names.part(key, number)
+        apart = {
+            key: [self._link.names.part(key, name) for name in parts_of(known.facts)]
             for key, known in found.items()
-            for number in range(known.facts.parts)
-        ]
-        if not subjects:
+            if known.facts.parts
+        }
+        if not apart:
             return
-        raws = await self._link.last(subjects)
-        for key, known in found.items():
-            parts = [raws.get(names.part(key, number)) for number in range(known.facts.parts)]
-            if parts:
-                joined = b"".join(part.payload for part in parts if part is not None)
-                found[key] = Known(known.revision, known.facts, known.body, joined)
+        raws = await self._link.last([subject for some in apart.values() for subject in some])
+        for key, some in apart.items():
+            known = found[key]
+            joined = b"".join(raws[subject].payload for subject in some if subject in raws)
+            found[key] = Known(known.revision, known.facts, known.body, joined)
 
     async def find(self, keys: Sequence[Key], /) -> list[Entry | None]:
         entries: dict[Key, Entry] = {}
@@ -196,12 +195,12 @@ class Reader:
             raw = raws.get(names.message(key))
             if raw is None or raw.headers.get(OPERATION):
                 continue
-            parts = 0
+            gone: list[str] = []
             with contextlib.suppress(Spoilt):
-                parts = checked_facts(raw.headers.get(FACTS, ""), key).parts
+                gone = parts_of(checked_facts(raw.headers.get(FACTS, ""), key))
                 if ASIDE not in raw.headers:
                     continue  # somebody else has discarded it, and the key was given anew
-            changes[mark] = Change(key, raw.sequence, None, parts_before=parts)
+            changes[mark] = Change(key, raw.sequence, None, gone=gone)
         return changes
 
     # -- lines -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What the NATS spool writes down: subjects, headers and payloads, on paper. Pure.
 
     $KV.<bucket>.m.<key>         a message: its facts in a header, the rest in the payload
-    $KV.<bucket>.p.<key>.<n>     parts of a request or answer of more than INLINE_MAX_BYTES
+    $KV.<bucket>.p.<key>.r.<n>   parts of a request of more than INLINE_MAX_BYTES; of an answer: a
     $KV.<bucket>.l.<digest>      the register of a line: written with every change in it
 
 Each is one subject, of which the server keeps the last message. `Unspool-Facts` is the base64 of
@@ -108,7 +108,8 @@ class Change(Value, frozen=True):
     body: bytes = b""
     parts: Sequence[bytes] = ()
     """New ones."""
-    parts_before: int = 0
+    gone: Sequence[str] = ()
+    """Names of parts that go."""
     aside: bool = False
     """It is damaged: all its bytes are kept, and nothing is done with them."""
     line: str = ""
@@ -140,8 +141,8 @@ class Names(Value, frozen=True):
     def message(self, key: Key) -> str:
         return f"$KV.{self.bucket}.m.{token_of(key)}"
 
-    def part(self, key: Key, number: int) -> str:
-        return f"$KV.{self.bucket}.p.{token_of(key)}.{number}"
+    def part(self, key: Key, part: str) -> str:
+        return f"$KV.{self.bucket}.p.{token_of(key)}.{part}"
 
     def line(self, line: str) -> str:
         return f"$KV.{self.bucket}.l.{line}"
@@ -270,20 +271,29 @@ def facts_of(entry: Entry, *, place: int, seized: bool = False, parts: int = 0) 
     )  # fmt: skip
 
 
+def parts_of(facts: Facts | None) -> list[str]:
+    """The names of what lies apart: a request's and an answer's never meet."""
+    if facts is None:
+        return []
+    kind = "r" if facts.state in (State.WAITING, State.CLAIMED) else "a"
+    return [f"{kind}.{number}" for number in range(facts.parts)]
+
+
 def status_of(entry: Entry) -> Status:
     return Status(entry.trail, entry.reason, entry.stored, entry.settled_at)
 
 
 def written(
     entry: Entry, *, place: int, expected: int, part_bytes: int, seized: bool = False,
-    parts_before: int = 0, line: str = "", line_expected: int | None = None,
+    before: Facts | None = None, line: str = "", line_expected: int | None = None,
 ) -> Change:  # fmt: skip
     """The entry whole: its envelope, its status, and what may be large."""
     inline, parts = cut(large_of(entry), part_bytes)
+    facts = facts_of(entry, place=place, seized=seized, parts=len(parts))
+    gone = [part for part in parts_of(before) if part not in parts_of(facts)]
     return Change(
-        entry.message.key, expected, facts_of(entry, place=place, seized=seized, parts=len(parts)),
-        pack_body(entry.message, status_of(entry), inline), parts, parts_before, False, line,
-        line_expected,
+        entry.message.key, expected, facts, pack_body(entry.message, status_of(entry), inline),
+        parts, gone, False, line, line_expected,
     )  # fmt: skip
 
 
@@ -331,18 +341,15 @@ def lines_in(changes: Sequence[Change]) -> dict[str, int | None]:
 
 
 def mails(names: Names, changes: Sequence[Change]) -> list[Mail]:
-    """Parts first and registers last: whoever has seen the last of a batch has seen all of it that
-    a watch is shown. The messages lie together before the registers, in their order."""
+    """New parts first, then the messages in their order, then the registers of lines, and what goes
+    last: of whatever was cut off in the middle, what is there is whole."""
     parts: list[Mail] = []
     mains: list[Mail] = []
+    ends: list[Mail] = []
     gone = {OPERATION: "DEL", TTL: f"{TOMBSTONE_S}s"}
     for change in changes:
-        now = len(change.parts) if change.parts else 0
-        for number, part in enumerate(change.parts):
-            parts.append(Mail(names.part(change.key, number), part, {}))
-        if change.parts or change.facts is None or change.facts.parts == 0:
-            for number in range(now, change.parts_before):
-                parts.append(Mail(names.part(change.key, number), b"", gone))
+        for name, part in zip(parts_of(change.facts), change.parts, strict=False):
+            parts.append(Mail(names.part(change.key, name), part, {}))
         expected = {EXPECTED: str(change.expected)}
         if change.facts is None:
             headers = {**gone, **expected}
@@ -350,14 +357,15 @@ def mails(names: Names, changes: Sequence[Change]) -> list[Mail]:
             aside = {ASIDE: "1"} if change.aside else {}
             headers = {FACTS: facts_header(change.facts), **aside, **expected}
         mains.append(Mail(names.message(change.key), change.body, headers))
-    ends = [
+        ends += [Mail(names.part(change.key, name), b"", gone) for name in change.gone]
+    lines = [
         Mail(
             names.line(line), b"",
             {TTL: f"{LINE_S}s", **({} if revision is None else {EXPECTED: str(revision)})},
         )
         for line, revision in lines_in(changes).items()
     ]  # fmt: skip
-    return [*parts, *mains, *ends]
+    return [*parts, *mains, *lines, *ends]
 
 
 def restated(known: Known, status: Status | None, *, large: bytes | None = None) -> bytes:

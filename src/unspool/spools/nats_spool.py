@@ -37,6 +37,7 @@ from .nats_records import (
     Facts,
     Known,
     line_of,
+    parts_of,
     waits,
     written,
 )
@@ -111,7 +112,7 @@ class NatsSpool:
             changes[key] = written(
                 answer.entry, place=0, part_bytes=self._part_bytes,
                 expected=self._reader.revision(key, before),
-                parts_before=before.facts.parts if before else 0,
+                before=before.facts if before else None,
                 line=line if entry.state is State.WAITING else "",
             )  # fmt: skip
         if changes:
@@ -318,7 +319,7 @@ class NatsSpool:
             changes: list[Change] = []
             for revision, facts in rows:
                 if facts.keep_until <= now:
-                    changes.append(Change(facts.key, revision, None, parts_before=facts.parts))
+                    changes.append(Change(facts.key, revision, None, gone=parts_of(facts)))
                     continue
                 found = known.get(facts.key)
                 if found is None or found.revision != revision:

@@ -190,7 +190,6 @@ class Watch:
             "max_deliver": 1, "replay_policy": "instant", "headers_only": True,
             "flow_control": True, "idle_heartbeat": int(HEARTBEAT_S * 1e9), "mem_storage": True,
             "num_replicas": 1, "inactive_threshold": INACTIVE_S * 1_000_000_000,
-            "filter_subjects": [f"{self._messages}>", f"{self._lines}>"],
             "deliver_policy": "by_start_sequence", "opt_start_seq": start,
         }  # fmt: skip
         try:
@@ -316,6 +315,7 @@ class Watch:
     def _take(self, index: Index, revision: int, subject: str, headers: dict[str, str]) -> None:
         if subject.startswith(self._lines):
             index.line_seen(subject[len(self._lines) :], revision)
+        if not subject.startswith(self._messages):
             return
         try:
             key = key_of(subject[len(self._messages) :])

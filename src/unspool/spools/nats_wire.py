@@ -94,7 +94,7 @@ class Wire:
         wire = cls(address, names, on_reconnect, Client())
         try:
             await wire._connect(Client())
-        except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+        except (nats.errors.Error, OSError, TimeoutError, ValueError, ImportError) as error:
             await wire.aclose()
             raise not_connected(address, error, wire.complaint) from error
         except BaseException:
@@ -154,7 +154,7 @@ class Wire:
         self._client = Client()
         try:
             await self._connect(Client())
-        except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+        except (nats.errors.Error, OSError, TimeoutError, ValueError, ImportError) as error:
             await self.aclose()
             raise not_connected(self.address, error, self.complaint) from error
         self._on_reconnect()

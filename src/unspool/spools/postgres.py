@@ -37,7 +37,7 @@ from msgspec.structs import replace
 from ..core.lifecycle import Deferred, State, Verdict
 from ..core.message import Destination, Instant, Key
 from ..core.record import Spoilt
-from ..errors import Broken, Corrupt, Unavailable
+from ..errors import Broken, Corrupt, NotDone
 from . import postgres_read as read
 from . import postgres_write as write
 from .arrivals import Arrivals
@@ -151,9 +151,9 @@ class PostgresSpool:
         try:
             found = await measure(self._link)
         except Broken as error:
-            raise Unavailable(str(error)) from error  # it may be mended while we run
+            raise NotDone(str(error)) from error  # it may be mended while we run
         if found.survives < self.promises.survives:
-            raise Unavailable(
+            raise NotDone(
                 f"The spool {self._link.target.shown} promised more when it was opened than its"
                 f" server gives now ({found.detail}). Nothing was accepted. Set it up as it was, or"
                 " start anew with what it gives: unspool serve"

@@ -18,7 +18,7 @@ from .postgres_target import Target
 _LOOK: Final = "See how it does: psql -c 'TABLE pg_stat_activity'"
 
 _STANDBY: Final = (
-    Unavailable,
+    NotDone,
     "takes no writes: this server is a standby, or was made read-only",
     "Name all its hosts: postgres://h1,h2/db?target_session_attrs=read-write",
 )

@@ -37,7 +37,7 @@ import psycopg
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.pq import TransactionStatus
 
-from ..errors import Unavailable
+from ..errors import NotDone, Unavailable
 from .postgres_errors import translate
 from .postgres_target import Target
 
@@ -237,7 +237,7 @@ async def in_turn(
         async with asyncio.timeout_at(until):
             await turns.acquire()
     except TimeoutError as error:
-        raise Unavailable(
+        raise NotDone(
             f"All {target.connections} connections to the spool {target.shown} were busy for too"
             " long. Nothing of this was done; repeat it. See what they do:"
             " psql -c 'TABLE pg_stat_activity'"
@@ -276,8 +276,8 @@ def unconfirmed(target: Target) -> Unavailable:
     )
 
 
-def closed(target: Target) -> Unavailable:
-    return Unavailable(
+def closed(target: Target) -> NotDone:
+    return NotDone(
         f"The spool {target.shown} is closed. Nothing of this was done; what was accepted is kept."
         " Start again: unspool serve"
     )

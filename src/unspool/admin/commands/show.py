@@ -21,10 +21,12 @@ from ..spool import MATCHES_MAX, Ambiguous, Desk, NoSuch, options, using
 from .queue import members
 
 CREDENTIALS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
+HYPHENS: Final = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
+"""A key may begin with a hyphen, and have an h in it."""
 HIDDEN: Final = "(hidden; --reveal shows it)"
 
 
-@click.command(context_settings={"ignore_unknown_options": True})  # a key may begin with -
+@click.command(context_settings=HYPHENS)
 @click.argument("key")
 @options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")

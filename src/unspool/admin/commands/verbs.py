@@ -33,7 +33,7 @@ from ...spools.protocol import Entry, Lease, Query
 from .. import wording
 from ..spool import PAGE, SCAN, Ambiguous, Desk, NoSuch, options, using
 from . import corrupt as set_aside
-from .show import the_one
+from .show import HYPHENS, the_one
 
 TERM_MS: Final = 60_000
 """How long an operator may take. When the command dies, the message is free again after it."""
@@ -96,7 +96,7 @@ def command(verb: Verb) -> click.Command:
     @click.command(
         verb.name,
         help=f"{verb.text}\n\n{_HELP}",
-        context_settings={"ignore_unknown_options": True},  # a key may begin with a hyphen
+        context_settings=HYPHENS,
     )
     @click.argument("keys", nargs=-1, metavar="KEY...")
     @options
