@@ -1,4 +1,4 @@
-"""Callers: programs that send as fast as answers come, each through one HTTP library.
+"""Senders: programs that send as fast as answers come, each through one HTTP library.
 
     python -m benchmarks.senders KIND PORT SECONDS WIDE FOLDER      prints JSON
 

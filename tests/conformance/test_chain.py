@@ -666,6 +666,33 @@ async def test_a_key_that_home_gets_meanwhile_is_not_dropped_away() -> None:
         assert (entry.state, entry.leased_until) == (State.WAITING, 0)
 
 
+async def test_the_order_of_the_two_may_be_changed() -> None:
+    """A note at what is home now stands for what lies away: that is not dropped, and it is what a
+    repeat is told of."""
+    first, second = Switch(MemorySpool()), Switch(MemorySpool())
+    async with pair_of(first, second) as pair:
+        await pair.down()
+        await pair.chain.accept([waiting("a"), waiting("b")])
+        await pair.back()
+        [b] = [one for one in await lease_all(pair.chain) if names_of([one]) == ["b"]]
+        await pair.chain.settle([(b, delivered("b"))])
+    changed = Pair(second, first)
+    await changed.chain.begin()
+    changed.chain.keep()
+    await until(lambda: changed.chain.homing.compared)
+    await asyncio.sleep(0.05)
+    for name, state in (("a", State.WAITING), ("b", State.DELIVERED)):
+        entry = await found(changed.chain, name)
+        assert entry is not None
+        assert entry.state is state
+        [answer] = await changed.chain.accept([waiting(name, nonce=OTHER)])
+        assert isinstance(answer, Duplicate)
+        assert answer.entry.state is state
+    leases = await lease_all(changed.chain, now=later(10**8), until=later(10**9))
+    assert names_of(leases) == ["a"]
+    await changed.chain.aclose()
+
+
 async def test_the_survey_and_the_tally_are_of_all() -> None:
     async with pair_of() as pair:
         await pair.chain.accept([waiting("a", due_at=later(50))])

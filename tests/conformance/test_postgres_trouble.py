@@ -258,6 +258,21 @@ async def test_a_full_disk_is_told_before_anything_was_promised(
     server.execute("DROP TABLESPACE small")
 
 
+async def test_who_is_locked_out_while_it_runs_waits(server: Postgres, schema: str) -> None:
+    """12. A password that was changed is an outage to a relay that runs, and ends as one."""
+    server.execute(f"CREATE ROLE {schema} LOGIN; CREATE SCHEMA AUTHORIZATION {schema}")
+    spool = await open_spool(server.spool(schema).replace("unspool@", f"{schema}@"))
+    server.execute(f"ALTER ROLE {schema} RENAME TO other_{schema}")
+    of_it = f"WHERE usename = 'other_{schema}'"
+    server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity {of_it}")
+    await asyncio.sleep(0.1)
+    with pytest.raises(Unavailable, match="is not for this user"):
+        await spool.accept([waiting("a")])
+    server.execute(f"ALTER ROLE other_{schema} RENAME TO {schema}")
+    assert isinstance((await spool.accept([waiting("a")]))[0], New)
+    await spool.aclose()
+
+
 async def test_no_connection_is_left(schema: str) -> None:
     """53300: others have them all."""
     with postgres(settings={"max_connections": "5", "superuser_reserved_connections": "0",

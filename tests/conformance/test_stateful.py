@@ -313,7 +313,7 @@ def nats() -> Iterator[Nats]:
 
 SHARED = {
     "redis": (0.4, lambda server, path: RedisSpool.open(server.spool(path.parent.name))),
-    "postgres": (0.1, lambda server, path: open_spool(server.spool(f"at_{path.parent.name}"))),
+    "postgres": (0.05, lambda server, path: open_spool(server.spool(f"at_{path.parent.name}"))),
     "nats": (0.1, lambda server, path: open_nats(server.url(path.parent.name))),
 }
 """A fixture of that name, how much of the time it gets, and how a new spool there is opened."""

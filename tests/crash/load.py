@@ -151,8 +151,11 @@ async def settle(port: int, history: History, *, seconds: float = 40, at_once: i
         for receipt in queue:
             if wire is None or not wire.alive:
                 wire = await Wire.open(port)
-            left = until - asyncio.get_running_loop().time()
-            final = await _final(wire, receipt, wait_s=max(0, min(30, int(left))))
+            while True:
+                left = until - asyncio.get_running_loop().time()
+                final = await _final(wire, receipt, wait_s=max(0, min(30, int(left))))
+                if final.state != "waiting" or left <= 0:
+                    break
             history.finals[receipt] = final
         if wire is not None:
             wire.close()

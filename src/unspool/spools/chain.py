@@ -21,10 +21,10 @@ What holds, and what cannot:
    follows it there. Who cannot have that keeps one spool. Of keys that were brought home the one
    away keeps a note: they are known though home is down, and told of as waiting.
 3. In doubt. `Unavailable` means maybe written (but for `NotDone`). The next takes the entry all the
-   same if the message may be repeated; if not, the sender keeps it. When home is back the two are compared before
-   anything is leased from either: home's is dropped if it went out from the other already, the
-   other's if not. Others who share home cannot be told to wait: in the time between its return
-   and the comparison they may send a repeatable message again, under its key.
+   same if the message may be repeated; if not, the sender keeps it. When home is back the two are
+   compared before anything is leased from either: home's is dropped if it went out from the other
+   already, the other's if not. Others who share home cannot be told to wait: in the time between
+   its return and the comparison they may send a repeatable message again, under its key.
 4. Order. What has an order key is taken by the first alone: those before it may wait there. While
    it is away the sender is told 503 and keeps it.
 5. Delivery. From where it lies, by whoever has that custodian open. What may be repeated is brought
@@ -38,8 +38,8 @@ What holds, and what cannot:
    is down at the very first start the next one's is used; should home turn out to have another, it
    is left alone until the relay is started again, and keys of that time are not known any more.
 
-Bugs: the custodians are not told apart by what they are, only by place: to change the order of the
-URLs while messages wait is safe, but keys that only the former first knows come home one look late.
+Bugs: the custodians are told apart by their places alone. Where the order of the URLs is changed, a
+message whose note lies at the new home stays where it is, and is delivered from there.
 """
 
 from __future__ import annotations

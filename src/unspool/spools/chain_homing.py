@@ -186,6 +186,8 @@ class Homing:
                 repeat=message.repeat,
                 lapsed=other is not None and other.leased_until + SKEW_MS <= now,
             )
+            if other is not None and moved(other):
+                what = Meeting.STAY  # the URLs stood in another order: this is what was moved
             todo[what].append((entry, other))
         left = bool(todo[Meeting.STAY])
         await self._hold(todo[Meeting.DROP])
@@ -302,7 +304,8 @@ class Homing:
         ends: list[tuple[Lease, Verdict]] = []
         stays = False
         for lease, answer in zip(leases, got, strict=True):
-            own = answer.entry.message.nonce == lease.entry.message.nonce
+            other = answer.entry
+            own = other.message.nonce == lease.entry.message.nonce and not moved(other)
             if isinstance(answer, New) or (own and not isinstance(answer, Mismatch)):
                 ends.append((lease, self._note(lease)))
                 self._ranks.lies(lease.entry, 0)

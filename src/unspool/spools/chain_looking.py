@@ -44,7 +44,7 @@ class Looking:
                 asked = True
         away = ranks.strangers if asked else [index for index in ranks.ups if index]
         for index in away:
-            numbers = [n for n, one in enumerate(found) if one is None or _open(one)]
+            numbers = [n for n, one in enumerate(found) if one is None or _open(one) or moved(one)]
             if not numbers:
                 break
             some = [keys[number] for number in numbers]
@@ -67,7 +67,7 @@ class Looking:
         if moved(entry):
             if best is None and not self._ranks.home.up:
                 found[number] = at_home(entry)
-        elif stands(None if best is None else best.state, entry.state):
+        elif stands(None if best is None or moved(best) else best.state, entry.state):
             found[number] = entry
             self._ranks.lies(entry, index)
 
@@ -95,7 +95,7 @@ class Looking:
                 homes = await ranks.home.ask(lambda spool: spool.find(some))
                 for number, home in zip(numbers, homes, strict=True):
                     entry = found[number]
-                    if home is not None and entry is not None:
+                    if home is not None and entry is not None and not moved(home):
                         found[number] = entry if stands(home.state, entry.state) else None
         for number, entry in enumerate(found):
             if entry is not None:

@@ -75,6 +75,7 @@ class PostgresSpool:
         self.corrupt = aside
         """Records set aside, as far as this process knows."""
         self._link = link
+        link.in_use = True
         self._loop = asyncio.get_running_loop()
         self.measure_at = self._loop.time() + MEASURE_S
         """When what is promised is looked at again."""

@@ -37,7 +37,7 @@ import psycopg
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.pq import TransactionStatus
 
-from ..errors import NotDone, Unavailable
+from ..errors import Misconfigured, NotDone, Unavailable
 from .postgres_errors import translate
 from .postgres_target import Target
 
@@ -100,6 +100,8 @@ class Link:
         self.queries: Final = queries
         self.commit = commit
         """What a commit waits for: synchronous_commit of each transaction."""
+        self.in_use = False
+        """Was it opened? Then what is wrong with it is an outage, and no reason to stop."""
         self._slots = asyncio.Semaphore(target.connections)
         self._idle: list[tuple[AsyncConnection[Any], float]] = []
         self._closed = False
@@ -121,6 +123,10 @@ class Link:
             except _CROSSED as error:
                 if not left:
                     raise translate(error, self.target, committing=False) from error
+            except Misconfigured as error:
+                if self.in_use:
+                    raise NotDone(str(error)) from error  # it may be mended while we run
+                raise
         raise AssertionError("the last try gives or raises")
 
     async def _once(
