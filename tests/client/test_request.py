@@ -45,6 +45,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"content": 7}, "a body is bytes or text, not int"),
     ({"json": object()}, "its body is no JSON"),
     ({"json": float("nan"), "data": "x"}, "it has json and data; one of them is its body"),
+    ({"json": {"sum": [1.5, float("nan")], "x": None}}, "NaN and Infinity are no numbers"),
     ({"content": bytes(1024 * 1024 + 1)}, "its body has 1048577 bytes"),
     ({"path": "https://a.example/orders"}, "is a whole address"),
     ({"path": "orders"}, "it begins with a slash"),

@@ -74,7 +74,9 @@ class Asked(TypedDict, total=False):
     """`("name", "password")`, or the whole value of Authorization."""
     key: str | bool | None
     """The Idempotency-Key: what this one thing that you want done is called, the same for every
-    try. Default: a UUIDv7. `False`: none is sent, and it is never sent twice."""
+    try. Default: a UUIDv7. `False`: none is sent, and it is never sent twice. Keys are the
+    application's own, whoever it asks for: two users' requests need two, also with two
+    credentials."""
     deadline: float | None
     """Seconds for this call, instead of the client's."""
     lifetime: float | None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import json as json_
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -204,12 +205,24 @@ def _body(json: Any, data: Any, content: Content | None, *, max_bytes: int) -> t
 
 def _json(value: Any) -> bytes:
     try:
-        return msgspec.json.encode(value)
+        body = msgspec.json.encode(value)
+        if b"null" in body and not _is_finite(msgspec.to_builtins(value)):
+            raise _wrong("its body is no JSON: NaN and Infinity are no numbers there")
+        return body
     except (TypeError, ValueError, msgspec.MsgspecError):
         try:
             return json_.dumps(value, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
             raise _wrong(f"its body is no JSON: {error}") from error
+
+
+def _is_finite(value: Any) -> bool:
+    """Is every number one? The encoder writes null for what is none."""
+    if isinstance(value, float):
+        return isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_is_finite, value))
 
 
 def _bytes(value: object) -> bytes:
