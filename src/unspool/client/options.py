@@ -76,7 +76,8 @@ class Options(Value, frozen=True, kw_only=True):
     `None`: nowhere; what nobody took is then an exception."""
     fallback: Callable[..., Any] | None = None
     """Called with the request when nobody has it; what it returns is the `FellBack`. Blocking or
-    not. If it raises, `Undelivered` is raised from that."""
+    not. If it raises, `Undelivered` is raised from that. An attempt may have had its effect all the
+    same: `request.key` tells whoever does it by hand whether it was done."""
     durability: Durability = "on-error"
     """`before`: a request is on the outbox's disk before its first byte is sent, and survives a
     crash of the sender at any moment. `on-error`: only what nobody took is; the usual costs no
