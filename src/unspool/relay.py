@@ -385,9 +385,7 @@ class Relay:
     ) -> Response:
         """No answer that stands. Save it, or pass it back and say why not."""
         request = passage.request
-        why = why_not_saved(
-            request, judgement, repeat=passage.repeat, contended=passage.contended
-        )
+        why = why_not_saved(request, judgement, repeat=passage.repeat, contended=passage.contended)
         if not why:
             return await self._saving.save(passage, answer)
         await self._saving.forget(passage)
