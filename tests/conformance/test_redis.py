@@ -410,6 +410,12 @@ async def test_closing_at_any_moment(server: Redis) -> None:
         await spool.aclose()
         waiter.cancel()
         await asyncio.gather(waiter, return_exceptions=True)
+    before = asyncio.all_tasks()
+    spool = await RedisSpool.open(server.spool("closing"))
+    await spool.aclose()
+    with pytest.raises(NotDone, match="closed"):
+        await spool.wait_arrival()
+    assert asyncio.all_tasks() == before, "nobody listens any more"
     assert asyncio.get_running_loop().time() - began < 10
 
 
