@@ -46,7 +46,7 @@ from unspool.spools.nats_records import (
 from unspool.spools.nats_room import ROOM_MIN_BYTES
 from unspool.spools.nats_spool import NatsSpool
 from unspool.spools.nats_wire import Wire
-from unspool.spools.protocol import Duplicate, Lease, New, Query, Survives
+from unspool.spools.protocol import Duplicate, Entry, Lease, Mismatch, New, Query, Survives
 from unspool.testing.conformance.values import (
     HERE,
     NOW,
@@ -159,6 +159,45 @@ async def test_a_relay_that_hears_late(url: str) -> None:
         other._watch._subscription = hearing
         await one.accept([waiting("elsewhere", destination=THERE)])
         assert names_of(await leasing) == ["a"]
+
+
+async def test_what_is_cut_is_cut_between_entries(url: str) -> None:
+    """1, 2. More than goes into one batch of the server's: an entry that lost its key to another
+    relay's leaves nothing of itself in what that one has, and those that were taken are New."""
+    async with opened(url, url) as (one, other):
+        hearing, one._watch._subscription = one._watch._subscription, None
+        await other.accept([_large("k", b"theirs")])
+        answers = await one.accept([*(waiting(f"{n}") for n in range(1_000)), _large("k", b"ours")])
+        one._watch._subscription = hearing
+        assert [type(answer) for answer in answers] == [New] * 1_000 + [Mismatch]
+        [lease] = await other.seize([key("k")], now=NOW, until=later(60_000))
+        assert lease is not None
+        assert lease.entry.message.request == _large("k", b"theirs").message.request
+        assert other.corrupt == 0
+
+
+async def test_verdicts_that_are_cut(url: str) -> None:
+    """7. Somebody comes between behind the first of two batches: what is written by then was
+    written under its lease, and is not told to have passed on."""
+    async with opened(url, url) as (one, other):
+        leases = []
+        for start in range(0, 1_001, 91):
+            names = [f"{number}" for number in range(start, start + 91)]
+            await one.accept([waiting(name) for name in names])
+            leases += await one.seize([*map(key, names)], now=NOW, until=later(60_000))
+        kept = [lease for lease in leases if lease is not None]
+        hearing, one._watch._subscription = one._watch._subscription, None
+        await other._watch.current()
+        await other.settle([(kept[-1], delivered("theirs"))])
+        told = await one.settle([(lease, delivered("ours")) for lease in kept])
+        one._watch._subscription = hearing
+        assert list(told) == [True] * (len(kept) - 1) + [False]
+
+
+def _large(name: str, word: bytes) -> Entry:
+    entry = waiting(name, fingerprint=word)
+    request = replace(entry.message.request, body=word * PART_BYTES)
+    return replace(entry, message=replace(entry.message, request=request))
 
 
 async def test_what_one_accepts_the_other_sees(url: str) -> None:
