@@ -336,6 +336,23 @@ async def test_a_spoilt_place(
     assert [one.key for one in await spool.damaged(after=None, limit=9)] == [key("a")]
 
 
+async def test_an_index_that_is_not_true(
+    server: Redis, spool: RedisSpool, request: pytest.FixtureRequest
+) -> None:
+    """I3. What has settled is not leased, whatever an index says; nor is what has another place."""
+    await spool.accept([waiting("a")])
+    indexes = [at(request, f"w:{HERE}"), at(request, "x")]
+    [member] = server.redis().zrange(indexes[0], 0, -1)
+    [lease] = await lease_all(spool)
+    await spool.settle([(lease, delivered())])
+    await spool.accept([waiting("b")])
+    for index in indexes:
+        server.redis().zadd(index, {member: 1, bytes(6) + key("b").encode(): 1})
+    assert names_of(await lease_all(spool)) == ["b"]
+    left = await spool.expire(now=later(6 * DAY), until=later(7 * DAY), limit=9)
+    assert names_of(list(left)) == ["b"]
+
+
 async def test_a_spoilt_answer(
     server: Redis, spool: RedisSpool, request: pytest.FixtureRequest
 ) -> None:
@@ -410,6 +427,12 @@ async def test_closing_at_any_moment(server: Redis) -> None:
         await spool.aclose()
         waiter.cancel()
         await asyncio.gather(waiter, return_exceptions=True)
+    before = asyncio.all_tasks()
+    spool = await RedisSpool.open(server.spool("closing"))
+    await spool.aclose()
+    with pytest.raises(NotDone, match="closed"):
+        await spool.wait_arrival()
+    assert asyncio.all_tasks() == before, "nobody listens any more"
     assert asyncio.get_running_loop().time() - began < 10
 
 

@@ -282,6 +282,11 @@ local function take(e, till, seize, with)
   return row(e, harmless and 0 or 1, with)
 end
 
+-- An index that says what the entry does not say is not believed (I3).
+local function stale(e, found)
+  return not e or (not e.spoilt and (e.state ~= WAITING or member(e) ~= found))
+end
+
 -- item: how many, destination
 function V.lease()
   local now, till = unpack('>dd', args)
@@ -292,7 +297,7 @@ function V.lease()
     for _, found in ipairs(due) do
       if given >= ROWS_MAX_BYTES then break end
       local e = read(sub(found, 7))
-      if not e then
+      if stale(e, found) then
         call('ZREM', P .. 'w:' .. dest, found)
         touched[dest] = true
       elseif e.spoilt then
@@ -332,7 +337,7 @@ function V.expire()
     if #found == 0 then break end
     for _, one in ipairs(found) do
       local e = read(sub(one, 7))
-      if not e then
+      if stale(e, one) then
         call('ZREM', P .. 'x', one)
         at = at - 1
       elseif e.spoilt then
