@@ -12,6 +12,7 @@ from unspool.core.lifecycle import Forgotten, State
 from unspool.core.message import NEVER
 from unspool.core.parking import park
 from unspool.errors import Corrupt, Unavailable
+from unspool.spools.chain_homing import GATE_MAX_S, PAGE
 from unspool.spools.protocol import Lease, New, Query
 from unspool.testing.conformance.values import (
     LEASED_UNTIL,
@@ -231,3 +232,22 @@ async def test_home_is_not_told_of_what_is_being_tried_away() -> None:
         entry = await at(pair.first, "a")
         assert entry is not None
         assert (entry.state, entry.answer) == (State.DELIVERED, delivered("once").answer)
+
+
+async def test_a_long_comparison_does_not_hold_deliveries_up_for_ever() -> None:
+    """The notes of a long outage are read page by page; after a minute what is due goes out."""
+    async with pair_of(keeps=False) as pair:
+        await pair.second.spool.accept([settled(f"s{number}") for number in range(PAGE + 1)])
+        await pair.first.spool.accept([waiting("a")])
+        pair.chain.homing.shut()
+        pair.chain.homing._shut_at -= GATE_MAX_S + 1
+        through = pair.second._through
+        seen: list[bool] = []
+
+        async def looked(verb: str, call: Any) -> Any:
+            seen.append(pair.chain.homing.compared)
+            return await through(verb, call)
+
+        pair.second._through = looked  # type: ignore[method-assign]
+        await pair.chain.homing.look(move=False)
+        assert (seen[0], seen[-1]) == (False, True), "it was opened before the look had ended"

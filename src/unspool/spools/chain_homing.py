@@ -103,9 +103,7 @@ class Homing:
             except Exception:
                 log.exception("bringing home was a mistake; it goes on")
                 done = False
-            if not self.compared and loop.time() - self._shut_at > GATE_MAX_S:
-                log.warning("what was taken elsewhere could not be compared; deliveries go on")
-                self._open()
+            self._mind_the_gate()
             if not done:
                 self.stir()
             await self._rest(SHARE * (loop.time() - began))
@@ -128,6 +126,12 @@ class Homing:
             await self.look(move=False)
             self._open()
         return await self.look(move=True)
+
+    def _mind_the_gate(self) -> None:
+        if self.compared or asyncio.get_running_loop().time() - self._shut_at <= GATE_MAX_S:
+            return
+        log.warning("what was taken elsewhere was not compared in time; deliveries go on")
+        self._open()
 
     def _open(self) -> None:
         self.compared = True
@@ -167,6 +171,7 @@ class Homing:
             rows = [e for e in page if not moved(e) and e.message.key not in SECRETS]
             if rows:
                 left |= await self._met(away, rows, move=move)
+            self._mind_the_gate()  # the notes of a long outage are many
             if len(page) < PAGE:
                 return left
             after = page[-1].message.key
