@@ -24,7 +24,7 @@ from servers.nats import Nats, cluster, nats
 from unspool.core.lifecycle import State
 from unspool.core.message import Destination, Instant, Key, Request, Response
 from unspool.core.record import Spoilt
-from unspool.errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable
+from unspool.errors import Full, Misconfigured, Missing, NoSpool, PromiseBroken, Unavailable
 from unspool.spools.nats import open_nats
 from unspool.spools.nats_address import read_url
 from unspool.spools.nats_index import Index
@@ -46,6 +46,7 @@ from unspool.spools.nats_records import (
 from unspool.spools.nats_room import ROOM_MIN_BYTES
 from unspool.spools.nats_spool import NatsSpool
 from unspool.spools.nats_wire import Wire
+from unspool.spools.open import reach_spool
 from unspool.spools.protocol import Duplicate, Entry, Lease, Mismatch, New, Query, Survives
 from unspool.testing.conformance.values import (
     HERE,
@@ -99,6 +100,12 @@ async def eventually(ask: Any, *, seconds: float = 10) -> Any:
             except Unavailable:
                 pass
             await asyncio.sleep(0.02)
+
+
+async def test_looking_makes_no_bucket(url: str) -> None:
+    for _ in "12":
+        with pytest.raises(NoSpool, match="looking makes none"):
+            await reach_spool(url, create=False)
 
 
 # -- relays side by side -------------------------------------------------------------------------

@@ -63,7 +63,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..errors import Misconfigured, PromiseBroken, Unavailable
+from ..errors import Misconfigured, NoSpool, PromiseBroken, Unavailable
 from .arrivals import Arrivals
 from .nats_address import Place, read_url
 from .nats_link import NOT_FOUND, Link, Refusal
@@ -91,8 +91,9 @@ NEEDED: Final[Mapping[str, Any]] = {
 """Of the stream. Otherwise it forgets, or cannot do what is asked of it."""
 
 
-async def open_nats(url: str) -> NatsSpool:
-    """Raises `Missing`, `Misconfigured`, `PromiseBroken`, `Unavailable`."""
+async def open_nats(url: str, *, create: bool = True) -> NatsSpool:
+    """`create`: make the bucket where it is not. Raises `Missing`, `Misconfigured`,
+    `PromiseBroken`, `Unavailable`, `NoSpool`."""
     place = read_url(url)
     arrivals = Arrivals()
     watches: list[Watch] = []
@@ -104,7 +105,7 @@ async def open_nats(url: str) -> NatsSpool:
     link = Link(await Wire.connect(place.address, place.names, on_reconnect=reconnected))
     try:
         account = await _checked_server(link)
-        stream = await _stream(link, place)
+        stream = await _stream(link, place, create=create)
         config = stream["config"]
         replicas = int(config["num_replicas"])
         link.replicated = replicas > 1
@@ -174,7 +175,7 @@ def _no_jetstream(link: Link, why: str) -> Misconfigured:
     )
 
 
-async def _stream(link: Link, place: Place) -> dict[str, Any]:
+async def _stream(link: Link, place: Place, *, create: bool) -> dict[str, Any]:
     """The bucket, made if it is not there, checked if it is."""
     name = place.names.stream
     try:
@@ -183,6 +184,12 @@ async def _stream(link: Link, place: Place) -> dict[str, Any]:
         except Refusal as error:
             if error.code != NOT_FOUND:
                 raise
+            if not create:
+                raise NoSpool(
+                    f"There is no bucket for a spool at {link.shown}: nothing was ever accepted"
+                    " there, and looking makes none. Name the one that the relay has: --spool"
+                    " nats://HOST:4222/BUCKET"
+                ) from error
             found = await link.api(f"STREAM.CREATE.{name}", _config(place))
         found = await _ours(link, found)
     except Refusal as error:
