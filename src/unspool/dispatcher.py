@@ -85,9 +85,11 @@ class Dispatcher:
         lease_ms: int,
         serves: Collection[Destination],
         chance: Callable[[], float] = random,
+        among_others: bool = False,
         tried: Callable[[Key], bool] = lambda key: False,
     ) -> None:
-        """`tried`: is this key being tried at the door of this process just now?"""
+        """`among_others`: the spool has messages of others too, and that is as it should be.
+        `tried`: is this key being tried at the door of this process just now?"""
         assert lease_ms >= 10 * SKEW_MS, "I4: a lease no longer than the clocks differ"
         self.scheduler: Final = scheduler
         self.delivered = 0
@@ -100,6 +102,7 @@ class Dispatcher:
         self._clock = clock
         self._lease_ms = lease_ms
         self._serves = tuple(serves)
+        self._among_others = among_others
         self._strange: set[Destination] = set()
         self._chance = chance
         self._tried = tried
@@ -171,7 +174,7 @@ class Dispatcher:
         """Other destinations' messages may share this spool: our transport does not lead there."""
         if destination in self._serves:
             return True
-        if destination not in self._strange:
+        if destination not in self._strange and not self._among_others:
             self._strange.add(destination)
             names = " ".join(
                 f"--destination {shlex.quote(name)}" for name in (*self._serves, destination)

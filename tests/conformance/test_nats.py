@@ -12,7 +12,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import tracemalloc
 from binascii import a2b_base64, b2a_base64
 from collections.abc import AsyncIterator, Iterator
@@ -624,11 +623,11 @@ async def test_servers_that_do_not_answer() -> None:
         with nats() as server:
             async with opened(server.url()) as [spool]:
                 await spool.accept([waiting("a")])
-                os.kill(server.pid, signal.SIGSTOP)
+                server.pause()
                 entries = [large(f"{number}", 30_000) for number in range(500)]
                 writes = [spool.accept(entries), spool.find([key("a")]), spool.tally([NOW])]
                 told = await asyncio.gather(*writes, return_exceptions=True)
-                os.kill(server.pid, signal.SIGCONT)
+                server.resume()
                 assert await eventually(lambda: spool.find([key("a")]))
                 return [type(one).__name__ for one in told]
 

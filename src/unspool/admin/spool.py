@@ -62,8 +62,8 @@ class Desk(msgspec.Struct, frozen=True):
 
     spool: Spool
     settings: Settings
-    secret: Key
-    """The entry that holds the spool's secret."""
+    secrets: frozenset[Key]
+    """The entries that hold the spool's secrets."""
 
     def now(self) -> Instant:
         return SystemClock().now()
@@ -76,7 +76,7 @@ class Desk(msgspec.Struct, frozen=True):
         async with aclosing(walk) as found:
             async for page in found:
                 for entry in page:
-                    if entry.message.key != self.secret:
+                    if entry.message.key not in self.secrets:
                         yield entry
 
     def views(self) -> list[View]:
@@ -98,7 +98,7 @@ class Desk(msgspec.Struct, frozen=True):
         receipt = read_token(word.rsplit("/receipts/", 1)[-1].removesuffix("/response"))
         keys = [Key(word), receipt[1]] if receipt else [Key(word)]
         for entry in await self.spool.find(keys):
-            if entry is not None and entry.message.key != self.secret:
+            if entry is not None and entry.message.key not in self.secrets:
                 return [entry]
         name = word[1:-1] if len(word) > 2 and word[0] == word[-1] == '"' else word
         if not name:
@@ -165,11 +165,11 @@ def using(
     settings = load({"spool": spool}, os.environ, config=config or "").settings
 
     async def run() -> T:
-        from ..custody import SECRET_KEY
+        from ..spools.secret import SECRETS
 
         spools = reached(*settings.spool, create=create, deadline_ms=settings.spool_ms)
         async with spools as opened:
-            return await work(Desk(spool=opened, settings=settings, secret=SECRET_KEY))
+            return await work(Desk(spool=opened, settings=settings, secrets=SECRETS))
 
     return asyncio.run(run())
 

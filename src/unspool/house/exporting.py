@@ -22,8 +22,8 @@ from msgspec.structs import replace
 from ..clock import Clock
 from ..core.lifecycle import State
 from ..core.message import Key
-from ..custody import SECRET_KEY
 from ..spools.protocol import Entry, Query, Spool
+from ..spools.secret import SECRETS
 from .lines import LINE_MAX_BYTES, Brought, Head, Secret, Tail, Unfit, line, read
 from .secret import mark_of, secret_of
 from .walk import found_of, pages
@@ -84,7 +84,7 @@ async def export(
     async with aclosing(walk) as found:
         async for page in found:
             kept = [one for one in page if one.state is not State.CLAIMED]
-            whole = [one for one in await _whole(spool, kept) if one.message.key != SECRET_KEY]
+            whole = [one for one in await _whole(spool, kept) if one.message.key not in SECRETS]
             for entry in whole:
                 write(line(entry))
             count += len(whole)

@@ -8,6 +8,9 @@ there already stays as it is. A line that cannot be read stops the import, by it
 before it is in the spool, and the same command goes on from there, for what is known is passed
 over. With `skip_bad` it is counted and passed over too.
 
+What the exported spool knew as moved elsewhere is passed over: it goes on there, and the note would
+keep it from being brought from there.
+
 A message that somebody was trying when it was exported, and that may not be repeated, comes in as
 bounced: unknown. It may have been applied, and the attempt's end is not in the file.
 """
@@ -23,9 +26,9 @@ from msgspec.structs import replace
 from ..clock import Clock
 from ..core.lifecycle import Reason, State
 from ..core.message import Attempt, Instant, Sent
-from ..custody import SECRET_KEY
 from ..errors import Unacceptable
 from ..spools.protocol import Acceptance, Entry, Mismatch, New, Spool
+from ..spools.secret import SECRETS
 from .lines import Brought, Head, Secret, Tail, Unfit, read
 from .secret import settle_in
 
@@ -47,6 +50,8 @@ class Sums(msgspec.Struct):
     """Being tried here just now for a sender who waits: not taken."""
     other: int = 0
     """Their keys are another request's here."""
+    elsewhere: int = 0
+    """Had been moved to another spool: it is there that they go on, and that they come from."""
     bad: int = 0
     """Lines that were passed over."""
     whole: bool = False
@@ -75,6 +80,9 @@ class _Bringing:
 
     def take(self, brought: Brought) -> None:
         entry = brought.entry
+        if entry.reason == Reason.MOVED:
+            self.sums.elsewhere += 1
+            return
         if brought.leased and not entry.message.repeat and entry.state is State.WAITING:
             entry = _unknown(entry, now=self._clock.now(), key_ms=self._key_ms)
         self.batch.append(entry)
@@ -150,7 +158,7 @@ async def bring(
                 where=where,
             )  # fmt: skip
         sums.whole = isinstance(found, Tail)
-        if isinstance(found, Brought) and found.entry.message.key != SECRET_KEY:
+        if isinstance(found, Brought) and found.entry.message.key not in SECRETS:
             bringing.take(found)
             if bringing.full:
                 went(await bringing.flush())

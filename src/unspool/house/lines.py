@@ -31,6 +31,7 @@ from ..core.message import (
     Response,
 )
 from ..spools.protocol import Entry
+from ..spools.secret import SECRET_BYTES
 
 VERSION: Final = 1
 LINE_MAX_BYTES: Final = 256 * 1024 * 1024
@@ -180,6 +181,8 @@ def read(text: bytes) -> Head | Secret | Tail | Brought:
         raise Unfit(
             f"the export is of version {found.version}, and this unspool reads version {VERSION}"
         )
+    if isinstance(found, Secret) and len(found.secret) != SECRET_BYTES:
+        raise Unfit(f"the secret has {len(found.secret)} bytes, and {SECRET_BYTES} is what it has")
     return _entry(found) if isinstance(found, _Line) else found
 
 

@@ -17,7 +17,8 @@ ended with the source's own answer where it was delivered, left where it still w
 
 What is settled is copied with its answer, so that a repeat gets the same one at either place. What
 is being tried is waited for; so is all that stands behind it under its order key. Claims stay:
-nothing was promised of them.
+nothing was promised of them. What is parked at the source stays too: the move that brought it has
+not ended.
 
 Bugs: what arrives at the target under an order key before the old spool is empty does not wait for
 what is still at the source. A message cannot come back to a spool it was moved from for as long as
@@ -38,9 +39,9 @@ from ..clock import Clock
 from ..core.lifecycle import Bounced, Deferred, Delivered, Reason, State, Verdict, extended
 from ..core.message import NEVER, Attempt, Destination, Instant, Key, Response, Sent
 from ..core.parking import park, unpark
-from ..custody import SECRET_KEY
 from ..errors import Misconfigured, UnspoolError
 from ..spools.protocol import Acceptance, Entry, Lease, Mismatch, New, Query, Spool
+from ..spools.secret import SECRETS
 from .secret import mark_of, secret_of, settle_in
 from .walk import PAGE, found_of, pages
 
@@ -66,9 +67,11 @@ class Sums(msgspec.Struct):
     later: int = 0
     """Are being tried at the source, or stand behind what is."""
     other: int = 0
-    """Their keys are another request's at the target: they stay."""
+    """Their keys are another request's at the target, or one's that has bounced: they stay."""
     back: int = 0
     """Were moved away from the target before: they stay."""
+    coming: int = 0
+    """Are parked at the source: whence they come they may be live, so they stay."""
     parked: int = 0
     """Are held at the target, and the source does not know why."""
     word: str = ""
@@ -109,12 +112,12 @@ class Move:
 
     async def _pass(self, query: Query) -> None:
         """Once through the source, in order of acceptance."""
-        self.sums.later = self.sums.other = self.sums.back = 0
+        self.sums.later = self.sums.other = self.sums.back = self.sums.coming = 0
         self._blocked = set()
         walk = pages(self._source, query, clock=self._clock, size=ROWS)
         async with aclosing(walk) as found:
             async for page in found:
-                ours = [entry for entry in page if entry.message.key != SECRET_KEY]
+                ours = [entry for entry in page if entry.message.key not in SECRETS]
                 ended = [one.message.key for one in ours if _has_ended(one)]
                 for keys in _parts(ended, PAGE):
                     await self._copy(keys)
@@ -147,6 +150,10 @@ class Move:
     # -- what waits ------------------------------------------------------------------------------
 
     async def _take(self, entries: Sequence[Entry]) -> None:
+        parked = [one for one in entries if unpark(one.trail)]
+        self.sums.coming += len(parked)
+        self._blocked |= {line for one in parked if (line := _line(one))}
+        entries = [one for one in entries if one not in parked]
         free = [one for one in entries if _line(one) not in self._blocked]
         now = self._clock.now()
         until = Instant(now + self._term_ms)
@@ -232,6 +239,9 @@ class Move:
             return True
         if there.state is State.BOUNCED and there.reason == Reason.MOVED:
             self.sums.back += 1
+            return True
+        if there.state is State.BOUNCED and there.message.nonce != lease.entry.message.nonce:
+            self.sums.other += 1  # the end of another promise, under the same key
             return True
         return False
 

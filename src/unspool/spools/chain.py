@@ -129,9 +129,12 @@ class ChainSpool:
         while True:
             await custodian.fell.wait()
             await asyncio.sleep(custodian.probe_in_s())
-            if not await custodian.probe():
-                continue
-            await self._secrets.teach(custodian)
+            try:
+                if not await custodian.probe():
+                    continue
+                await self._secrets.teach(custodian)
+            except Exception:
+                log.exception("looking after %s was a mistake; it goes on", custodian.name)
             if custodian.up:
                 log.warning("the spool %s is back", custodian.name)
                 self.homing.shut()

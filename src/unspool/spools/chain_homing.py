@@ -36,8 +36,9 @@ from msgspec.structs import replace
 
 from ..core.custodian import Meeting, meet
 from ..core.lifecycle import Bounced, Deferred, Delivered, Reason, State, Verdict
-from ..core.message import SKEW_MS, Instant, Key, Response
-from ..errors import Refused
+from ..core.message import NEVER, SKEW_MS, Instant, Key, Response
+from ..core.parking import unpark
+from ..errors import Corrupt, Refused
 from .chain_ranks import Ranks, moved
 from .custodian import Custodian
 from .protocol import Entry, Lease, Mismatch, New, Query, Spool
@@ -102,9 +103,7 @@ class Homing:
             except Exception:
                 log.exception("bringing home was a mistake; it goes on")
                 done = False
-            if not self.compared and loop.time() - self._shut_at > GATE_MAX_S:
-                log.warning("what was taken elsewhere could not be compared; deliveries go on")
-                self._open()
+            self._mind_the_gate()
             if not done:
                 self.stir()
             await self._rest(SHARE * (loop.time() - began))
@@ -127,6 +126,12 @@ class Homing:
             await self.look(move=False)
             self._open()
         return await self.look(move=True)
+
+    def _mind_the_gate(self) -> None:
+        if self.compared or asyncio.get_running_loop().time() - self._shut_at <= GATE_MAX_S:
+            return
+        log.warning("what was taken elsewhere was not compared in time; deliveries go on")
+        self._open()
 
     def _open(self) -> None:
         self.compared = True
@@ -165,10 +170,23 @@ class Homing:
             page = await away.ask(browse, patient=True)
             rows = [e for e in page if not moved(e) and e.message.key not in SECRETS]
             if rows:
-                left |= await self._meet(away, rows, move=move)
+                left |= await self._met(away, rows, move=move)
+            self._mind_the_gate()  # the notes of a long outage are many
             if len(page) < PAGE:
                 return left
             after = page[-1].message.key
+
+    async def _met(self, away: Custodian, rows: Sequence[Entry], *, move: bool) -> bool:
+        """As `_meet`; what is spoilt at either place stays where it is, and the rest goes on."""
+        try:
+            return await self._meet(away, rows, move=move)
+        except Corrupt as error:
+            if len(rows) == 1:
+                log.info("%s cannot be compared: %s", rows[0].message.key, error)
+                return True
+        half = len(rows) // 2
+        left = await self._met(away, rows[:half], move=move)
+        return await self._met(away, rows[half:], move=move) or left
 
     async def _meet(self, away: Custodian, rows: Sequence[Entry], *, move: bool) -> bool:
         home = self._ranks.home
@@ -177,18 +195,7 @@ class Homing:
         now = self._now()
         todo: dict[Meeting, list[tuple[Entry, Entry | None]]] = {what: [] for what in Meeting}
         for entry, other in zip(rows, homes, strict=True):
-            message = entry.message
-            what = meet(
-                entry.state,
-                None if other is None else other.state,
-                own=other is not None and other.message.nonce == message.nonce,
-                alike=other is not None and other.message.fingerprint == message.fingerprint,
-                repeat=message.repeat,
-                lapsed=other is not None and other.leased_until + SKEW_MS <= now,
-            )
-            if other is not None and moved(other):
-                what = Meeting.STAY  # the URLs stood in another order: this is what was moved
-            todo[what].append((entry, other))
+            todo[_meeting(entry, other, now)].append((entry, other))
         left = bool(todo[Meeting.STAY])
         await self._hold(todo[Meeting.DROP])
         left |= await self._teach(away, todo[Meeting.TEACH])
@@ -208,7 +215,7 @@ class Homing:
         keys = [entry.message.key for entry in rows]
         now = self._now()
         until = Instant(now + TERM_MS)
-        got = await at.ask(lambda spool: spool.seize(keys, now=now, until=until), write=True)
+        got = await at.ask(lambda spool: spool.seize(keys, now=now, until=until))
         return [lease for lease in got if lease is not None]
 
     async def _end(self, at: Custodian, ends: Sequence[tuple[Lease, Verdict]]) -> bool:
@@ -229,16 +236,24 @@ class Homing:
         for entry, other in pairs:
             name = entry.message.key, entry.message.nonce
             waits = other is not None and other.state is State.WAITING
-            if entry.leased_until <= now or name in self._held or not waits:
-                continue
             until = Instant(entry.leased_until + SKEW_MS)
+            held = self._held.get(name)
+            if entry.leased_until <= now or not waits or (held and held.until >= until):
+                continue
+            if held is not None and await self._longer(held, until):
+                self._held[name] = replace(held, until=until)
+                continue
             key = entry.message.key
             [lease] = await self._ranks.home.ask(
-                lambda spool, key=key, until=until: spool.seize([key], now=now, until=until),  # type: ignore[misc]
-                write=True,
+                lambda spool, key=key, until=until: spool.seize([key], now=now, until=until)  # type: ignore[misc]
             )
             if lease is not None:
                 self._held[name] = lease
+
+    async def _longer(self, held: Lease, until: Instant) -> bool:
+        """It is tried again, under another lease."""
+        [good] = await self._ranks.home.ask(lambda spool: spool.renew([held], until=until))
+        return good
 
     async def _drop(self, away: Custodian, rows: Sequence[Entry]) -> bool:
         if not rows:
@@ -285,10 +300,13 @@ class Homing:
         for lease in (*claims, *seized):
             if (entry := ended.get(lease.entry.message.key)) is not None:
                 ends.append((lease, _verdict(entry)))
-        good = await self._end(home, ends)
-        # What waits now waits in two places, until it ends here.
-        left = await self._drop(away, [entry for entry, _ in pairs if entry.state is State.WAITING])
-        return left or not good or len(ends) < len(pairs)
+        told = await home.ask(lambda spool: spool.settle(ends), write=True) if ends else ()
+        good = {end[0].entry.message.key for end, one in zip(ends, told, strict=True) if one}
+        # What waits now waits in two places, until it ends here; what home was not told waits here
+        # alone: somebody else has home's entry in his hands, and may forget it.
+        waits = [entry for entry, _ in pairs if entry.state is State.WAITING]
+        left = await self._drop(away, [one for one in waits if one.message.key in good])
+        return left or len(good) < len(pairs)
 
     async def _move(self, away: Custodian, rows: Sequence[Entry]) -> bool:
         leases = await self._seize(away, rows)
@@ -315,6 +333,30 @@ class Homing:
                 stays = True
         good = await self._end(away, ends)
         return stays or not good or len(leases) < len(rows)
+
+
+def _meeting(entry: Entry, other: Entry | None, now: Instant) -> Meeting:
+    """What becomes of it, by what is known of its key at home."""
+    message = entry.message
+    waits, tried = entry.state is State.WAITING, entry.leased_until > now
+    if waits and unpark(entry.trail):
+        return Meeting.STAY  # whoever moves it in lets it go here
+    if other is not None and moved(other):
+        return Meeting.STAY  # the URLs stood in another order: this is what was moved
+    what = meet(
+        entry.state,
+        None if other is None else other.state,
+        own=other is not None and other.message.nonce == message.nonce,
+        alike=other is not None and other.message.fingerprint == message.fingerprint,
+        repeat=message.repeat,
+        lapsed=other is not None and other.leased_until + SKEW_MS <= now,
+    )
+    if what is Meeting.TEACH and waits and tried:
+        return Meeting.STAY  # home's would be free while this one is at the destination
+    open_ = other is not None and other.state is State.WAITING and other.due_at != NEVER
+    if what is Meeting.DROP and entry.due_at == NEVER and open_ and not tried:
+        return Meeting.TEACH  # an operator's word; home was not there to hear it
+    return what
 
 
 def _arriving(entry: Entry) -> Entry:

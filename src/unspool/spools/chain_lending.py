@@ -65,7 +65,7 @@ class Lending:
                 return spool.lease(some, now=now, until=until)
 
             with suppress(Refused):
-                got = await self._ranks.all[index].ask(lease, write=True)
+                got = await self._ranks.all[index].ask(lease)
                 answered = True
                 leases += self._lent(got, index)
                 for one in got:
@@ -89,7 +89,7 @@ class Lending:
                 return spool.expire(now=now, until=until, limit=left)
 
             with suppress(Refused):
-                leases += self._lent(await self._ranks.all[index].ask(expire, write=True), index)
+                leases += self._lent(await self._ranks.all[index].ask(expire), index)
         return leases
 
     async def seize(
@@ -109,7 +109,7 @@ class Lending:
                 return spool.seize(some, now=now, until=until)
 
             with suppress(Refused):
-                got = await self._ranks.all[index].ask(seize, write=True)
+                got = await self._ranks.all[index].ask(seize)
                 for number, lease in zip(numbers, got, strict=True):
                     if lease is not None:
                         self._ranks.lies(lease.entry, index)

@@ -33,6 +33,8 @@ class Looking:
         self._ranks = ranks
         self._pages: dict[Key, int] = {}
         """The ends of the last pages, and which custodian they were of."""
+        self._page: dict[Key, int] = {}
+        """The same of all that was shown last: a key may be known at two."""
 
     async def find(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
         ranks = self._ranks
@@ -161,6 +163,7 @@ class Looking:
                 )
         if found:
             last = found[-1]
+            self._page = {entry.message.key: self._ranks.where(entry) for entry in found}
             self._pages[last.message.key] = self._ranks.where(last)
             if len(self._pages) > PAGES_MAX:
                 del self._pages[next(iter(self._pages))]
@@ -191,8 +194,9 @@ class Looking:
 
     async def _page_of(self, after: Key) -> int | None:
         """Whose entry a page ended with."""
-        if after in self._pages:
-            return self._pages[after]
+        for known_of in (self._page, self._pages):
+            if after in known_of:
+                return known_of[after]
         rows = await self._ranks.each(self._ranks.ups, lambda spool: spool.find([after]))
         known = [index for index, [entry] in rows.items() if entry is not None]
         return known[0] if known else None

@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ..errors import Refused
+from ..errors import Corrupt, Refused
 from .chain_ranks import Ranks
 from .custodian import Custodian
 from .protocol import Acceptance, Duplicate, Entry
@@ -68,6 +68,9 @@ class Secrets:
                 return
         except Refused:
             return  # it is down again; its next return is the next time
+        except Corrupt as error:
+            log.warning("%s cannot be told the secret of the first: %s", custodian.name, error)
+            return
         log.warning(
             "%s has stood behind another first spool before: started while the first is down, keys"
             " of before will not be known. Give it a spool of its own, or start with the first up",

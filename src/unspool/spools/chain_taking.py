@@ -18,6 +18,7 @@ from ..core.lifecycle import State, Verdict
 from ..errors import Full, Homeless, InDoubt, NotDone, Refused, Unavailable
 from .chain_looking import Looking
 from .chain_ranks import Ranks
+from .custodian import Custodian
 from .memory import after_verdict
 from .protocol import Acceptance, Entry, Lease, Mismatch, New, Spool
 
@@ -84,6 +85,8 @@ class Taking:
                 continue
             except Unavailable:
                 doubt = True
+                if index:
+                    self._lies_at(custodian, len(batch))  # perhaps; who looks will know
                 continue
             someone = True
             self._took(index, got)
@@ -131,6 +134,11 @@ class Taking:
             " may not have been taken. See what there is: unspool queue"
         )
 
+    def _lies_at(self, custodian: Custodian, count: int) -> None:
+        custodian.settled = False
+        custodian.arrivals += count
+        self._stir()
+
     def _took(self, index: int, answers: Sequence[Acceptance]) -> None:
         custodian = self._ranks.all[index]
         fresh = [one.entry for one in answers if isinstance(one, New)]
@@ -138,9 +146,7 @@ class Taking:
             for answer in answers:
                 self._ranks.lies(answer.entry, index)
             if fresh:
-                custodian.settled = False
-                custodian.arrivals += len(fresh)
-                self._stir()
+                self._lies_at(custodian, len(fresh))
         if any(entry.state is State.WAITING for entry in fresh):
             self._ring()
         if fresh and index != self._taker:

@@ -21,7 +21,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from ..core.custodian import Pulse
 from ..core.message import Value
@@ -35,7 +35,7 @@ from ..errors import (
     Unavailable,
     UnspoolError,
 )
-from .protocol import Promises, Spool, Survives
+from .protocol import New, Promises, Spool, Survives
 from .secret import SECRET_KEY
 
 log: Final = logging.getLogger("unspool.chain")
@@ -183,7 +183,7 @@ class Custodian:
             self.failed(_short(error))
             kind = NotDone if isinstance(error, NotDone) else Unavailable
             raise kind(f"the spool {self.name} is down: {_short(error)}") from error
-        if write:
+        if write and _changed(result):
             self.pulse.wrote()
         return result
 
@@ -258,6 +258,11 @@ class Custodian:
                     await spool.aclose()
             except (UnspoolError, TimeoutError) as error:
                 log.warning("the spool %s was not closed: %s", self.name, _short(error))
+
+
+def _changed(result: Any) -> bool:
+    """Did an accept or a settle write anything? One that only read says nothing of writing."""
+    return any(one is True or isinstance(one, New) for one in result)
 
 
 async def _called(verb: Callable[[Spool], Awaitable[T]], spool: Spool) -> T:

@@ -217,6 +217,7 @@ def import_(
         click.echo(f"new {sums.new} · known {sums.known} · other {sums.other} · bad {sums.bad}")
         code = 0
         for count, text, one in (
+            (sums.elsewhere, "had been moved to another spool: export that one", 0),
             (sums.ahead, "had settled in the file and wait here: they will be delivered", 0),
             (sums.other, "were left out: their keys are other requests' here", os.EX_DATAERR),
             (sums.bad, "lines were passed over", os.EX_DATAERR),
@@ -285,6 +286,8 @@ async def _move(desk: Desk, there: Spool, *, target: str, wait_ms: int, other_se
         (sums.later, "are being tried, or stand behind what is: run it again", os.EX_TEMPFAIL),
         (sums.other, "stay: their keys are other requests' at the new place", os.EX_DATAERR),
         (sums.back, "stay: they were moved away from the new place before", os.EX_DATAERR),
+        (sums.coming, "stay: the move that was to bring them here was cut off; run that one again",
+         os.EX_TEMPFAIL),
         (sums.parked, "are held at the new place, and the old one does not know them",
          os.EX_DATAERR),
     ):  # fmt: skip
