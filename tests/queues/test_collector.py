@@ -477,6 +477,28 @@ async def test_told_to_stop() -> None:
     await asyncio.wait_for(running, 2)
 
 
+async def test_a_backlog_that_others_fill_and_empty() -> None:
+    """What waits is counted as it is now: a relay elsewhere accepts and delivers, too."""
+    it = It()
+    it.terms = Terms(survives=Survives.NOTHING, required=Survives.NOTHING, backlog_max=2)
+    collector = it.collector()
+    await it.spool.accept([entry_of(written(name)) for name in "ab"])
+    it.server.keep("unspool", [written("c")])
+    told = asyncio.Event()
+    running = asyncio.create_task(collector.run(told))
+    await asyncio.sleep(0.05)
+    assert it.waiting() == [written("c")]
+    until = Instant(NOW + 60_000)
+    leases = await it.spool.lease({OPTIONS.destination: 9}, now=NOW, until=until)
+    made = Delivered(Response(200, b"OK", (), b""), until, until)
+    await it.spool.settle([(lease, made) for lease in leases])
+    async with asyncio.timeout(5):
+        while not collector.counts[Fate.KEPT]:
+            await asyncio.sleep(0.01)
+    told.set()
+    await running
+
+
 async def test_trouble_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """A queue that is down all night is one warning, and one line when it is back."""
     it = It()

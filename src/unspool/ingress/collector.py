@@ -43,6 +43,7 @@ from random import random
 from typing import Final
 
 from ..clock import Clock
+from ..core.admission import Reject
 from ..core.fields import onward, values
 from ..core.handover import Unfit, unpack
 from ..core.idempotency import Unreadable, minted
@@ -65,6 +66,8 @@ DRAINED_MS: Final = 500
 """A queue that gives nothing for so long has nothing more."""
 PAUSE_LEAST_S: Final = 1.0
 PAUSE_MOST_S: Final = 60.0
+COUNT_S: Final = 10.0
+"""So often it is counted how many wait, where that has a limit."""
 REPORT_S: Final = 60.0
 """At most so often it is logged how many were collected."""
 
@@ -166,6 +169,8 @@ class Collector:
         self._chance = chance
         self._tries = tries
         self._exacting = exacting
+        self._counts = tries is None and custody.terms.backlog_max > 0
+        self._count_at = 0.0
         self._luck = luck
         self._failures = 0
         self._trouble = ""
@@ -202,7 +207,11 @@ class Collector:
 
     async def _round(self, ear: asyncio.Task[bool], *, wait_ms: int) -> int:
         """Take some, accept them, tell the queue. How many the queue gave."""
-        reject = self._custody.admit(self._clock.now())
+        try:
+            reject = await self._rejected()
+        except UnspoolError as error:
+            self._in_trouble(f"{error}")
+            return 0
         if reject is not None:
             self._in_trouble(f"nothing is taken: {reject.detail}. What is queued stays there")
             return 0
@@ -230,6 +239,18 @@ class Collector:
         rulings = await asyncio.gather(*(self._kept(one.payload) for one in taken))
         await self._tell(taken, rulings)
         return len(taken)
+
+    async def _rejected(self) -> Reject | None:
+        """Why custody cannot be taken now. In a process of our own nobody else counts how many
+        wait, while relays elsewhere accept and deliver."""
+        reject = self._custody.admit(self._clock.now())
+        began = asyncio.get_running_loop().time()
+        if self._counts and (reject is not None or began >= self._count_at):
+            await self._custody.count()
+            ended = asyncio.get_running_loop().time()
+            self._count_at = ended + max(COUNT_S, 50 * (ended - began))
+            reject = self._custody.admit(self._clock.now())
+        return reject
 
     async def _kept(self, payload: bytes) -> Ruling:
         """Have the spool keep it, synced; or why not."""
