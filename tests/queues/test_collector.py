@@ -24,7 +24,7 @@ from unspool.core.message import (
     identify,
 )
 from unspool.custody import Custody
-from unspool.errors import Full, Misconfigured, TooLarge, Unavailable
+from unspool.errors import Corrupt, Full, Misconfigured, TooLarge, Unavailable
 from unspool.ingress.collector import PAUSE_MOST_S, Collector, Fate, entered, pause_s
 from unspool.ingress.protocol import Caller
 from unspool.node import Node, plan_for
@@ -292,6 +292,25 @@ async def test_too_large_for_the_spool() -> None:
     it.spool.refusal = TooLarge("a message of 9 bytes, and it takes 8. x")
     assert await it.drained(written())
     assert it.waiting("unspool.aside") == [written()]
+
+
+async def test_a_key_that_is_damaged() -> None:
+    """What the spool has under one key cannot be read: that is set aside beside what is taken.
+    Where nothing is taken it may be all of the spool, and everything stays in its queue."""
+
+    class Damaged(Slow):
+        async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
+            if any(entry.message.name == "bad" for entry in entries):
+                raise Corrupt("1 record failed its checksum. x")
+            return await super().accept(entries)
+
+    it = It()
+    it.spool = Damaged(it.told)
+    assert not await it.drained(written("bad"))
+    assert it.waiting() == [written("bad")]
+    assert await it.drained(written("a"), written("b"))
+    assert it.waiting("unspool.aside") == [written("bad")]
+    assert len(it.spool.entries) == 2
 
 
 async def test_a_mistake_of_ours(caplog: pytest.LogCaptureFixture) -> None:

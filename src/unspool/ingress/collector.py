@@ -18,6 +18,7 @@ was tried at the door, and then handed over, is one message; and so is one that 
 | it is being tried just now for a sender who still waits | given back: nothing was promised yet |
 | another request has its key | set aside |
 | it is too old for its key to be remembered, or cannot be read | set aside |
+| what it has under this key is damaged | set aside, once the spool has taken another beside it |
 | nothing, or that it is full | given back |
 
 Promises: nothing is completed before the spool has synced it (I1): kill -9 anywhere loses nothing,
@@ -50,7 +51,7 @@ from ..core.idempotency import Unreadable, minted
 from ..core.lifecycle import State
 from ..core.message import Instant, Key, Request, Value, identify, seal
 from ..custody import Custody
-from ..errors import Broken, TooLarge, UnspoolError
+from ..errors import Broken, Corrupt, TooLarge, UnspoolError
 from ..passage import Options
 from ..queues.protocol import Queue, Taken
 from ..spools.protocol import Acceptance, Entry, Mismatch, New
@@ -85,6 +86,8 @@ class Ruling(Value, frozen=True):
     fate: Fate
     why: str = ""
     """For ASIDE and BACK, for people."""
+    damaged: bool = False
+    """The spool could not read what it has: of this key, or of all."""
 
 
 def entered(
@@ -123,6 +126,14 @@ def ruled(acceptance: Acceptance) -> Ruling:
     if acceptance.entry.state is State.CLAIMED:
         return Ruling(Fate.BACK, "it is being tried just now for a sender who waits")
     return Ruling(Fate.KNOWN)
+
+
+def sorted_out(rulings: Sequence[Ruling]) -> list[Ruling]:
+    """Where the spool took others, only this key is damaged: nobody shall wait behind it."""
+    works = any(ruling.fate in (Fate.KEPT, Fate.KNOWN) for ruling in rulings)
+    return [
+        Ruling(Fate.ASIDE, ruling.why) if ruling.damaged and works else ruling for ruling in rulings
+    ]
 
 
 def too_old(name: str, *, now: Instant, key_ms: int) -> str:
@@ -237,7 +248,7 @@ class Collector:
             self._all_well()
             return 0
         rulings = await asyncio.gather(*(self._kept(one.payload) for one in taken))
-        await self._tell(taken, rulings)
+        await self._tell(taken, sorted_out(rulings))
         return len(taken)
 
     async def _rejected(self) -> Reject | None:
@@ -275,6 +286,8 @@ class Collector:
             return ruled(await self._custody.accept(entry, now=now))
         except TooLarge as error:
             return Ruling(Fate.ASIDE, f"{error}")
+        except Corrupt as error:
+            return Ruling(Fate.BACK, f"{error}", damaged=True)
         except UnspoolError as error:
             return Ruling(Fate.BACK, f"{error}")
         finally:
