@@ -10,11 +10,13 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import shutil
 import tracemalloc
 from binascii import a2b_base64, b2a_base64
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -359,6 +361,31 @@ async def test_servers_of_a_cluster_are_killed_one_by_one() -> None:
 async def _answers(url: str) -> bool:
     async with opened(url):
         return True
+
+
+async def test_killed_in_the_middle_of_a_batch() -> None:
+    """A batch that the server has begun to write down when it is killed is there whole, or not."""
+    chance = random.Random(5)
+    with nats() as server:
+        for number in range(2 * max(1, int(os.environ.get("UNSPOOL_CRASH_ROUNDS", "1")))):
+            files = server.folder / "js"
+
+            def written_bytes(bucket: str = f"KV_b{number}", files: Path = files) -> int:
+                return sum(block.stat().st_size for block in files.rglob(f"{bucket}/msgs/*.blk"))
+
+            async with opened(server.url(f"b{number}")) as [spool]:
+                before = written_bytes()
+                entries = [large(f"{n}", 8_000) for n in range(1_000)]
+                accepting = asyncio.create_task(spool.accept(entries))
+                while written_bytes() == before and not accepting.done():
+                    await asyncio.sleep(0)
+                await asyncio.sleep(chance.random() * 0.01)
+                server.kill()
+                [ended] = await asyncio.gather(accepting, return_exceptions=True)
+                server.start()
+            async with opened(server.url(f"b{number}")) as [spool]:
+                found = len(spool._watch.index)
+                assert found == 1_000 or (found == 0 and isinstance(ended, Unavailable))
 
 
 async def test_a_server_that_forgot(url: str) -> None:

@@ -41,8 +41,9 @@ Is weaker or costs:
   32 KiB, which take several messages. What is not done by then is told apart from what is.
 - Memory in every relay for each message that waits and each key that is remembered; the start reads
   the facts of all (figures in docs/howto/choose-a-spool.md).
-- What the server makes of a batch in the middle of which it is killed is its affair; a batch is
-  written so that any beginning of it is whole: parts, messages, registers, and last what goes.
+- What the server makes of a batch in the middle of which it is killed is its affair: 2.12 finished
+  or dropped each one whole (docs/internals/proof.md). All the same a batch is written so that any
+  beginning of it is whole: parts, messages, registers, and last what goes.
 - To the server each batch is a file of its own, and some five syncs: a batch of two costs as much
   as one of fifty. A single message is none.
 - A lease, renewal or seizure asks once and writes once; requests of up to 32 KiB are written again
