@@ -97,24 +97,14 @@ def place(engine: str, folder: Path) -> Iterator[tuple[str, int]]:
         yield f"{engine}:///{folder / 'spool'}", 0
         return
     sys.path.append(str(Path(__file__).parent.parent / "tests"))
-    if engine == "postgres":
-        from servers.postgres import postgres
+    from servers.table import durable
 
-        for above in (folder, *list(folder.parents)[:1]):
-            above.chmod(0o755)  # it runs as somebody else
-        with postgres(durable=True, settings={"shared_buffers": "128MB"}, within=folder) as found:
-            for pid in found.pids():
-                os.sched_setaffinity(pid, range(os.cpu_count() or 1))
-            yield found.spool(), 0
-        return
-    from servers.nats import nats
-    from servers.redis import redis
-
-    always = {"jetstream": "sync_interval: always", "query": "sync_interval=always"}
-    start = redis(folder=folder) if engine == "redis" else nats(folder=folder, **always)
-    with start as server:
-        os.sched_setaffinity(server.pid, range(os.cpu_count() or 1))
-        yield server.spool("bench"), server.pid
+    for above in (folder, folder.parent):
+        above.chmod(0o755)  # a server may run as somebody else
+    with durable(engine, folder) as server:
+        for pid in server.pids():
+            os.sched_setaffinity(pid, range(os.cpu_count() or 1))
+        yield server.spool("bench"), 0 if engine == "postgres" else server.pids()[0]
 
 
 async def run(engine: str, folder: Path, *, filled: int, seconds: float) -> dict[str, Any]:

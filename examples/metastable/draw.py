@@ -63,7 +63,7 @@ def draw(plan: Plan, found: Mapping[str, Series]) -> str:
         plan.capacity + 2, 2,
         [
             Line("asked", GREY, smooth(naive.asked), "2 3"),
-            Line("unspool, out of the outbox as well", SAVED, smooth(both), "6 3"),
+            Line("unspool, outbox as well", SAVED, smooth(both), "6 3"),
             Line("unspool, while the caller waited", OURS, smooth(ours.good)),
             Line("naive retries", NAIVE, smooth(naive.good)),
         ],
@@ -126,7 +126,7 @@ def _chart(plan: Plan, chart: Chart) -> Iterator[str]:
         dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
         yield f'<path d="M{at} {bottom + 34}h22" stroke="{line.colour}" stroke-width="2"{dash}/>'
         yield _text(at + 28, bottom + 38, line.name, "#1f2328")
-        at += 50 + round(6.4 * len(line.name))
+        at += 46 + round(6.4 * len(line.name))
 
 
 def _text(x: float, y: float, text: str, colour: str, anchor: str = "start") -> str:

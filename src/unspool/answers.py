@@ -30,6 +30,7 @@ TIMEOUTS: Final = frozenset(
 
 WHY_SAFE: Final = "it asks for nothing to be changed, so it is not saved"
 WHY_UNKEYED: Final = "it may have been applied and may not be repeated: send an Idempotency-Key"
+WHY_CONTENDED: Final = "it is worth nothing late, as its sender says, so it is not saved"
 WHY_LARGE: Final = "its body is too large to keep"
 
 
@@ -59,12 +60,16 @@ def settled(entry: Entry) -> Response:
     return problem(ended_as(entry.reason), f"it ended as {entry.reason}")
 
 
-def why_not_saved(request: Request, judgement: Judgement, *, repeat: bool) -> str:
+def why_not_saved(
+    request: Request, judgement: Judgement, *, repeat: bool, contended: bool = False
+) -> str:
     """Why a request without an answer that stands is not saved; empty: it may be."""
     if request.rest is not None:
         return WHY_LARGE
     if request.method in SAFE_METHODS:
         return WHY_SAFE
+    if contended:
+        return WHY_CONTENDED
     return "" if repeatable(judgement, repeat=repeat) else WHY_UNKEYED
 
 

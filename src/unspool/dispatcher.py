@@ -54,6 +54,8 @@ from .transports.protocol import Transport
 log = logging.getLogger("unspool.dispatcher")
 
 SPOOL_TROUBLE_MS: Final = 1_000
+TRIED_MS: Final = 1_000
+"""What is being tried at the door is looked at again after so long."""
 SWEEP_MS: Final = 10_000
 SWEEP_PAUSE_MS: Final = 50
 ARRIVAL_PAUSE_MS: Final = 20
@@ -83,7 +85,11 @@ class Dispatcher:
         lease_ms: int,
         serves: Collection[Destination],
         chance: Callable[[], float] = random,
+        among_others: bool = False,
+        tried: Callable[[Key], bool] = lambda key: False,
     ) -> None:
+        """`among_others`: the spool has messages of others too, and that is as it should be.
+        `tried`: is this key being tried at the door of this process just now?"""
         assert lease_ms >= 10 * SKEW_MS, "I4: a lease no longer than the clocks differ"
         self.scheduler: Final = scheduler
         self.delivered = 0
@@ -96,8 +102,10 @@ class Dispatcher:
         self._clock = clock
         self._lease_ms = lease_ms
         self._serves = tuple(serves)
+        self._among_others = among_others
         self._strange: set[Destination] = set()
         self._chance = chance
+        self._tried = tried
         self._more: tuple[Sequence[LaneDue], Instant] = ((), Instant(0))
         self._awake = asyncio.Event()
         self._stopping = False
@@ -166,7 +174,7 @@ class Dispatcher:
         """Other destinations' messages may share this spool: our transport does not lead there."""
         if destination in self._serves:
             return True
-        if destination not in self._strange:
+        if destination not in self._strange and not self._among_others:
             self._strange.add(destination)
             names = " ".join(
                 f"--destination {shlex.quote(name)}" for name in (*self._serves, destination)
@@ -205,6 +213,9 @@ class Dispatcher:
         if verdict is None and (self._stopping or not lane.room(now)):
             # The weather turned while the spool was asked (I7, I8).
             verdict = Deferred(due_at=entry.due_at, trail=entry.trail)
+        if verdict is None and self._tried(entry.message.key):
+            # A collector in another process brought what is under way here, without a claim (I4).
+            verdict = Deferred(due_at=Instant(now + TRIED_MS), trail=entry.trail)
         if verdict is None:
             lane.began(now)
             task = asyncio.create_task(self._attempt(lease, now))

@@ -40,7 +40,7 @@ from .errors import Refused
 from .ingress.protocol import Caller
 from .passage import Options, Passage, forwarded, plain, untried
 from .problems import PREFIX, problem
-from .saving import Saving, unstored
+from .saving import Saving, came_meanwhile, unstored
 from .spools.protocol import Acceptance, Entry, Mismatch, New
 from .tries import Tries, Turn
 
@@ -269,8 +269,11 @@ class Keyed:
         entry = express.saving.answered(passage, answer, express.clock.now())
         custody = express.custody
 
-        def recorded(acceptance: Acceptance) -> Response:
+        def recorded(acceptance: Acceptance) -> Response | None:
             custody.took(entry, acceptance)
+            if came_meanwhile(acceptance):
+                self._over(express.saving.record(passage, answer))
+                return None
             return answer if isinstance(acceptance, New) else unstored(answer)
 
         def failed(error: Exception) -> Response:

@@ -99,6 +99,7 @@ class Node:
             lease_ms=options.lease_ms,
             serves=(options.destination, *plan.formerly),
             chance=luck,
+            tried=lambda key: self.relay.tries.has(key),
         )
         self.relay: Final = Relay(
             options=options,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Final
 
 import msgspec
 
@@ -30,6 +31,8 @@ from .core.message import (
 from .core.prefer import NONE, Wishes
 from .ingress.protocol import Caller
 from .spools.protocol import Lease
+
+PATIENCE_LESS_MS: Final = 200
 
 
 class Options(Value, frozen=True):
@@ -67,6 +70,12 @@ class Passage(msgspec.Struct):
     """May it be sent again after it may have been applied?"""
     lifetime_ms: int
     order_key: str = ""
+    contended: bool = False
+    """Nobody is to keep it."""
+    patience_ms: int = 0
+    """For so long its sender waits for the attempt; 0: he did not say."""
+    again: bool = False
+    """Its sender repeats it already: we do not go from server to server for him again."""
     name: str = ""
     """The sender's Idempotency-Key."""
     key: Key = Key("")
@@ -82,6 +91,16 @@ def plain(request: Request, options: Options, *, began_at: Instant) -> Passage:
     """The passage of a request that asks for nothing."""
     repeat = options.repeats(request.method)
     return Passage(request, NONE, began_at, repeat, options.lifetime_ms)
+
+
+def patience_ms(deadline: bytes) -> int:
+    """For how long to wait for an attempt, where the sender waits for so many seconds: a little
+    less, for our answer is under way for a while. 0: that cannot be read."""
+    whole, _, part = deadline.partition(b".")
+    if not whole.isdigit() or len(whole) > 6 or (part and not part.isdigit()):
+        return 0
+    there_ms: int = int(whole) * 1000 + int(part[:3].ljust(3, b"0"))
+    return max(1, there_ms - min(PATIENCE_LESS_MS, there_ms // 5))
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,10 @@ The road, in this order (design section 2):
     6  admission.admit    an ERROR: may we take responsibility?
     7  custody.accept     saved, synced: 202 with a receipt
 
+A sender who repeats a request himself says so (`Unspool-Attempt`), and for how long he waits
+(`Unspool-Deadline`): then we do not go from server to server again, and do not wait for longer than
+he does, so that he hears of the receipt. What he says is `Unspool-Contended` is never saved.
+
 Promises: nothing is answered 202 before the spool has it (I1); a key gets one answer, and only in
 the scope it was recorded in (I5, I10); what was not saved is passed back as it is, with the reason.
 Never raises: whatever goes wrong is an answer.
@@ -64,7 +68,7 @@ from .errors import Corrupt, Refused
 from .express import FIRST, Express
 from .gather import gather
 from .ingress.protocol import Caller
-from .passage import Options, Passage, forwarded, plain, untried
+from .passage import Options, Passage, forwarded, patience_ms, plain, untried
 from .problems import PREFIX, problem
 from .receipts import POLL_MS, Receipts
 from .saving import Saving
@@ -205,9 +209,12 @@ class Relay:
             repeat=bool(name) or options.repeat_always or request.method in IDEMPOTENT_METHODS,
             lifetime_ms=lifetime_ms,
             order_key="" if safe else head.order.decode(),
+            contended=head.contended,
+            patience_ms=patience_ms(head.deadline),
+            again=head.again,
         )
         if request.rest is not None:
-            if passage.wishes.respond_async or passage.order_key:
+            if (passage.wishes.respond_async or passage.order_key) and not passage.contended:
                 return closed(request, problem("too-large"))
             response = await self.passed(passage)
             if name:  # a body we did not see whole cannot be told from another
@@ -288,7 +295,7 @@ class Relay:
 
     async def passed(self, passage: Passage) -> Response:
         now = self._clock.now()
-        if passage.wishes.respond_async or passage.order_key:
+        if (passage.wishes.respond_async or passage.order_key) and not passage.contended:
             return await self._saving.save(passage, None)
         lane = self._lane
         if not lane.probe(now) and not self._options.always_try:
@@ -297,23 +304,31 @@ class Relay:
             return await self._troubled(passage, failure, judge(failure), retry_after_s=wait_s)
         passage.tried = True
         request = passage.request
+        fields = [*request.fields, FIRST]
+        if passage.patience_ms:  # of this attempt, and not of what is delivered later
+            left = b"%d.%03d" % divmod(passage.patience_ms, 1000)
+            fields.append((b"Unspool-Deadline", left))
         attempt = self._transport.attempt(
             Request(
                 request.method,
                 request.target,
-                [*request.fields, FIRST],
+                fields,
                 request.body,
                 request.rest,
                 request.length,
             ),
-            repeat=passage.repeat and request.rest is None,
+            repeat=passage.repeat and request.rest is None and not passage.again,
         )
         claim = passage.claim
-        if claim is None:
+        left_ms = passage.patience_ms if request.rest is None else 0
+        if claim is not None:
+            # However many servers there are to try: when the claim lapses another may begin (I4).
+            lapses_ms = claim.until - SKEW_MS - now
+            left_ms = min(left_ms, lapses_ms) if left_ms else lapses_ms
+        elif not left_ms:
             return await self.judged(passage, await attempt)
         try:
-            # However many servers there are to try: when the claim lapses another may begin (I4).
-            async with asyncio.timeout((claim.until - SKEW_MS - now) / 1000):
+            async with asyncio.timeout(left_ms / 1000):
                 answer = await attempt
         except TimeoutError:
             answer = Failure(Cause.HTTP_RESPONSE_TIMEOUT, "no answer in time", Sent.MAYBE)
@@ -370,7 +385,7 @@ class Relay:
     ) -> Response:
         """No answer that stands. Save it, or pass it back and say why not."""
         request = passage.request
-        why = why_not_saved(request, judgement, repeat=passage.repeat)
+        why = why_not_saved(request, judgement, repeat=passage.repeat, contended=passage.contended)
         if not why:
             return await self._saving.save(passage, answer)
         await self._saving.forget(passage)

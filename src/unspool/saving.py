@@ -32,7 +32,7 @@ from .errors import Corrupt, NotDone, Refused, Unavailable
 from .passage import Options, Passage
 from .problems import problem
 from .receipts import Board, accepted
-from .spools.protocol import Entry, Lease, Mismatch, New
+from .spools.protocol import Acceptance, Duplicate, Entry, Lease, Mismatch, New
 
 log = logging.getLogger("unspool.relay")
 
@@ -94,7 +94,22 @@ class Saving:
             verdict = self._verdict(passage, answer, now)
             return await self._custody.settle(passage.claim, verdict, now=now)
         acceptance = await self._custody.accept(self.answered(passage, answer, now), now=now)
-        return isinstance(acceptance, New)
+        return isinstance(acceptance, New) or await self._ended(passage, answer, acceptance)
+
+    async def _ended(self, passage: Passage, answer: Response, known: Duplicate | Mismatch) -> bool:
+        """The answer of what waits in the spool: it was handed over while we tried it."""
+        now, key = self._clock.now(), known.entry.message.key
+        if not came_meanwhile(known):
+            return False
+        until = Instant(now + self._options.lease_ms)
+        [lease] = await self._custody.spool.seize([key], now=now, until=until)
+        if lease is None:
+            return False
+        kept = await self._custody.settle(lease, self._verdict(passage, answer, now), now=now)
+        if kept:
+            self._custody.backlog -= 1
+            self._board.post(key)
+        return kept
 
     def _verdict(self, passage: Passage, answer: Response, now: Instant) -> Delivered:
         first = attempted(1, answer, at=passage.began_at)
@@ -236,6 +251,11 @@ class Saving:
             applied=b"respond-async" if passage.wishes.respond_async else b"",
             cause="" if answer is None else f"saved: {cause_of(answer)[1]}",
         )
+
+
+def came_meanwhile(acceptance: Acceptance) -> bool:
+    """Was the request that we tried handed over to a collector while we did?"""
+    return isinstance(acceptance, Duplicate) and acceptance.entry.state is State.WAITING
 
 
 def unstored(answer: Response) -> Response:

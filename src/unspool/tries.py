@@ -3,6 +3,7 @@
     turn = await tries.begin(key, fingerprint, until=…)     a Turn, or the name of a problem
     turn.tries()        nobody knows the key: from now on others wait, or are told
     turn.ends()         over, or saved: others may look for themselves
+    tries.has(key)      it is being tried
 
 While somebody only looks a key up, others wait for that: it does not take long. Once it is being
 tried, here or in another process, they wait as long as their sender likes.
@@ -89,6 +90,11 @@ class Tries:
             return None
         turn = self._turns[key] = Turn(self, key, fingerprint)
         return turn
+
+    def has(self, key: Key) -> bool:
+        """Is somebody trying it, who found nobody else to know it?"""
+        turn = self._turns.get(key)
+        return turn is not None and turn.looked
 
     def leave(self, key: Key, turn: Turn) -> None:
         if self._turns.get(key) is turn:

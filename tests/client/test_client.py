@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ from unspool import (
 from unspool.client import Bounced, Settled
 from unspool.client.events import Ended, News, Tried
 from unspool.core.idempotency import minted_at
+from unspool.core.lifecycle import State
 from unspool.core.message import Request
-from unspool.errors import Reused
+from unspool.custody import Custody
+from unspool.errors import Busy, Misconfigured, Reused, Unavailable
 from unspool.problems import problem
+from unspool.spools.memory import MemorySpool
+from unspool.spools.protocol import Acceptance, Entry
 
 from .kit import DOWN, OK, RESET, TAKEN, World, has, never, says, value
 
@@ -292,6 +297,17 @@ async def test_contended_is_put_into_nobodys_custody() -> None:
     assert len(world.servers["a"].asked) == 3 + 1, "two servers would be two tickets"
 
 
+async def test_contended_is_said_on_the_wire() -> None:
+    """So that a relay in front of the server does not keep it."""
+    world = World(a=OK)
+    async with world.client("a") as client:
+        await client.post("/seats", json=1, contended=True)
+        await client.post("/seats", json=1)
+    first, second = world.servers["a"].asked
+    assert value(first, "Unspool-Contended") == "?1"
+    assert not has(second, "Unspool-Contended")
+
+
 async def test_contended_and_a_relay_in_front_kept_it_it_is_told_to_forget() -> None:
     """Never silently: either it forgets, or the caller is told who has it."""
     for status, kind in ((200, Unknown), (409, Accepted)):
@@ -424,6 +440,57 @@ async def test_two_calls_under_one_key_go_one_after_the_other() -> None:
     assert at_once[1] == 1
 
 
+async def test_waiting_for_another_call_under_the_key_ends_with_the_deadline() -> None:
+    """It is the other's to say what becomes of it: no fallback plan, and nothing sent."""
+    world, printed = World(a=never), list[Any]()
+    async with world.client("a", fallback=printed.append) as client:
+        first = asyncio.create_task(client.post("/orders", json=1, key="k", deadline=30))
+        while not world.asked():
+            await asyncio.sleep(0.001)
+        async with asyncio.timeout(5):
+            with pytest.raises(Busy, match="still under way"):
+                await client.post("/orders", json=1, key="k", deadline=0.1)
+        assert (world.asked(), printed) == (1, [])
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        world.servers["a"].then(OK)
+        assert isinstance(await client.post("/orders", json=1, key="k"), Delivered)
+
+
+async def test_what_may_be_in_the_outbox_all_the_same_is_not_said_to_be_yours() -> None:
+    """Its answer was lost (clause 12): looked for and found it is queued; else what may be repeated
+    is told as maybe applied, and what may not is unknown: it may go out from there."""
+
+    class Lost(MemorySpool):
+        keeps = True
+
+        async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
+            if entries[0].state is State.WAITING:
+                if self.keeps:
+                    await super().accept(entries)
+                raise Unavailable("the connection was lost")
+            return await super().accept(entries)
+
+    world, spool = World(a=DOWN), Lost()
+    async with world.client("a", outbox="memory:", sends=False) as client:
+        parts = await client.ready()
+        outbox = parts.outbox
+        assert outbox is not None
+
+        def over_it() -> None:  # anew, for custody leaves a spool alone for a while after trouble
+            outbox.custody = Custody(spool=spool, terms=outbox.custody.terms)  # type: ignore[misc]
+
+        over_it()
+        assert isinstance(await client.post("/orders", json=1, key="found"), Queued)
+        spool.keeps = False
+        over_it()
+        with pytest.raises(Undelivered) as caught:
+            await client.post("/orders", json=1, key="lost")
+        assert caught.value.maybe_applied
+        over_it()
+        assert isinstance(await client.post("/orders", json=1, key=False), Unknown)
+
+
 async def test_a_key_that_waits_is_not_sent_beside_its_own_request() -> None:
     world = World(a=DOWN)
     async with world.client(outbox="memory:", sends=False) as client:
@@ -482,6 +549,56 @@ async def test_a_slow_server_is_hedged_and_the_first_answer_counts() -> None:
         assert world.asked() == before + 2
         result = await client.post("/orders", json=1, deadline=2)
         assert world.asked() == before + 3, "one in a hundred"
+
+
+async def test_a_hedge_that_meets_its_own_request_does_not_end_it() -> None:
+    """Servers that share what they know of keys tell the second that the first is being worked on.
+    That is no answer: the first one's is."""
+    cut: list[str] = []
+    working: set[str] = set()
+
+    async def works(request: Request) -> Any:
+        key = value(request, "Idempotency-Key")
+        if key in working:
+            return says(409, Retry_After="1")
+        working.add(key)
+        try:
+            await asyncio.sleep(0.2)
+        except asyncio.CancelledError:
+            cut.append(key)
+            raise
+        return OK
+
+    world = World(a=OK, b=OK)
+    async with world.client(hedge=True) as client:
+        for _ in range(150):
+            await client.post("/orders", json=1)
+        world.servers["a"].then(works)
+        world.servers["b"].then(works)
+        before = world.asked()
+        result = await client.post("/orders", json=1, deadline=2)
+        assert isinstance(result, Delivered)
+        assert (world.asked(), cut) == (before + 2, [])
+
+
+async def test_closing_lets_calls_under_way_end(tmp_path: Path) -> None:
+    """For `drain_ms`; new ones are refused at once."""
+
+    async def soon(_request: Request) -> Any:
+        await asyncio.sleep(0.1)
+        return OK
+
+    world = World(a=soon)
+    client = world.client(outbox=str(tmp_path / "outbox.db"))
+    call = asyncio.create_task(client.post("/orders", json=1))
+    while not world.asked():
+        await asyncio.sleep(0.001)
+    closing = asyncio.create_task(client.aclose())
+    await asyncio.sleep(0.01)
+    with pytest.raises(Misconfigured, match="it is closed"):
+        await client.get("/")
+    assert isinstance(await call, Delivered)
+    await closing
 
 
 async def test_before_is_on_disk_before_the_first_byte(tmp_path: Path) -> None:

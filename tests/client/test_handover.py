@@ -23,7 +23,7 @@ from unspool.queues.memory import MemoryQueue, MemoryServer
 from unspool.queues.open import open_queue
 from unspool.queues.protocol import Queue
 
-from .kit import DOWN, RESET, TAKEN, World, says
+from .kit import DOWN, RESET, TAKEN, World, has, says
 
 NOW = Instant(1_790_000_000_000)
 
@@ -191,6 +191,34 @@ async def test_a_queue_gets_nothing_that_has_no_key() -> None:
     told = await taker.take(order(key=False), now=NOW, timeout_ms=500)
     assert told.sent is Sent.NEVER
     await taker.aclose()
+
+
+async def test_where_servers_do_not_know_keys_nobody_may_repeat_it_under_one() -> None:
+    """A relay and a collector repeat what has a key. So a relay gets it without, and never sends it
+    twice; a queue does not get it."""
+    world = World(a=DOWN, relay=TAKEN)
+    queues = ["memory:", "https://relay"]
+    async with world.client("a", queues=queues, servers_know_keys=False) as client:
+        result = await client.post("/orders", json=1, key="order-7")
+        assert isinstance(result, Accepted)
+        assert (result.receipt.where, result.key) == ("https://relay", "order-7")
+        [offered] = world.servers["relay"].asked
+        assert not has(offered, "Idempotency-Key")
+        assert isinstance(await client.put("/orders/7", json=1, key="order-8"), Accepted)
+        assert len(world.servers["relay"].asked) == 1, "a PUT may be repeated: the queue has it"
+
+
+async def test_a_receipt_that_nobody_knows_any_more_is_not_taken_back() -> None:
+    """It has ended, and may have been delivered. A 404 of somebody else on the way says nothing."""
+    world = World(a=DOWN, relay=TAKEN)
+    async with world.client("a", queues=["https://relay"]) as client:
+        result = await client.post("/orders", json=1)
+        assert isinstance(result, Accepted)
+        world.servers["relay"].then(says(404, b"nginx"))
+        assert isinstance(await result.receipt.wait(0.1), Accepted), "it has it all the same"
+        world.servers["relay"].then(problem("not-found"))
+        assert isinstance(await result.receipt.wait(0.1), Unknown)
+        assert (await result.receipt.status()).state == "forgotten"
 
 
 def test_a_relay_that_knows_the_answer_gives_it() -> None:

@@ -12,84 +12,24 @@ from click.testing import CliRunner, Result
 
 from unspool import Delivered, Queued, Unknown
 from unspool.admin.cli import cli
-from unspool.chance import Chance
 from unspool.client import AsyncClient, Settled
-from unspool.client.outbox import LEASES_AT_ONCE
 from unspool.client.turn import Turn
-from unspool.core.lifecycle import Delivered as Verdict
-from unspool.core.lifecycle import Keeping, State, delivered
-from unspool.core.message import Destination, Instant, Key, Request, Response, seal
-from unspool.errors import Misconfigured
-from unspool.spools.open import open_spool
-from unspool.spools.protocol import Entry, Lease, New, Spool
+from unspool.core.message import Destination
 
 from .kit import DOWN, OK, World, never
 
-NOW = 1_790_000_000_000
-TERM = 30_000
+ENGINES = ["sqlite", "leveldb", "log"]
 
 
-async def opened(engine: str, folder: Path) -> Spool:
-    return await open_spool("memory:" if engine == "memory" else f"{engine}:///{folder / 'spool'}")
-
-
-@pytest.mark.parametrize("repeat", [True, False])
-@pytest.mark.parametrize("engine", sorted(LEASES_AT_ONCE))
-async def test_what_is_reserved_waits_under_our_lease(
-    engine: str, repeat: bool, tmp_path: Path
-) -> None:
-    """An entry accepted as waiting, with a lease of ours, is nobody else's before that ends, and
-    then says that it was abandoned; and our verdict on it is good as long as nobody has overtaken
-    us (clauses 3, 4, 6)."""
-    spool = await opened(engine, tmp_path)
-    shop = Destination("shop")
-
-    def entry(name: str) -> Entry:
-        message = seal(
-            Request(b"POST", b"/", (), b"tea"), key=Key(f"{name:.<22}"), name=name,
-            now=Instant(NOW), destination=shop, lifetime_ms=10**8, nonce=Chance()(16),
-            repeat=repeat,
-        )  # fmt: skip
-        return Entry(message, State.WAITING, Instant(NOW), 1, Instant(NOW + TERM))
-
-    first, second = await spool.accept([entry("first"), entry("second")])
-    assert isinstance(first, New)
-    assert isinstance(second, New)
-    soon = Instant(NOW + 1)
-    assert not await spool.lease({shop: 5}, now=soon, until=Instant(NOW + TERM))
-    ours = Lease(first.entry, Instant(NOW + TERM))
-    verdict: Verdict = delivered(Response(201, b"", ()), now=soon, keeping=Keeping(), trail=())
-    assert list(await spool.settle([(ours, verdict)])) == [True]
-    later = Instant(NOW + TERM + 1)
-    [lease] = await spool.lease({shop: 5}, now=later, until=Instant(later + TERM))
-    assert lease.entry.message.key == second.entry.message.key
-    assert lease.abandoned
-    overtaken = Lease(second.entry, Instant(NOW + TERM))
-    assert list(await spool.settle([(overtaken, verdict)])) == [False]
-    await spool.aclose()
-
-
-@pytest.mark.parametrize("engine", ["leveldb", "log"])
-async def test_on_other_spools_what_is_reserved_is_due_later(engine: str, tmp_path: Path) -> None:
-    """Not before the attempt is over; and what may not be repeated is refused, for nobody could
-    tell after a crash that it had been tried."""
+def url_of(engine: str, folder: Path) -> str:
     if engine == "leveldb":
         pytest.importorskip("plyvel")
-    world = World(a=DOWN, b=OK)
-    options: dict[str, Any] = {"outbox": f"{engine}:///{tmp_path / 'o'}", "durability": "before"}
-    async with world.client("a", **options) as client:
-        assert isinstance(await client.post("/o", json=1, key="k", deadline=0.3), Queued)
-        world.servers["a"].then(OK)
-        assert isinstance(await client.wait("k", timeout=5), Delivered)
-        asked = world.asked("a")
-        with pytest.raises(Misconfigured, match="may not be repeated"):
-            await client.post("/o", json=1, key=False)
-        assert world.asked("a") == asked
+    return f"{engine}:///{folder / 'outbox'}"
 
 
-async def cut_short(world: World, file: Path, **asked: Any) -> None:
+async def cut_short(world: World, outbox: str, **asked: Any) -> None:
     """A client that dies in the middle of an attempt: nothing of it is wound up."""
-    client = world.client(outbox=str(file), durability="before")
+    client = world.client(outbox=outbox, durability="before")
     sending = asyncio.create_task(client.post("/orders", json=1, **asked))
     while not world.asked("a"):
         await asyncio.sleep(0.001)
@@ -105,12 +45,15 @@ async def cut_short(world: World, file: Path, **asked: Any) -> None:
     parts.outbox._turn.give_up()
 
 
-async def test_before_a_crash_in_mid_attempt_it_is_sent_again_by_the_next(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_before_a_crash_in_mid_attempt_it_is_sent_again_by_the_next(
+    engine: str, tmp_path: Path
+) -> None:
     """Under the same key, by itself; and whoever was there first is told that it was not ours."""
     world, told = World(a=never), list[Settled]()
-    await cut_short(world, tmp_path / "o.db", key="order-7")
+    await cut_short(world, url_of(engine, tmp_path), key="order-7")
     world.servers["a"].then(OK)
-    client = world.client(outbox=str(tmp_path / "o.db"), on_settled=told.append)
+    client = world.client(outbox=url_of(engine, tmp_path), on_settled=told.append)
     async with client:
         assert isinstance(await client.wait("order-7", timeout=5), Delivered)
         await client.drain(timeout=5)
@@ -118,11 +61,14 @@ async def test_before_a_crash_in_mid_attempt_it_is_sent_again_by_the_next(tmp_pa
     assert [(one.key, one.ours) for one in told] == [("order-7", False)]
 
 
-async def test_before_a_crash_in_mid_attempt_without_a_key_it_is_unknown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_before_a_crash_in_mid_attempt_without_a_key_it_is_unknown(
+    engine: str, tmp_path: Path
+) -> None:
     """It may have been applied: it is not sent again, and that is said."""
     world, told = World(a=never), list[Settled]()
-    await cut_short(world, tmp_path / "o.db", key=False)
-    client = world.client(outbox=str(tmp_path / "o.db"), on_settled=told.append)
+    await cut_short(world, url_of(engine, tmp_path), key=False)
+    client = world.client(outbox=url_of(engine, tmp_path), on_settled=told.append)
     async with client:
         await client.drain(timeout=5)
         assert len(world.servers["a"].asked) == 1
@@ -253,6 +199,23 @@ def test_outbox_list_show_retry_and_drop(waiting: Path) -> None:
     assert "due now" in command("outbox", "retry", "order-7", *at).output
     assert "dropped" in command("outbox", "drop", "order-8", *at).output
     assert "1 message" in command("outbox", "list", *at).output
+
+
+async def test_draining_waits_for_no_other_service(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of several in one file each client waits for its own; and `drain` gives each its time: one
+    that is down does not take it from the rest."""
+    file = str(tmp_path / "o.db")
+    world = World(a=DOWN, b=DOWN)
+    for name in ("a", "b"):
+        async with world.client(name, outbox=file, sends=False) as client:
+            assert isinstance(await client.post("/o", json=1, key=name), Queued)
+    world.servers["b"].then(OK)
+    async with asyncio.timeout(20), world.client("b", outbox=file) as client:
+        assert (await client.drain(15)).waiting == 0
+        assert isinstance(await client.wait("b"), Delivered)
+    assert "unspool serve" not in caplog.text, "advice for a relay's operator"
 
 
 def test_an_outbox_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> None:

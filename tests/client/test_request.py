@@ -45,6 +45,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"content": 7}, "a body is bytes or text, not int"),
     ({"json": object()}, "its body is no JSON"),
     ({"json": float("nan"), "data": "x"}, "it has json and data; one of them is its body"),
+    ({"json": {"sum": [1.5, float("nan")], "x": None}}, "NaN and Infinity are no numbers"),
     ({"content": bytes(1024 * 1024 + 1)}, "its body has 1048577 bytes"),
     ({"path": "https://a.example/orders"}, "is a whole address"),
     ({"path": "orders"}, "it begins with a slash"),
@@ -66,6 +67,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"deadline": float("nan")}, "deadline is a number of seconds"),
     ({"attempts": 0}, "attempts is at least 1"),
     ({"order": "ä"}, "an order key takes at most 255 printable ASCII"),
+    ({"order": 7}, "an order key takes at most 255"),
+    ({"attempts": "3"}, "attempts is at least 1, and a whole number"),
+    ({"lifetime": 0}, "lifetime is more than 0 seconds"),
+    ({"lifetime": -5}, "lifetime is more than 0 seconds, not -5"),
+    ({"auth": "Bearer \u20ac"}, "the Authorization has characters outside Latin-1"),
+    ({"auth": ("me",)}, "auth is (name, password)"),
+    ({"params": 7}, "params is a mapping, or pairs"),
+    ({"headers": 7}, "headers is a mapping, or pairs"),
+    ({"headers": {"Unspool-Key": "another"}}, "is the client's to write"),
 ]
 
 
@@ -129,6 +139,15 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"outbx": "o.db"}, "has no option 'outbx'. Did you mean outbox?"),
     ({"deadline": 0}, "deadline must be more than 0"),
     ({"fallback": "print"}, "fallback is to be called"),
+    ({"servers": None}, "A client needs a server to send to."),
+    ({"servers": [7]}, "An origin is text, not 7"),
+    ({"servers": "https://me:secret@a.example"}, "'https://me:...@a.example' says more than"),
+    ({"servers": "https://me:secret@a.example/api"}, "Give the origin, https://a.example, and"),
+    ({"queues": [None]}, "An origin is text, not None"),
+    ({"headers": 7}, "headers is a mapping, or pairs"),
+    ({"deadline": "10"}, "deadline is a number, not '10'"),
+    ({"deadline": float("nan")}, "deadline is a number, not nan"),
+    ({"drain_ms": -1}, "drain_ms must be more than 0"),
 ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +89,42 @@ def test_exit_codes_say_who_has_it(tmp_path: Path) -> None:
 def test_a_command_line_that_makes_no_sense_sends_nothing(words: tuple[str, ...]) -> None:
     with pytest.raises(click.UsageError):
         here(*words)
+
+
+def test_draining_gives_each_service_its_time(tmp_path: Path) -> None:
+    """One that is down does not use up what the others have."""
+    down, up = sorted((free_port(), free_port()), key=str)
+    at = ("--outbox", str(tmp_path / "o.db"))
+    for port in (down, up):
+        code, _, _ = here(
+            "send", f"http://127.0.0.1:{port}/o", "-d", "tea", "--key", f"{port}", *at
+        )
+        assert code == 75
+    with Service(port=up) as service:
+        code, out, _ = here("outbox", "drain", "--timeout", "4", *at)
+        assert (code, out) == (75, b"1 waiting\n")
+        assert len(service.of(f"{up}")) == 1
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_interrupted_it_says_what_is_known(before: bool, tmp_path: Path) -> None:
+    """Whether it may have been applied, and the key under which it may be sent again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/orders"
+        words = ["send", url, "-d", "tea", *(["--before"] if before else [])]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unspool", *words], cwd=tmp_path, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        taken, _ = server.accept()
+        with taken:
+            head = taken.recv(65536).decode()
+            key = head.partition('Idempotency-Key: "')[2].partition('"')[0]
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert (f"outbox.db under {key}" if before else "may have been applied. Send it again") in (
+        err.decode()
+    )
+    assert key in err.decode()

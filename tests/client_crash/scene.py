@@ -27,7 +27,6 @@ from idempotency_crash.fleet import quick as servers_launcher
 from unspool.middleware.once import once
 
 PROGRAM = (sys.executable, "-m", "client_crash.sender")
-TESTS = Path(__file__).parent.parent
 SERVERS = 3
 PATIENCE_S = 60 * ROUNDS
 
@@ -82,7 +81,7 @@ class Scene:
         self.over = False
         """Chaos ends once it is; who was about to be started is started first."""
         self._servers = servers_launcher()
-        self._senders = Quick(PROGRAM, folder=TESTS)
+        self._senders = Quick(PROGRAM)
         self._ports = [quiet_port() for _ in range(SERVERS)]
         urls = [f"http://127.0.0.1:{port}" for port in self._ports]
         more = [word for url in urls[1:] for word in ("--to", url)]

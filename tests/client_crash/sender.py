@@ -2,7 +2,7 @@
 
     python -m client_crash.sender      one plan a line on stdin (JSON), one answer a line
 
-It has everything imported and forks for each plan, as `crash.launch` does. What a child does and
+It has everything imported and forks for each plan, as `zygote` says. What a child does and
 hears goes into the file `told`, a line each (O_APPEND: in the kernel before anything else happens,
 so that kill -9 does not take it back):
 
@@ -16,17 +16,14 @@ A plan: servers, queues, outbox, told, name (keys begin with it), durability, bl
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
-import signal
-import sys
 import threading
 import time
 from typing import Any
 
 from unspool.client import AsyncClient, Client, Settled
 from unspool.errors import UnspoolError
+from zygote import logged, say, zygote
 
 SENDERS = 6
 PAUSE_S = 0.02
@@ -66,7 +63,7 @@ def body_of(key: str) -> bytes:
 async def send(plan: dict[str, Any]) -> None:
     log = Log(plan["told"])
     client = AsyncClient(plan["servers"], **options(plan, log))
-    _say(f"ready {os.getpid()}")
+    say(f"ready {os.getpid()}")
     if plan.get("drain"):
         await client.drain(timeout=1_000)
         await client.aclose()
@@ -91,7 +88,7 @@ async def send(plan: dict[str, Any]) -> None:
 def send_blocking(plan: dict[str, Any]) -> None:
     log = Log(plan["told"])
     client = Client(plan["servers"], **options(plan, log))
-    _say(f"ready {os.getpid()}")
+    say(f"ready {os.getpid()}")
 
     def one(number: int) -> None:
         count = 0
@@ -113,37 +110,13 @@ def send_blocking(plan: dict[str, Any]) -> None:
         thread.join()
 
 
-def _say(line: str) -> None:
-    os.write(1, line.encode() + b"\n")
-
-
-def _child(plan: dict[str, Any]) -> None:
-    log = os.open(plan["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.dup2(log, 2)
-    try:
-        if plan.get("blocking"):
-            send_blocking(plan)
-        else:
-            asyncio.run(send(plan))
-    except BaseException as error:
-        _say(f"failed {os.getpid()} {type(error).__name__}: {error}".replace("\n", " "))
-    os._exit(0)
-
-
-def main() -> None:
-    def reap(_number: int, _frame: object) -> None:
-        with contextlib.suppress(ChildProcessError):
-            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                _say(f"gone {pid}")
-
-    signal.signal(signal.SIGCHLD, reap)
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _child(json.loads(line))
-        _say(f"pid {pid}")
+def child(plan: dict[str, Any]) -> None:
+    logged(plan)
+    if plan.get("blocking"):
+        send_blocking(plan)
+    else:
+        asyncio.run(send(plan))
 
 
 if __name__ == "__main__":
-    main()
+    zygote(child)

@@ -36,6 +36,7 @@ from unspool.testing.conformance.values import (
     lease_all,
     lease_one,
     names_of,
+    settled,
     waiting,
 )
 
@@ -141,6 +142,34 @@ async def test_a_claim_is_taken_over_once(pair: tuple[Spool, Spool]) -> None:
         )
         kinds = [type(answer) for [answer] in answers]
         assert (kinds.count(New), kinds.count(Duplicate)) == (1, 7)
+
+
+async def test_whoever_waits_for_an_end_is_given_its_answer(
+    pair: tuple[Spool, Spool], server: Postgres, schema: str
+) -> None:
+    """2. A key that settles while its repeat comes in is a Duplicate with its answer, and not one
+    whose answer seems to be forgotten. (Twice in one batch: so it is not tried as a new one first,
+    which mostly waits in its place.)"""
+    import psycopg
+
+    await pair[0].accept([claimed("a"), settled("s")])
+    names = {"a": key("a").encode(), "s": key("s").encode()}
+    ends = f"""UPDATE {schema}.message SET state = 2, leased_until = 0 WHERE key = %(a)s"""
+    answers = f"""UPDATE {schema}.body SET answer = (
+                      SELECT answer FROM {schema}.body JOIN {schema}.message USING (id)
+                      WHERE key = %(s)s)
+                  WHERE id = (SELECT id FROM {schema}.message WHERE key = %(a)s)"""
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with psycopg.connect(server.conninfo()) as other:
+        other.execute(ends.encode(), names)
+        other.execute(answers.encode(), names)
+        asking = asyncio.ensure_future(pair[1].accept([claimed("a"), claimed("a")]))
+        while server.execute(waits) == [(0,)]:
+            await asyncio.sleep(0.01)
+        other.commit()
+    for one in await asyncio.wait_for(asking, 5):
+        assert isinstance(one, Duplicate)
+        assert one.entry.answer == settled("s").answer
 
 
 async def test_a_lease_steps_over_what_another_is_changing(

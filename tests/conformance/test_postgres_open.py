@@ -210,9 +210,10 @@ async def test_many_who_open_it_first_make_it_once(server: Postgres, schema: str
         await spool.aclose()
 
 
-async def test_two_spools_in_one_database(server: Postgres) -> None:
-    """Each schema is a spool of its own."""
-    one, two = [await open_spool(server.spool(name)) for name in ("mine", "yours")]
+@pytest.mark.parametrize("names", [("mine", "yours"), ("user", "order")])
+async def test_two_spools_in_one_database(server: Postgres, names: tuple[str, str]) -> None:
+    """Each schema is a spool of its own, also where its name is a word of SQL."""
+    one, two = [await open_spool(server.spool(name)) for name in names]
     await one.accept([waiting("a")])
     assert await lease_all(two) == []
     assert names_of(await lease_all(one)) == ["a"]

@@ -17,7 +17,7 @@ from crash.disks import ram_disk
 from servers.postgres import Postgres, open_folder, postgres
 from servers.proxy import Proxy
 from unspool.core.message import Key
-from unspool.errors import Corrupt, Full, Unavailable
+from unspool.errors import Corrupt, Full, NotDone, Unavailable
 from unspool.spools.open import open_spool
 from unspool.spools.postgres_errors import translate
 from unspool.spools.postgres_target import read_target
@@ -156,6 +156,32 @@ async def test_what_another_program_has_locked(server: Postgres, schema: str) ->
         assert "Nothing of this was done" in str(caught.value)
     assert isinstance((await spool.accept([waiting("a")]))[0], New)
     await spool.aclose()
+
+
+async def test_who_waits_for_another_batch_waits_no_longer(server: Postgres, schema: str) -> None:
+    """An accept has one deadline, with all that it waits for: its turn, too."""
+    spool = await open_spool(server.spool(schema, deadline_ms=2000))
+    loop = asyncio.get_running_loop()
+    with psycopg.connect(server.conninfo()) as other:
+        other.execute(f"LOCK TABLE {schema}.message".encode())
+        began = loop.time()
+        calls = [spool.accept([waiting(name)]) for name in "abc"]
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert loop.time() - began < 3.2
+    assert all(isinstance(end, NotDone) for end in ends)
+    await spool.aclose()
+
+
+async def test_closed_while_it_works(server: Postgres, schema: str) -> None:
+    """What was begun is ended, and nothing runs on: no bell is rung or heard any more."""
+    before = asyncio.all_tasks()
+    spool = await open_spool(server.spool(schema))
+    accepts = [spool.accept([waiting(f"{number}")]) for number in range(5)]
+    await spool.aclose()
+    assert all(isinstance(one, New) for [one] in await asyncio.gather(*accepts))
+    with pytest.raises(NotDone, match="closed"):
+        await spool.wait_arrival()
+    assert asyncio.all_tasks() == before
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["restart", "crash"])

@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +32,6 @@ def need(engine: str) -> None:
 
     if importlib.util.find_spec(NEEDS[engine]) is None:
         pytest.skip(f"{NEEDS[engine]} is not installed")
-
-
-@contextmanager
-def server_of(engine: str, folder: Path) -> Iterator[str]:
-    """The URL of a spool in a server of its own, which keeps what it takes."""
-    from servers.nats import nats
-    from servers.postgres import postgres
-    from servers.redis import redis
-
-    always = {"jetstream": "sync_interval: always", "query": "sync_interval=always"}
-    starts: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-        "nats": lambda: nats(folder=folder, **always),
-        "postgres": lambda: postgres(durable=True),
-        "redis": lambda: redis(folder=folder),
-    }
-    with starts[engine]() as server:
-        yield server.spool("crash")
 
 
 async def open_spool(engine: str, path: str | Path, *, synced: bool = True) -> Any:

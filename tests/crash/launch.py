@@ -1,9 +1,9 @@
 """Launch: a relay that starts in milliseconds, and one that lies about its syncs.
 
-As a program (this is run, not imported, by `Quick` and by the order witness):
+As a program (of `Quick` and of the order witness), in the folder of the tests:
 
-    python launch.py once '{"to": …, "port": …, "spool": …, "engine": "leveldb", "synced": false}'
-    python launch.py zygote          one such JSON object a line on stdin, one answer a line
+    python -m crash.launch once '{"to": …, "port": …, "spool": …, "engine": "log", "synced": false}'
+    python -m crash.launch zygote    one such JSON object a line on stdin, one answer a line
 
 The zygote has everything imported and forks for each line: the child opens the spool, listens,
 prints `ready` and serves until it is killed; the parent prints `pid N` when it has forked and
@@ -15,7 +15,7 @@ The relay is the one of `unspool serve`: same node, door, transport and limits; 
 line, the settings file and the log are left out.
 
     quick = Quick(); relay = await quick.start(to=…, port=…, spool=…); relay.kill(); quick.end()
-    quick = Quick(program, folder=…)         another program that speaks as the zygote does
+    quick = Quick(program)                   another program that is a `zygote`
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ZYGOTE = (sys.executable, str(Path(__file__)), "zygote")
+from zygote import alone, say, zygote
+
+from .engines import open_spool
+
+PROGRAM = (sys.executable, "-m", "crash.launch")
+TESTS = Path(__file__).parent.parent
+"""Where it is run."""
 
 
 async def serve(plan: dict[str, Any]) -> None:
     """In the child: a relay, until somebody ends it."""
-    from engines import open_spool  # beside this file: it is run, not imported
-
     from unspool.admin.plan import plan_of
     from unspool.ingress.http import Door
     from unspool.ingress.listen import listener
@@ -61,39 +65,14 @@ async def serve(plan: dict[str, Any]) -> None:
     door = Door(node.relay)
     await door.listen([listener(f"127.0.0.1:{plan['port']}")])
     node.start()
-    _say(f"ready {os.getpid()}")
+    say(f"ready {os.getpid()}")
     await asyncio.Event().wait()
 
 
-def _say(line: str) -> None:
-    os.write(1, line.encode() + b"\n")
-
-
-def _child(plan: dict[str, Any]) -> None:
+def child(plan: dict[str, Any]) -> None:
     import uvloop
 
-    try:
-        uvloop.run(serve(plan))
-    except BaseException as error:
-        _say(f"failed {os.getpid()} {type(error).__name__}: {error}".replace("\n", " "))
-        os._exit(70)
-
-
-def _zygote() -> None:
-    import uvloop  # noqa: F401
-
-    def reap(_number: int, _frame: object) -> None:
-        with contextlib.suppress(ChildProcessError):
-            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                _say(f"gone {pid}")
-
-    signal.signal(signal.SIGCHLD, reap)
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _child(json.loads(line))
-        _say(f"pid {pid}")
+    uvloop.run(serve(plan))
 
 
 class Forked:
@@ -118,9 +97,8 @@ class Forked:
 class Quick:
     """Starts relays fast, one after the other."""
 
-    def __init__(self, program: Sequence[str] = ZYGOTE, *, folder: Path | None = None) -> None:
+    def __init__(self, program: Sequence[str] = (*PROGRAM, "zygote")) -> None:
         self._program = program
-        self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
         self._said: set[str] = set()
         self._news = asyncio.Condition()
@@ -137,7 +115,7 @@ class Quick:
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
                 *self._program,
-                cwd=self._folder,
+                cwd=TESTS,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # a relay that loses its disk has much to say
@@ -189,6 +167,8 @@ class Quick:
 
 if __name__ == "__main__":
     if sys.argv[1] == "zygote":
-        _zygote()
+        import uvloop  # noqa: F401 - before it forks
+
+        zygote(child)
     else:
-        _child(json.loads(sys.argv[2]))
+        alone(child, json.loads(sys.argv[2]))

@@ -1,147 +1,27 @@
-"""Shared: engines that relays on several hosts share, as servers that can be lost; and the cable.
+"""Shared: which of the engines that relays share a test is run with; and the cable to their server.
 
-    with engine("postgres") as server:      skips, or fails where CI is set, without it
-        server.url                          what `--spool` takes
-        server.url_through(port)            the same through a cable
-        server.kill(); server.start()       kill -9, with all its processes; up again on its data
-        server.pause(); server.resume()     it takes connections and never answers
+    @pytest.mark.parametrize("name", engines("postgres"))
 
     async with Cable(server.port) as cable:
         cable.port; cable.cut(); cable.hang(); cable.mend()
 
-Everything that is accepted is synced: under these settings the spool promises `power`.
+The servers are those of `servers.table`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
-from servers import nats as nt
-from servers import postgres as pg
-from servers import redis as rd
+from servers.table import SERVERS
 
 from .processes import ROUNDS
-
-SHARED = ("postgres", "redis", "nats")
 
 
 def engines(usual: str) -> tuple[str, ...]:
     """All in a long run; in each run of the tests one for each test."""
-    return SHARED if ROUNDS > 1 else (usual,)
-
-
-class Server(Protocol):
-    @property
-    def port(self) -> int: ...
-    @property
-    def url(self) -> str: ...
-    def url_through(self, port: int) -> str: ...
-    def start(self) -> None: ...
-    def kill(self) -> None: ...
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-
-
-def family(pid: int) -> list[int]:
-    """A process and its children, the parent last."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        children = []
-    return [*map(int, children), pid]
-
-
-class OfPostgres:
-    def __init__(self, server: Any) -> None:
-        self._server = server
-        self.port: int = server.port
-
-    @property
-    def url(self) -> str:
-        return self.url_through(self.port)
-
-    def url_through(self, port: int) -> str:
-        return f"postgres://unspool@127.0.0.1:{port}/postgres?schema=unspool"
-
-    def start(self) -> None:
-        self._server.start()
-
-    def _each(self, number: int) -> None:
-        for pid in family(self._server.process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    def kill(self) -> None:
-        # The parent first stands still, so that it starts no other.
-        self._server.process.send_signal(signal.SIGSTOP)
-        self._each(signal.SIGKILL)
-        self._server.process.wait()
-        self._server.process = None
-
-    def pause(self) -> None:
-        self._each(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._each(signal.SIGCONT)
-
-
-class OfRedis:
-    def __init__(self, server: Any) -> None:
-        self._server = server
-        self.port: int = server.port
-        self.start = server.start
-        self.kill = server.kill
-        self.pause = server.pause
-        self.resume = server.resume
-
-    @property
-    def url(self) -> str:
-        return self.url_through(self.port)
-
-    def url_through(self, port: int) -> str:
-        return f"redis://127.0.0.1:{port}/0?name=crash"
-
-
-class OfNats:
-    def __init__(self, server: Any) -> None:
-        self._server = server
-        self.port: int = server.port
-        self.start = server.start
-
-    @property
-    def url(self) -> str:
-        return self.url_through(self.port)
-
-    def url_through(self, port: int) -> str:
-        return f"nats://127.0.0.1:{port}/crash?sync_interval=always"
-
-    def kill(self) -> None:
-        self._server.stop(kill=True)
-
-    def pause(self) -> None:
-        os.kill(self._server.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        os.kill(self._server.pid, signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def engine(name: str) -> Iterator[Server]:
-    with contextlib.ExitStack() as stack:
-        if name == "postgres":
-            yield OfPostgres(stack.enter_context(pg.postgres(durable=True)))
-        elif name == "redis":
-            yield OfRedis(stack.enter_context(rd.redis()))
-        else:
-            assert name == "nats"
-            yield OfNats(stack.enter_context(nt.nats(jetstream="sync_interval: always")))
+    return tuple(SERVERS) if ROUNDS > 1 else (usual,)
 
 
 class Cable:

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from servers.table import durable
+
 from .checker import check
 from .history import History, now_ns
 from .load import ASYNC, KEYED, PLAIN, Load, settle
 from .processes import ROUNDS, Relay, eventually
 from .service import Service
-from .shared import engine, engines
+from .shared import engines
 from .test_kill import Flapping
 
 pytestmark = [
@@ -46,9 +48,9 @@ async def test_the_engine_is_lost_under_load(tmp_path: Path, name: str) -> None:
     moments = random.Random(7)
     away = 0.0
     slowest = 0.0
-    with engine(name) as server, Service() as service:
+    with durable(name) as server, Service() as service:
         service.weather = Flapping(3)
-        spools = [server.url, f"log:///{tmp_path / 'second.log'}"]
+        spools = [server.spool("crash"), f"log:///{tmp_path / 'second.log'}"]
         relay = Relay(tmp_path, to=service.url, spools=spools, arguments=ARGUMENTS)
         try:
             await relay.start()

@@ -23,10 +23,11 @@ from pathlib import Path
 
 import pytest
 
+from servers.table import durable
 from unspool.core.message import Instant
 
 from .checker import check
-from .engines import ENGINES, SERVED, SHARE, need, open_store, server_of
+from .engines import ENGINES, SERVED, SHARE, need, open_store
 from .history import Call, History, now_ns
 from .launch import Forked, Quick
 from .load import ASYNC, KEYED, PLAIN, Load, note, receipt_of, settle
@@ -60,21 +61,21 @@ class Flapping:
 
 
 @contextmanager
-def place(engine: str, folder: Path) -> Iterator[tuple[Path | str | None, tuple[str, ...]]]:
+def place(engine: str) -> Iterator[tuple[Path | str | None, tuple[str, ...]]]:
     """Where its spool is, and what a relay over it is told besides. On a shared one nobody knows
     that the killed relay is dead: what it held comes due at its lease's end, 21 s here."""
     if engine not in SERVED:
         yield None, ()
         return
-    with server_of(engine, folder / "data") as url:
-        yield url, ("--total-ms", "5s", "--connect-ms", "1s", "--lease-ms", "21s")
+    with durable(engine) as server:
+        yield server.spool("crash"), ("--total-ms", "5s", "--connect-ms", "1s", "--lease-ms", "21s")
 
 
 @pytest.mark.timeout(60 + 4 * KILLS)
 @pytest.mark.parametrize("engine", [*ENGINES, *(SERVED if ROUNDS > 1 else ())])
 async def test_killed_at_random(tmp_path: Path, engine: str) -> None:
     need(engine)
-    with place(engine, tmp_path) as (spool, told):
+    with place(engine) as (spool, told):
         await killed_at_random(tmp_path, engine, spool=spool, told=told)
 
 

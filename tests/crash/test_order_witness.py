@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,11 +69,12 @@ async def test_nothing_is_said_before_it_is_synced(tmp_path: Path) -> None:
 async def test_the_witness_convicts_a_spool_that_does_not_sync(tmp_path: Path) -> None:
     output = tmp_path / "strace"
     with Service() as service:
-        relay = Relay(tmp_path, to=service.url, under=trace.command(output))
+        found = {"PYTHONPATH": str(launch.TESTS)}
+        relay = Relay(tmp_path, to=service.url, under=trace.command(output), environment=found)
         plan = {
             "to": service.url, "port": relay.port, "spool": str(relay.spool), "synced": False,
         }  # fmt: skip
-        relay.command = [sys.executable, launch.__file__, "once", json.dumps(plan)]
+        relay.command = [*launch.PROGRAM, "once", json.dumps(plan)]
         try:
             await relay.start()
             judged, history = await witness(relay, output, (KEYED, ASYNC, PLAIN))

@@ -21,12 +21,14 @@ from pathlib import Path
 
 import pytest
 
+from servers.table import Server, durable
+
 from .checker import check
 from .history import Call, History, now_ns
 from .load import ASYNC, KEYED, PLAIN, Load, note, settle
 from .processes import ROUNDS, Relay, eventually
 from .service import Service
-from .shared import Cable, Server, engine, engines
+from .shared import Cable, engines
 from .test_kill import Flapping
 from .wire import Severed, ask
 
@@ -60,7 +62,7 @@ async def hosts(
         for number in range(count):
             cable = await stack.enter_async_context(Cable(server.port))
             relay = Relay(
-                folder, to=service.url, spools=[server.url_through(cable.port)],
+                folder, to=service.url, spools=[server.spool("crash", port=cable.port)],
                 arguments=(*ARGUMENTS, "--destination", "shop"), name=f"relay-{number}",
             )  # fmt: skip
             found.append(Host(relay, cable))
@@ -96,7 +98,7 @@ async def test_relays_that_share_an_engine(tmp_path: Path, name: str) -> None:
     history = History()
     moments = random.Random(11)
     blows: list[str] = []
-    with engine(name) as server, Service() as service:
+    with durable(name) as server, Service() as service:
         service.weather = Flapping(5)
         async with hosts(server, service, tmp_path, count=3 if ROUNDS > 1 else 2) as all_:
             loads = [
@@ -135,7 +137,7 @@ async def test_relays_that_share_an_engine(tmp_path: Path, name: str) -> None:
 async def test_a_repeat_at_another_relay_waits_or_is_told(tmp_path: Path, name: str) -> None:
     """A key that runs at one relay: at another a repeat is told 409, or waits as it asked to, and
     gets the one answer. The service honours no keys: the claim alone keeps it to one effect."""
-    with engine(name) as server, Service(honours_keys=False) as service:
+    with durable(name) as server, Service(honours_keys=False) as service:
         async with hosts(server, service, tmp_path, count=2) as (one, two):
             service.weather = lambda _key, _body: "hold"
             fields = {"Idempotency-Key": "k"}
@@ -163,7 +165,7 @@ async def test_without_its_engine_a_relay_passes_through_and_takes_nothing(
     to be saved is refused with 503 and Retry-After, before anybody waits for ever; when the engine
     is back so is custody, by itself."""
     history = History()
-    with engine(name) as server, Service() as service:
+    with durable(name) as server, Service() as service:
         async with hosts(server, service, tmp_path, count=1) as [host]:
             port = host.relay.port
             for ends, begins in ((server.kill, server.start), (server.pause, server.resume)):

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import uvicorn
-
 from callers import Broken, Calling, Parts, Recorder, eventually
+
 from unspool.core.message import Request, Response, Severed
 from unspool.ingress.asgi import asgi
 from unspool.ingress.protocol import Caller, Handler

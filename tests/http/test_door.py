@@ -9,8 +9,8 @@ import logging
 import time
 
 import pytest
-
 from callers import Recorder, ask, call, eventually, on_both_loops, opened
+
 from unspool.core.message import Request, Response
 from unspool.ingress.protocol import Caller
 

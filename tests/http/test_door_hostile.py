@@ -9,8 +9,8 @@ import time
 import tracemalloc
 
 import pytest
-
 from callers import Broken, Calling, Parts, Recorder, ask, call, eventually, on_both_loops, opened
+
 from unspool.core.message import Request, Response, Severed
 from unspool.ingress.http import Door
 from unspool.ingress.protocol import Caller

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-
 from callers import Calling, call, eventually, on_both_loops, opened
+
 from unspool.core.message import Request, Response
 from unspool.ingress.body import StreamedBody
 from unspool.ingress.protocol import Caller

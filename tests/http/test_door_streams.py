@@ -8,8 +8,8 @@ import hashlib
 import tracemalloc
 
 import pytest
-
 from callers import Broken, Parts, Recorder, ask, call, eventually, on_both_loops, opened
+
 from unspool.core.message import Request, Response, Severed
 from unspool.ingress.protocol import Caller
 

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 import pytest
-
 from callers import Calling, call, opened
+
 from hostile import (
     GOOD,
     Hostile,

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import trustme
-
 from callers import Calling, Recorder, call, eventually, on_both_loops, opened
+
 from unspool.core.message import Request, Response
 from unspool.errors import CannotCreate, Misconfigured
 from unspool.ingress.http import Door

@@ -26,11 +26,10 @@ from crash.wire import Told, ask
 from .ledger import Ledger
 
 PROGRAM = (sys.executable, "-m", "idempotency_crash.serve")
-TESTS = Path(__file__).parent.parent
 
 
 def quick() -> Quick:
-    return Quick(PROGRAM, folder=TESTS)
+    return Quick(PROGRAM)
 
 
 def problem(told: Told) -> str:

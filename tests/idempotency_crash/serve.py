@@ -2,7 +2,7 @@
 
     python -m idempotency_crash.serve      one plan a line on stdin (JSON), one answer a line
 
-It has everything imported and forks for each plan, as `crash.launch` does: the child listens, says
+It has everything imported and forks for each plan, as `zygote` says: the child listens, says
 `ready PID` and serves until it is killed; the parent says `pid N`, and `gone N` at its end.
 
 A plan: port, folder, spool (a URL), log; and optionally `options` (of the middleware), `clock` (a
@@ -13,11 +13,7 @@ file with the milliseconds by which this process's clock is off), `naive`, `sync
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +29,7 @@ from unspool.middleware.opening import Opening
 from unspool.middleware.options import read
 from unspool.spools.sqlite import SqliteSpool
 from unspool.transports.app import Call
+from zygote import logged, say, zygote
 
 from .application import App, Receive, Scope, Send, application, lifespan, naive
 from .ledger import Ledger
@@ -109,40 +106,16 @@ async def serve(plan: dict[str, Any]) -> None:
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
     if server.started:
-        _say(f"ready {os.getpid()}")
+        say(f"ready {os.getpid()}")
     await serving
 
 
-def _say(line: str) -> None:
-    os.write(1, line.encode() + b"\n")
-
-
-def _child(plan: dict[str, Any]) -> None:
-    log = os.open(plan["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.dup2(log, 2)
+def child(plan: dict[str, Any]) -> None:
+    logged(plan)
     if "uid" in plan:
         os.setuid(plan["uid"])
-    try:
-        asyncio.run(serve(plan))
-    except BaseException as error:
-        _say(f"failed {os.getpid()} {type(error).__name__}: {error}".replace("\n", " "))
-    os._exit(0)
-
-
-def main() -> None:
-    def reap(_number: int, _frame: object) -> None:
-        with contextlib.suppress(ChildProcessError):
-            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                _say(f"gone {pid}")
-
-    signal.signal(signal.SIGCHLD, reap)
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _child(json.loads(line))
-        _say(f"pid {pid}")
+    asyncio.run(serve(plan))
 
 
 if __name__ == "__main__":
-    main()
+    zygote(child)

@@ -391,6 +391,69 @@ async def test_beside_a_relay_that_tries_it() -> None:
     await node.stop(drain_ms=0)
 
 
+@pytest.mark.parametrize("prompt", [False, True], ids=["relay", "express"])
+async def test_in_another_process_than_the_relay_that_tries_it(prompt: bool) -> None:
+    """I4, I6. It sees no tries, and a relay with one worker writes no claims: what it brings waits
+    while it is being tried at the door, and the answer that comes there is the message's."""
+    made = Response(201, b"", (), b"made")
+    let_go: list[Callable[[Answer], None]] = []
+
+    class Held:
+        attempts = 0
+
+        async def attempt(self, request: Request, /, *, repeat: bool) -> Answer:
+            self.attempts += 1
+            answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            let_go.append(answer.set_result)
+            return await answer
+
+        def begin(
+            self, request: Request, done: Callable[[Answer], None], /, *, repeat: bool
+        ) -> bool:
+            self.attempts += 1
+            let_go.append(done)
+            return True
+
+        async def aclose(self) -> None:
+            pass
+
+    transport, spool = Held(), MemorySpool()
+    plan = msgspec.structs.replace(PLAN, required=Survives.NOTHING)
+    node = await Node.open(plan=plan, spool=spool, transport=transport)  # type: ignore[arg-type]
+    node.start()
+    fields = [(b"Host", b"x"), (b"Idempotency-Key", b"order-7")]
+    request = Request(b"POST", b"/orders", fields, b"tea")
+    told: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+    caller = Caller("127.0.0.1", "http")
+    if prompt:
+        assert node.relay.begin(request, caller, told.set_result)
+    else:
+        trying = asyncio.create_task(node.relay(request, caller))
+        trying.add_done_callback(lambda task: told.set_result(task.result()))
+    while not let_go:
+        await asyncio.sleep(0)
+    server = MemoryServer()
+    server.keep("unspool", [written(body="tea", fields=[["Host", "x"]])])
+    collector = Collector(
+        queue=MemoryQueue(server), called="memory:", custody=node.custody, options=node.options,
+        secret=node.secret, clock=node.clock, chance=node.chance,
+    )  # fmt: skip
+    assert await collector.drain(asyncio.Event(), wait_ms=10)
+    assert collector.counts[Fate.KEPT] == 1
+    async with asyncio.timeout(5):
+        while not node.dispatcher.deferred:
+            await asyncio.sleep(0.001)
+    assert transport.attempts == 1
+    let_go.pop()(made)
+    answer = await told
+    assert answer.body == b"made"
+    assert b"Idempotency-Stored" not in dict(answer.fields)
+    [entry] = [one for one in spool.entries.values() if one.message.name == "order-7"]
+    assert (entry.state, entry.answer and entry.answer.body) == (State.DELIVERED, b"made")
+    assert transport.attempts == 1
+    await node.stop(drain_ms=0)
+
+
 async def test_told_to_stop() -> None:
     """It ends at once while it waits, and finishes the round that it is in."""
     it = It()

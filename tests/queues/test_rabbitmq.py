@@ -1,4 +1,5 @@
-"""RabbitMQ: the contract, and its own kinds of trouble. One server for all: it starts slowly."""
+"""RabbitMQ: the contract, and its own kinds of trouble. One server for all, which starts slowly:
+meanwhile is proved what needs none."""
 
 from __future__ import annotations
 
@@ -28,10 +29,16 @@ NUMBERS = count()
 OPENED: list[RabbitQueue] = []
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RabbitMQ]:
+@pytest.fixture(scope="module", autouse=True)
+def starting() -> Iterator[RabbitMQ]:
     with rabbitmq() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def server(starting: RabbitMQ) -> RabbitMQ:
+    starting.wait()
+    return starting
 
 
 @pytest.fixture
@@ -50,6 +57,81 @@ def queue_at(port: int, name: str = "orders", *, user: str = "guest", vhost: str
     place = Place("127.0.0.1", port, user, "guest", vhost, tls=False)
     OPENED.append(RabbitQueue(place, queue=name, limits=QUICK))
     return OPENED[-1]
+
+
+# --- without a server ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "say",
+    [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\0\0\x09\x01", b"\x01\0\0\0\0\0\x04\xff" * 9],
+    ids=["silence", "HTTP", "another version", "garbage"],
+)
+async def test_no_rabbitmq(say: bytes) -> None:
+    """10. Each verb ends within its deadline."""
+    async with somebody(say) as port:
+        queue = queue_at(port)
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(Unavailable):
+            await queue.put([b"one"])
+        with pytest.raises(Unavailable):
+            await queue.take(limit=1, wait_ms=60_000)
+        assert asyncio.get_running_loop().time() - began < 5
+        await queue.aclose()
+
+
+async def test_many_callers_wait_for_one_deadline_together() -> None:
+    """10. Who comes behind a failure is told of it, and does not wait as long again."""
+    async with somebody(b"") as port:
+        queue = queue_at(port)
+        began = asyncio.get_running_loop().time()
+        calls = (queue.put([b"%d" % number]) for number in range(60))
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(one, Unavailable) for one in ended)
+        assert asyncio.get_running_loop().time() - began < 2
+        await queue.aclose()
+
+
+async def test_nobody() -> None:
+    """10. A refused connection says so."""
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await queue_at(free_port()).put([b"one"])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp:", "amqp://", "amqp:///?queue=orders", "amqp://here:99999", "amqp://here?queue=",
+        "amqp://u:secret@here?queue=a%20b", "amqp://u:secret@here?heartbeat=1", "amqp://here#orders",
+    ],
+)  # fmt: skip
+def test_urls_that_make_no_sense(url: str) -> None:
+    """The message says how to write one, and no password."""
+    with pytest.raises(Misconfigured, match=r"amqp://user:password@127\.0\.0\.1") as caught:
+        open_rabbitmq(url)
+    assert "secret" not in str(caught.value)
+
+
+async def test_urls() -> None:
+    """As AMQP's URIs are: the path is the vhost, percent-encoded; the queue is asked for."""
+    queue = open_rabbitmq("amqps://us%40er:p%2Fw@here/%2Fshop?queue=orders")
+    assert queue._place == Place("here", 5671, "us@er", "p/w", "/shop", tls=True)
+    assert queue.promises.aside == "orders.aside"
+    assert queue.promises.survives is Survives.POWER
+    plain = open_rabbitmq("amqp://here")
+    assert plain._place == Place("here", 5672, "guest", "guest", "/", tls=False)
+    assert plain.promises.aside == "unspool.aside"
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what to install, and exits 69."""
+    monkeypatch.setitem(sys.modules, "aio_pika", None)
+    with pytest.raises(Missing, match=r"pip install 'unspool\[rabbitmq\]'") as caught:
+        open_rabbitmq("amqp://here")
+    assert caught.value.exit_code == 69
+
+
+# --- with one -----------------------------------------------------------------------------------
 
 
 class TestRabbitMQ(QueueConformance):
@@ -112,6 +194,7 @@ async def test_a_restart(server: RabbitMQ, name: str) -> None:
         await queue.take(limit=1, wait_ms=1_000)
     await queue.complete(held[1:])  # nobody hears it, and it is given again
     server.start()  # by this thread: it ends with the one that started it
+    server.wait()
     # What was completed just before may be given again: RabbitMQ does not sync that.
     assert payloads - {held[0].payload} <= await all_of(queue) <= payloads
 
@@ -183,42 +266,6 @@ async def test_what_a_user_may_do(server: RabbitMQ, name: str) -> None:
     assert await all_of(reader) == {b"one"}
 
 
-@pytest.mark.parametrize(
-    "say",
-    [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\0\0\x09\x01", b"\x01\0\0\0\0\0\x04\xff" * 9],
-    ids=["silence", "HTTP", "another version", "garbage"],
-)
-async def test_no_rabbitmq(say: bytes) -> None:
-    """10. Each verb ends within its deadline."""
-    async with somebody(say) as port:
-        queue = queue_at(port)
-        began = asyncio.get_running_loop().time()
-        with pytest.raises(Unavailable):
-            await queue.put([b"one"])
-        with pytest.raises(Unavailable):
-            await queue.take(limit=1, wait_ms=60_000)
-        assert asyncio.get_running_loop().time() - began < 5
-        await queue.aclose()
-
-
-async def test_many_callers_wait_for_one_deadline_together() -> None:
-    """10. Who comes behind a failure is told of it, and does not wait as long again."""
-    async with somebody(b"") as port:
-        queue = queue_at(port)
-        began = asyncio.get_running_loop().time()
-        calls = (queue.put([b"%d" % number]) for number in range(60))
-        ended = await asyncio.gather(*calls, return_exceptions=True)
-        assert all(isinstance(one, Unavailable) for one in ended)
-        assert asyncio.get_running_loop().time() - began < 2
-        await queue.aclose()
-
-
-async def test_nobody() -> None:
-    """10. A refused connection says so."""
-    with pytest.raises(Unavailable, match="cannot be reached"):
-        await queue_at(free_port()).put([b"one"])
-
-
 def test_a_collector_that_is_not_let_in(server: RabbitMQ, name: str, tmp_path: Path) -> None:
     """`unspool collect` ends with 78 at once, and shows no password."""
     url = server.url(name, user="nobody:s3cret")
@@ -256,36 +303,3 @@ def test_collected(server: RabbitMQ, name: str, tmp_path: Path) -> None:
 def test_the_page(server: RabbitMQ, tmp_path: Path) -> None:
     """docs/howto/rabbitmq.md: its commands do what it says."""
     check_page("rabbitmq.md", tmp_path, {"5672": str(server.port)})
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "amqp:", "amqp://", "amqp:///?queue=orders", "amqp://here:99999", "amqp://here?queue=",
-        "amqp://u:secret@here?queue=a%20b", "amqp://u:secret@here?heartbeat=1", "amqp://here#orders",
-    ],
-)  # fmt: skip
-def test_urls_that_make_no_sense(url: str) -> None:
-    """The message says how to write one, and no password."""
-    with pytest.raises(Misconfigured, match=r"amqp://user:password@127\.0\.0\.1") as caught:
-        open_rabbitmq(url)
-    assert "secret" not in str(caught.value)
-
-
-async def test_urls() -> None:
-    """As AMQP's URIs are: the path is the vhost, percent-encoded; the queue is asked for."""
-    queue = open_rabbitmq("amqps://us%40er:p%2Fw@here/%2Fshop?queue=orders")
-    assert queue._place == Place("here", 5671, "us@er", "p/w", "/shop", tls=True)
-    assert queue.promises.aside == "orders.aside"
-    assert queue.promises.survives is Survives.POWER
-    plain = open_rabbitmq("amqp://here")
-    assert plain._place == Place("here", 5672, "guest", "guest", "/", tls=False)
-    assert plain.promises.aside == "unspool.aside"
-
-
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says what to install, and exits 69."""
-    monkeypatch.setitem(sys.modules, "aio_pika", None)
-    with pytest.raises(Missing, match=r"pip install 'unspool\[rabbitmq\]'") as caught:
-        open_rabbitmq("amqp://here")
-    assert caught.value.exit_code == 69

@@ -114,6 +114,24 @@ async def test_a_giant_is_left_where_it_is(
     await queue.aclose()
 
 
+@pytest.mark.parametrize("name", ["/7.json", "../7.json", "./7.json", "%097.json"])
+async def test_a_name_that_cannot_be_read(
+    server: Moto, prefix: str, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """10. S3 has names that obstore does not take: one of these is told, and holds nothing up."""
+    server.ask("PUT", f"shop/{prefix}/{name}", b"strange")
+    queue = open_s3(server.url(f"shop/{prefix}"))
+    await queue.put([b"one", b"two"])
+    with caplog.at_level(logging.ERROR):
+        taken = await queue.take(limit=9, wait_ms=2_000)
+        await queue.complete(taken)
+        assert list(await queue.take(limit=9, wait_ms=0)) == []
+    assert {one.payload for one in taken} == {b"one", b"two"}
+    [record] = caplog.records
+    assert "has a name that obstore does not take" in record.getMessage()
+    await queue.aclose()
+
+
 async def test_a_server_that_is_paused(server: Moto, prefix: str) -> None:
     """10. No answer, no custody, and no waiting beyond the deadline."""
     queue = open_s3(server.url(f"shop/{prefix}"), limits=QUICK)

@@ -566,3 +566,50 @@ async def test_what_is_out_of_time_at_the_spool_is_never_run() -> None:
         assert (await it.ask(key="k1")).status == 503
         assert it.service.attempts == []
         assert (await it.ask()).status == 201
+
+
+@pytest.mark.parametrize("wish", [(b"X-None", b""), (b"Prefer", b"respond-async"),
+                                  (b"Unspool-Order", b"seats")])  # fmt: skip
+async def test_what_is_contended_is_never_saved(wish: tuple[bytes, bytes]) -> None:
+    """Worth nothing late: the service's own answer goes back, whatever else is asked for."""
+    contended = (b"Unspool-Contended", b"?1")
+    async with node(says(503, b"sold?")) as it:
+        response = await it.ask(b"POST", b"/seats", contended, wish, key="k1")
+        assert (response.status, response.body) == (503, b"sold?")
+        assert b"worth nothing late" in value(response, b"proxy-status")
+        assert it.kept == []
+        [asked] = it.service.attempts
+        assert contended in asked.fields, "another relay behind us must know, too"
+        response = await it.ask(b"POST", b"/seats", (b"Unspool-Contended", b"?0"), key="k2")
+        assert response.status == 202
+
+
+async def test_a_sender_who_waits_for_so_long_hears_of_the_receipt_in_time() -> None:
+    """The attempt is given up a little before he goes, and saved; what is kept says no deadline."""
+
+    async def hangs(_request: Request) -> Any:
+        await asyncio.sleep(60)
+
+    async with node(hangs) as it, asyncio.timeout(5):
+        response = await it.ask(b"POST", b"/o", (b"Unspool-Deadline", b"0.200"), key="k1")
+        assert response.status == 202
+        [asked] = it.service.attempts
+        assert value(asked, b"unspool-deadline") == b"0.160"
+        it.service.then(OK)
+        it.clock.at += 60_000
+        await it.deliver()
+        assert not has(it.service.attempts[1], b"unspool-deadline")
+        for field in (b"soon", b"", b"1e9", b"-1", b"9" * 9):
+            assert (await it.ask(b"POST", b"/o", (b"Unspool-Deadline", field))).status == 201
+
+
+async def test_for_a_sender_who_repeats_himself_servers_are_not_gone_through_again() -> None:
+    """Three attempts of his through two servers of ours would be six. What may be saved is saved
+    all the same."""
+    async with node(OK) as it:
+        for number, repeat in ((b"1", True), (b"2", False), (b"3", False)):
+            await it.ask(b"GET", b"/o", (b"Unspool-Attempt", number), body=b"")
+            assert it.service.repeats[-1] is repeat
+        it.service.then(RESET)
+        again = (b"Unspool-Attempt", b"2")
+        assert (await it.ask(b"POST", b"/o", again, key="k1")).status == 202

@@ -63,22 +63,30 @@ class Nats:
         store = "" if jetstream is None else block
         self._config: Final = f"listen: 127.0.0.1:{self.port}\n{store}\n{settings}\n"
 
-    def url(self, bucket: str = "unspool", query: str = "", *, user: str = "") -> str:
+    def url(
+        self, bucket: str = "unspool", query: str = "", *, user: str = "", port: int = 0
+    ) -> str:
         user = f"{user}@" if user else ""
         query = query or self._query
-        return f"nats://{user}127.0.0.1:{self.port}/{bucket}" + (f"?{query}" if query else "")
+        where = f"{user}127.0.0.1:{port or self.port}"
+        return f"nats://{where}/{bucket}" + (f"?{query}" if query else "")
 
-    def spool(self, name: str) -> str:
-        return self.url(name)
+    def spool(self, name: str, *, port: int = 0) -> str:
+        return self.url(name, port=port)
 
     @property
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
 
-    @property
-    def pid(self) -> int:
+    def pids(self) -> list[int]:
         assert self._process is not None
-        return self._process.pid
+        return [self._process.pid]
+
+    def pause(self) -> None:
+        os.kill(*self.pids(), signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(*self.pids(), signal.SIGCONT)
 
     def start(self, *, wait: bool = True) -> None:
         self.folder.mkdir(exist_ok=True)

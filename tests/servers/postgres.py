@@ -117,11 +117,22 @@ class Postgres:
     def kill(self) -> None:
         """kill -9 of all of it, gone when this returns: as in a power cut, nobody tidies up."""
         assert self.process is not None
-        for pid in self.pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.process.send_signal(signal.SIGSTOP)  # it starts no other
+        self._each(signal.SIGKILL)
         self.process.wait()
         self.process = None
+
+    def pause(self) -> None:
+        """It takes connections and never answers."""
+        self._each(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._each(signal.SIGCONT)
+
+    def _each(self, number: int) -> None:
+        for pid in reversed(self.pids()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def stop(self, signal_: int = signal.SIGINT) -> None:
         """SIGINT: sessions are ended. SIGQUIT: as if it had crashed; it recovers at the start."""

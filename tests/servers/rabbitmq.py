@@ -1,12 +1,13 @@
 """A real RabbitMQ for the tests that need one, on a free port in a temporary folder.
 
     with rabbitmq() as server:              skips, or fails where CI is set, without RabbitMQ
+        server.wait()                       until it is ready
         server.url("orders")                amqp://guest:guest@127.0.0.1:PORT/?queue=orders
         server.pause() · server.go_on()     it accepts connections and answers nothing meanwhile
         server.kill(); server.start()       on what it had written
 
-It takes some six seconds to start: one for a module. It listens on loopback alone, with an epmd of
-its own, and ends with the tests, whatever becomes of them.
+It takes some six seconds to start: one for a module, which does first what needs none. It listens
+on loopback alone, with an epmd of its own, and ends with the tests, whatever becomes of them.
 """
 
 from __future__ import annotations
@@ -120,7 +121,10 @@ class RabbitMQ:
     def start(self) -> None:
         epmd = shutil.which("epmd") or "epmd"
         self._spawn(epmd, "-port", str(self._epmd_port), "-address", "127.0.0.1")
-        server = self._spawn(program())
+        self._spawn(program())
+
+    def wait(self) -> None:
+        server = self._processes[-1]
         until = time.monotonic() + START_S
         while time.monotonic() < until and server.poll() is None:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as sock:

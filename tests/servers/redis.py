@@ -84,13 +84,12 @@ class Redis:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def spool(self, name: str) -> str:
-        return f"{self.url}?name={name}"
+    def spool(self, name: str, *, port: int = 0) -> str:
+        return f"redis://127.0.0.1:{port or self.port}/0?name={name}"
 
-    @property
-    def pid(self) -> int:
+    def pids(self) -> list[int]:
         assert self._process is not None
-        return self._process.pid
+        return [self._process.pid]
 
     def start(self, *, wait: bool = True) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,9 @@ outbox; the fallback plan. What somebody owns is a result; what nobody owns rais
 with the request attached. What makes no sense raises before anything is sent: `Unacceptable`,
 `Reused`, `Misconfigured`, and what the outbox raises when it is opened, at the first use.
 
-One key is one request. Two calls under one key go one after the other; another request under it is
-refused (`Reused`), as far as this client remembers, or its outbox does; the servers remember
-longer.
+One key is one request. Two calls under one key go one after the other, and the second raises `Busy`
+where its deadline is over first; another request under it is refused (`Reused`), as far as this
+client remembers, or its outbox does; the servers remember longer.
 
 Belongs to one event loop and one process. Bugs: a caller who is cancelled learns nothing; what had
 been sent may be applied, and what was on disk is sent.
@@ -22,6 +22,7 @@ been sent may be applied, and what was on disk is sent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -73,7 +74,9 @@ class Asked(TypedDict, total=False):
     """`("name", "password")`, or the whole value of Authorization."""
     key: str | bool | None
     """The Idempotency-Key: what this one thing that you want done is called, the same for every
-    try. Default: a UUIDv7. `False`: none is sent, and it is never sent twice."""
+    try. Default: a UUIDv7. `False`: none is sent, and it is never sent twice. Keys are the
+    application's own, whoever it asks for: two users' requests need two, also with two
+    credentials."""
     deadline: float | None
     """Seconds for this call, instead of the client's."""
     lifetime: float | None
@@ -100,6 +103,8 @@ class AsyncClient:
         self._parts: Parts | None = None
         self._opening: asyncio.Task[Parts] | None = None
         self._closed = False
+        self._calls = 0
+        self._idle = asyncio.Event()
 
     # --- one request -------------------------------------------------------------------------
 
@@ -144,6 +149,7 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         began = loop.time()
         name, tries = "Undelivered", 0
+        self._calls += 1
         try:
             if request.deadline_ms <= 0:
                 raise undelivered(
@@ -152,8 +158,12 @@ class AsyncClient:
                 )
             self._known.check(request)
             async with self._known.turn(request):
+                waited_ms = round((loop.time() - began) * 1000)
+                left_ms = max(1, request.deadline_ms - waited_ms)
                 before = self.options.durability == "before"
-                result = await Road(parts, self._known, before=before).carry(request)
+                result = await Road(parts, self._known, before=before).carry(
+                    request, deadline_ms=left_ms
+                )
             name, tries = type(result).__name__, len(result.tries)
             if not isinstance(result, Delivered | Rejected):
                 log.info("%s under the key %s: %s", request.method, request.key, name)
@@ -163,6 +173,9 @@ class AsyncClient:
             log.info("%s under the key %s: nobody has it", request.method, request.key)
             raise
         finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
             took_ms = round((loop.time() - began) * 1000)
             self._tell(Ended(request.key, name, took_ms, tries))
 
@@ -201,8 +214,8 @@ class AsyncClient:
     async def drain(
         self, timeout: float = 60.0, *, progress: Callable[[Progress], Any] | None = None
     ) -> Progress:
-        """Wait until nothing waits in the outbox, or `timeout` seconds are over. `progress` is told
-        whenever that changes."""
+        """Wait until nothing waits in the outbox for this client's service, or `timeout` seconds
+        are over. `progress` is told whenever that changes."""
         parts = await self.ready()
         outbox, watch = parts.outbox, parts.watch
         if outbox is None or watch is None:
@@ -211,8 +224,7 @@ class AsyncClient:
         until = loop.time() + timeout
         before, last = watch.settled, None
         while True:
-            await outbox.custody.count()
-            now = Progress(outbox.waiting, watch.settled - before)
+            now = Progress(await outbox.count(), watch.settled - before)
             if now != last and progress is not None:
                 progress(now)
             last = now
@@ -246,10 +258,10 @@ class AsyncClient:
                 "it was opened before this process was forked", "Make one in each process"
             )
         loop = asyncio.get_running_loop()
-        if self._parts is not None and self._loop is loop:
-            return self._parts
         if self._closed:
             raise unusable("it is closed", "Make another: AsyncClient(…)")
+        if self._parts is not None and self._loop is loop:
+            return self._parts
         if self._loop is not None and self._loop is not loop:
             ended = "has closed" if self._loop.is_closed() else "is another one"
             raise unusable(f"the event loop that it belongs to {ended}", "Make one in each loop")
@@ -278,10 +290,16 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Let go. What waits in the outbox stays there, and is sent by whoever opens it next."""
+        """Let go. Calls under way have `drain_ms` to end. What waits in the outbox stays there, and
+        is sent by whoever opens it next."""
         self._closed = True
         if self._pid and self._pid != os.getpid():
             return
+        if self._calls:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.options.drain_ms / 1000):
+                    await self._idle.wait()
         if self._opening is not None:
             await asyncio.wait([self._opening])
         parts, self._parts = self._parts, None

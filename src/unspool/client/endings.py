@@ -38,11 +38,11 @@ def undelivered(request: Request, why: str, carried: Carried | None = None) -> U
     last = carried.tries[-1] if carried and carried.tries else None
     tail = f" Last: {last.cause} at {last.where}." if last else ""
     maybe = carried is not None and carried.maybe
-    where = (
-        "An attempt may have had its effect: send it again only under this key"
-        if maybe and not request.kind.safe
-        else "It is still yours: send it again, under the same key"
-    )
+    where = "It is still yours: send it again, under the same key"
+    if request.kind.safe:
+        where = "It only asked, and may be sent again"
+    elif maybe:
+        where = "An attempt may have had its effect: send it again only under this key"
     error = Undelivered(f"{what}{named} was not delivered: {why.rstrip('.')}.{tail} {where}.")
     error.request = request
     if carried is not None:

@@ -10,6 +10,10 @@ here.
 A queue (`gearman:`, `s3:`, …; queues/protocol.py) gets the bytes of `core/handover.py`. It is
 opened at its first use, and anew after trouble with opening it.
 
+Whoever takes a request with a key repeats it under that key. So where the servers do not know keys,
+a relay gets it without one, which it then never sends twice; and a queue, which takes nothing
+without a key, does not get it at all.
+
 Promises: raises for nothing that a network or a server does. What a relay refuses by one of its own
 problems was not taken; what it passes on from the service is the service's answer.
 """
@@ -20,6 +24,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
+
+import msgspec
 
 from ..core import handover
 from ..core.message import Answer, Cause, Failure, Instant, Sent, Value
@@ -80,7 +86,8 @@ class Relay:
         self._transport: Final = transport
 
     async def take(self, request: Request, *, now: Instant, timeout_ms: int) -> Handed:
-        wire = request.wire
+        keyed = request.keyed and request.kind.repeat
+        wire = request.wire if keyed else msgspec.structs.replace(request, keyed=False).wire
         extra = [(b"Prefer", b"respond-async")]
         extra.append((b"Unspool-Lifetime", b"%d" % max(1, request.lifetime_ms // 1000)))
         if request.order:
@@ -166,6 +173,11 @@ class Foreign:
     async def take(self, request: Request, *, now: Instant, timeout_ms: int) -> Handed:
         if not request.keyed:
             return Handed(Sent.NEVER, "a queue takes no request without a key")
+        if not request.kind.repeat:
+            why = (
+                "whoever takes it from a queue repeats it under its key, and the servers know none"
+            )
+            return Handed(Sent.NEVER, why)
         wire = request.wire
         try:
             payload = handover.pack(

@@ -2,7 +2,7 @@
 
     known.check(request)            raises `Reused`: the key is another request's
     known.queued(key)               it was put into the outbox, and nothing was heard since
-    async with known.turn(request): one at a time under one key; the others wait
+    async with known.turn(request): one at a time under one key; the others wait, until the deadline
 
 Only of keys that callers give: a minted one is nobody's to reuse. At most KEYS_MAX, the latest; the
 outbox remembers what it keeps, and the servers remember longer.
@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from ..core.message import fingerprint
-from ..errors import Reused
+from ..errors import Busy, Reused
 from .request import Request
 
 KEYS_MAX: Final = 10_000
@@ -65,19 +65,35 @@ class Known:
 
     @contextlib.asynccontextmanager
     async def turn(self, request: Request) -> AsyncIterator[None]:
-        """Wait for whoever is sending under this key."""
+        """Wait for whoever is sending under this key. Raises `Busy` when the deadline is over: what
+        becomes of it is the other call's to say, and no fallback plan is wanted for it."""
         if request.minted or not request.key:
             yield
             return
         turn = self._turns.setdefault(request.key, Turn())
         turn.wanted += 1
         try:
-            async with turn.lock:
+            try:
+                async with asyncio.timeout(request.deadline_ms / 1000):
+                    await turn.lock.acquire()
+            except TimeoutError as error:
+                raise busy(request) from error
+            try:
                 yield
+            finally:
+                turn.lock.release()
         finally:
             turn.wanted -= 1
             if not turn.wanted:
                 self._turns.pop(request.key, None)
+
+
+def busy(request: Request) -> Busy:
+    return Busy(
+        f"Another call under the key {request.key!r} was still under way when the deadline of this"
+        " one was over. This one was not sent, and the other goes on. Ask again in a moment, under"
+        " the same key"
+    )
 
 
 def reused(request: Request) -> Reused:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from math import isfinite
 from random import random
 from typing import Any, Final, Literal, TypedDict
 
@@ -75,7 +76,8 @@ class Options(Value, frozen=True, kw_only=True):
     `None`: nowhere; what nobody took is then an exception."""
     fallback: Callable[..., Any] | None = None
     """Called with the request when nobody has it; what it returns is the `FellBack`. Blocking or
-    not. If it raises, `Undelivered` is raised from that."""
+    not. If it raises, `Undelivered` is raised from that. An attempt may have had its effect all the
+    same: `request.key` tells whoever does it by hand whether it was done."""
     durability: Durability = "on-error"
     """`before`: a request is on the outbox's disk before its first byte is sent, and survives a
     crash of the sender at any moment. `on-error`: only what nobody took is; the usual costs no
@@ -121,7 +123,7 @@ class Options(Value, frozen=True, kw_only=True):
     queue_ms: int = 1_000
     """The most that the offer to one queue may take."""
     drain_ms: int = 2_000
-    """How long `close` lets end what is being sent from the outbox."""
+    """How long `close` lets end what is being sent: calls, and what goes out from the outbox."""
     tls: ssl.SSLContext | None = None
     """For https: an own trust store, or a client certificate. It must verify."""
     on_event: OnEvent | None = None
@@ -150,7 +152,7 @@ def checked(servers: str | Sequence[str], given: Mapping[str, Any]) -> Options:
             near = get_close_matches(name, Options.__struct_fields__, n=1)
             advice = f" Did you mean {near[0]}?" if near else ""
             raise Misconfigured(f"A client has no option {name!r}.{advice} Nothing was opened.")
-    origins = (servers,) if isinstance(servers, str) else tuple(servers)
+    origins = (servers,) if isinstance(servers, str) else tuple(servers or ())
     if not origins or not any(origins):
         raise Misconfigured(
             "A client needs a server to send to. Nothing was opened. Name one or more:"
@@ -161,6 +163,8 @@ def checked(servers: str | Sequence[str], given: Mapping[str, Any]) -> Options:
     told["queues"] = (queues,) if isinstance(queues, str) else tuple(queues)
     told["queues"] = tuple(_queue(one) for one in told["queues"])
     fields = told.get("headers", ())
+    if not isinstance(fields, Mapping | Sequence):
+        raise Misconfigured(f"headers is a mapping, or pairs, not {fields!r}. Nothing was opened.")
     told["headers"] = tuple(fields.items() if isinstance(fields, Mapping) else fields)
     if told.get("outbox") is not None:
         told["outbox"] = outbox_url(str(told["outbox"]))
@@ -169,22 +173,25 @@ def checked(servers: str | Sequence[str], given: Mapping[str, Any]) -> Options:
     return options
 
 
-def _origin(url: str) -> str:
+def _origin(url: Any) -> str:
     """A server's origin, without a slash at its end."""
+    if not isinstance(url, str):
+        raise Misconfigured(f"An origin is text, not {url!r}. Nothing was opened.")
     bare = url[:-1] if url.endswith("/") and url.count("/") == 3 else url
     scheme, found, rest = bare.partition("://")
     if found and "/" in rest:
         origin, _, path = rest.partition("/")
         raise Misconfigured(
             f"The server {shown(url)} has a path. Nothing was opened. Give the origin,"
-            f' {scheme}://{origin}, and the path with each request: client.post("/{path}/…")'
+            f" {scheme}://{origin.rpartition('@')[2]}, and the path with each request:"
+            f' client.post("/{path}/…")'
         )
     parse(bare, tls=None)
     return bare
 
 
-def _queue(url: str) -> str:
-    return _origin(url) if url.startswith(RELAYS) else url
+def _queue(url: Any) -> str:
+    return url if isinstance(url, str) and not url.startswith(RELAYS) else _origin(url)
 
 
 def _check(options: Options) -> None:
@@ -197,9 +204,12 @@ def _check(options: Options) -> None:
             'durability="before" writes every request to the outbox first, and there is none.'
             ' Nothing was opened. Name one: outbox="sqlite:///outbox.db"'
         )
-    for name in MORE_THAN_0:
-        if getattr(options, name) <= 0:
-            raise Misconfigured(f"{name} must be more than 0, not {getattr(options, name)}.")
+    for name in (*MORE_THAN_0, "drain_ms"):
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            raise Misconfigured(f"{name} is a number, not {value!r}. Nothing was opened.")
+        if value < 0 or (value == 0 and name in MORE_THAN_0):
+            raise Misconfigured(f"{name} must be more than 0, not {value}. Nothing was opened.")
     for name in ("fallback", "on_event", "on_settled"):
         if getattr(options, name) is not None and not callable(getattr(options, name)):
             raise Misconfigured(

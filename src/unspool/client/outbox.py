@@ -13,9 +13,7 @@ leases keep the others out of its way when they are wrong about that.
 
 A reserved request is an entry that waits under a lease of ours. If this process dies, the lease
 runs out, or is freed by the next process that opens the file alone, and the request comes due: it
-is sent again where it may be repeated, and ends as unknown where it may not. Only SQLite and memory
-take an entry in with its lease; elsewhere it is due when the lease would end, and what may not be
-repeated is refused.
+is sent again where it may be repeated, and ends as unknown where it may not (clause 4).
 
 Promises: what is kept is found after a crash, as far as the spool says (`survives`). What cannot be
 kept is refused: `Full`, `Unavailable`, in time for the caller to do something else.
@@ -71,10 +69,6 @@ RECOUNT_S: Final = 10.0
 DISK_FREE_MIN_BYTES: Final = 16 * 1024 * 1024
 
 
-LEASES_AT_ONCE: Final = frozenset({"sqlite", "memory"})
-"""Spools that take an entry in with its lease: tests/client/test_outbox.py proves it of them."""
-
-
 class Reserved:
     """A request that is on disk, and being sent."""
 
@@ -108,7 +102,7 @@ class Outbox:
         policy: Policy,
         clock: Clock,
         chance: Callable[[int], bytes],
-        leases_at_once: bool,
+        serves: Sequence[Destination],
     ) -> None:
         self.spool: Final = spool
         self.custody: Final = custody
@@ -120,7 +114,7 @@ class Outbox:
         self._policy = policy
         self._clock = clock
         self._chance = chance
-        self._leases_at_once = leases_at_once
+        self._serves = frozenset(serves)
         self._tasks: list[asyncio.Task[None]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -166,6 +160,7 @@ class Outbox:
                 lease_ms=LEASE_MS,
                 serves=serves,
                 chance=luck,
+                among_others=True,
             )
         except BaseException:
             await spool.aclose()
@@ -173,7 +168,7 @@ class Outbox:
         return cls(
             spool=spool, custody=custody, secret=secret, dispatcher=dispatcher, turn=turn,
             destination=destination, policy=policy, clock=clock, chance=chance,
-            leases_at_once=url.partition(":")[0] in LEASES_AT_ONCE,
+            serves=serves,
         )  # fmt: skip
 
     # --- taking in ---------------------------------------------------------------------------
@@ -191,19 +186,13 @@ class Outbox:
         """On disk before the first byte is sent. Raises `Full`, `Unavailable`."""
         now = self._clock.now()
         self._admit(now)
-        if not self._leases_at_once and not request.kind.repeat:
-            raise Misconfigured(
-                "This request may not be repeated, and this outbox cannot keep it before it is"
-                " sent: after a crash it would look as if it had never been tried. It was not sent."
-                ' Use SQLite, outbox="sqlite:///outbox.db", or durability="on-error"'
-            )
         until = Instant(now + max(LEASE_MS, 2 * request.deadline_ms))
         entry = Entry(
             message=self._sealed(request, now, lifetime_ms),
             state=State.WAITING,
-            due_at=now if self._leases_at_once else until,
+            due_at=now,
             attempt=1,
-            leased_until=until if self._leases_at_once else Instant(0),
+            leased_until=until,
         )
         acceptance = await self.custody.accept(entry, now=now)
         if isinstance(acceptance, New):
@@ -289,9 +278,14 @@ class Outbox:
 
     # --- sending -----------------------------------------------------------------------------
 
+    async def count(self) -> int:
+        """How many wait for whom we send to. What others keep in the same file is theirs."""
+        rows = await self.spool.tally([Instant(0)])
+        return sum(sum(row.counts) + row.held for row in rows if row.destination in self._serves)
+
     @property
     def waiting(self) -> int:
-        """How many wait, as last counted and since."""
+        """How many wait in the file, for whomever, as last counted and since."""
         return max(0, self.custody.backlog)
 
     @property

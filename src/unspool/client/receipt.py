@@ -42,6 +42,7 @@ from .results import (
 RECEIPTS: Final = "/_unspool/receipts/"
 WAIT_S: Final = 20
 """How long the relay is asked to wait before it answers: below the transport's patience."""
+FORGOTTEN: Final = "forgotten"
 PAUSE_S: Final = 1.0
 ASKED_MS: Final = 5_000
 
@@ -68,7 +69,7 @@ class Status(Value, frozen=True):
     """Where it is now, as whoever has it says."""
 
     state: str
-    """waiting · delivered · bounced · handed over"""
+    """waiting · delivered · bounced · handed over · forgotten: it has ended, nobody knows how"""
     attempts: int = 0
     last: str = ""
     """What came of the last attempt."""
@@ -158,6 +159,9 @@ class Receipt:
                 why = "the relay's attempt may have been applied, and it may not be repeated"
                 return Unknown(None, why, self.key, tries)
             return Bounced(self.key, str(told.get("reason", "")), tries)
+        if told.get("state") == FORGOTTEN:
+            why = "it has ended, and the relay no longer knows how"
+            return Unknown(None, why, self.key, tries)
         if told.get("state") != "delivered":
             return None
         answer = await self._asked(b"GET", "/response", ASKED_MS)
@@ -184,11 +188,8 @@ class Receipt:
         answer = await self._asked(b"GET", query, ASKED_MS + round(wait_s * 1000))
         if isinstance(answer, Failure):
             raise self._silent(answer)
-        if answer.status == 404:
-            return {
-                "state": "bounced",
-                "reason": "forgotten: the relay no longer knows the receipt",
-            }
+        if answer.status == 404 and is_ours(answer):  # and not somebody's on the way to it
+            return {"state": FORGOTTEN}
         try:
             told = (
                 msgspec.json.decode(answer.body, type=dict[str, Any])

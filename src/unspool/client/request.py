@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import json as json_
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -27,7 +28,13 @@ from ..errors import Unacceptable
 from ..transports.head import Unsendable, render
 from .plan import Kind
 
-OURS: Final = frozenset({b"unspool-attempt", b"unspool-deadline", b"idempotency-key"})
+OURS: Final = frozenset(
+    {
+        b"idempotency-key", b"unspool-attempt", b"unspool-deadline", b"unspool-contended",
+        b"unspool-key", b"unspool-order", b"unspool-expires-at", b"unspool-taken-by",
+    }
+)  # fmt: skip
+"""What the client writes: on the wire, and beside what it keeps (`record`)."""
 _SAFE_IN_TARGET: Final = "/%:@!$&'()*+,;=~-._?"
 
 Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
@@ -115,11 +122,11 @@ def compose(
         minted=minted,
         kind=Kind(repeat=repeat, safe=safe, contended=contended),
         deadline_ms=defaults.deadline_ms if deadline is None else _ms(deadline, "deadline"),
-        lifetime_ms=defaults.lifetime_ms if lifetime is None else _ms(lifetime, "lifetime"),
+        lifetime_ms=defaults.lifetime_ms if lifetime is None else _lifetime_ms(lifetime),
         order=order,
         attempts_max=_attempts(attempts),
     )
-    if not order.isascii() or not order.isprintable() or len(order) > 255:
+    if not _is_order(order):
         raise _wrong("an order key takes at most 255 printable ASCII characters")
     try:
         render(request.wire, b"a.example")
@@ -138,11 +145,18 @@ def _ms(seconds: Any, name: str) -> int:
     return round(min(seconds, 10 * 365 * 24 * 3600) * 1000)
 
 
-def _attempts(attempts: int | None) -> int:
+def _lifetime_ms(seconds: Any) -> int:
+    lifetime_ms = _ms(seconds, "lifetime")
+    if lifetime_ms <= 0:
+        raise _wrong(f"lifetime is more than 0 seconds, not {seconds}")
+    return lifetime_ms
+
+
+def _attempts(attempts: Any) -> int:
     if attempts is None:
         return 0
-    if attempts < 1:
-        raise _wrong(f"attempts is at least 1, not {attempts}")
+    if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+        raise _wrong(f"attempts is at least 1, and a whole number: not {attempts!r}")
     return attempts
 
 
@@ -191,12 +205,24 @@ def _body(json: Any, data: Any, content: Content | None, *, max_bytes: int) -> t
 
 def _json(value: Any) -> bytes:
     try:
-        return msgspec.json.encode(value)
+        body = msgspec.json.encode(value)
+        if b"null" in body and not _is_finite(msgspec.to_builtins(value)):
+            raise _wrong("its body is no JSON: NaN and Infinity are no numbers there")
+        return body
     except (TypeError, ValueError, msgspec.MsgspecError):
         try:
             return json_.dumps(value, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
             raise _wrong(f"its body is no JSON: {error}") from error
+
+
+def _is_finite(value: Any) -> bool:
+    """Is every number one? The encoder writes null for what is none."""
+    if isinstance(value, float):
+        return isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_is_finite, value))
 
 
 def _bytes(value: object) -> bytes:
@@ -220,7 +246,7 @@ def _bytes(value: object) -> bytes:
 def _fields(
     given: Fields | None, *, kind: str, auth: Auth | None, defaults: Defaults
 ) -> tuple[Field, ...]:
-    pairs: list[Any] = list(given.items() if isinstance(given, Mapping) else given or ())
+    pairs = _pairs(given, "headers")
     fields: list[Field] = []
     for name, value in pairs:
         if not isinstance(name, str) or not isinstance(value, str):
@@ -230,7 +256,9 @@ def _fields(
         except UnicodeEncodeError as error:
             raise _wrong(f"the field {name!r} has characters outside Latin-1") from error
         if field[0].lower() in OURS:
-            raise _wrong(f"the field {name} is the client's to write; a key is `key=`")
+            raise _wrong(
+                f"the field {name} is the client's to write; a key is `key=`, an order `order=`"
+            )
         fields.append(field)
     if auth is not None:
         fields.append((b"Authorization", _authorization(auth)))
@@ -249,25 +277,45 @@ def _fields(
     return (*[one for one in defaults.fields if one[0].lower() not in seen], *out)
 
 
+def _pairs(given: Any, name: str) -> list[tuple[Any, Any]]:
+    try:
+        found = list(given.items() if isinstance(given, Mapping) else given or ())
+        return [(one, other) for one, other in found]
+    except (TypeError, ValueError) as error:
+        raise _wrong(f"{name} is a mapping, or pairs of a name and a value") from error
+
+
 def _authorization(auth: Auth) -> bytes:
     """`Bearer …` as it is; a name and a password as Basic (RFC 7617)."""
     if isinstance(auth, str):
-        return auth.encode("latin-1")
-    name, password = auth
-    return b"Basic " + base64.b64encode(f"{name}:{password}".encode())
+        try:
+            return auth.encode("latin-1")
+        except UnicodeEncodeError as error:
+            raise _wrong("the Authorization has characters outside Latin-1") from error
+    try:
+        name, password = auth
+        written = base64.b64encode(f"{name}:{password}".encode())
+    except (TypeError, ValueError) as error:
+        why = "auth is (name, password), or the whole value of Authorization as text"
+        raise _wrong(why) from error
+    return b"Basic " + written
+
+
+def _is_order(order: Any) -> bool:
+    return isinstance(order, str) and order.isascii() and order.isprintable() and len(order) <= 255
 
 
 def _target(target: str, params: Params | None) -> str:
-    if "://" in target.split("?")[0]:
-        raise _wrong(f"{target!r} is a whole address: the servers are the client's; give the path")
     if not target.startswith("/"):
+        if "://" in target.split("?")[0]:
+            raise _wrong(
+                f"{target!r} is a whole address: the servers are the client's; give the path"
+            )
         raise _wrong(f"{target!r} is no path: it begins with a slash")
     if "#" in target:
         raise _wrong(f"{target!r} has a fragment, which servers never see")
     written = quote(target, safe=_SAFE_IN_TARGET)
     if params:
-        query = urlencode(
-            list(params.items() if isinstance(params, Mapping) else params), doseq=True
-        )
+        query = urlencode(_pairs(params, "params"), doseq=True)
         written += ("&" if "?" in written else "?") + query
     return written

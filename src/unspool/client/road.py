@@ -1,6 +1,6 @@
 """The road of a request: known already? on disk first? the route; the outbox.
 
-    result = await Road(parts, known, before=…).carry(request)
+    result = await Road(parts, known, before=…).carry(request, deadline_ms=…)
 
 What somebody owns at the end is a result; what nobody owns raises `Undelivered`.
 
@@ -13,11 +13,13 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+import msgspec
+
 from ..core.lifecycle import State
 from ..core.message import Response as Answered
 from ..core.message import fingerprint
 from ..core.outcome import retry_after
-from ..errors import Refused, UnspoolError
+from ..errors import NotDone, Refused, Unavailable, UnspoolError
 from ..spools.protocol import Entry, Mismatch
 from .endings import answered, undelivered, unknown
 from .known import Known, reused
@@ -39,7 +41,7 @@ class Road:
         self._known: Final = known
         self._before: Final = before
 
-    async def carry(self, request: Request) -> Result:
+    async def carry(self, request: Request, *, deadline_ms: int) -> Result:
         outbox = self._outbox if request.kind.keepable else None
         reserved: Reserved | None = None
         if outbox is not None and self._before:
@@ -54,7 +56,7 @@ class Road:
         if outbox is not None and self._stands_behind(outbox, request, reserved):
             return await self._kept(outbox, request, Carried(End.KEEP), reserved)
         carried = await self._route.carry(
-            request, deadline_ms=request.deadline_ms, outbox=outbox is not None
+            request, deadline_ms=deadline_ms, outbox=outbox is not None
         )
         if outbox is None:
             return self._ended(request, carried)
@@ -97,7 +99,9 @@ class Road:
         try:
             found = await outbox.reserve(request, lifetime_ms=self._lifetime_ms(request))
         except Refused as error:
-            raise undelivered(request, f"it was to be kept before it is sent. {error}") from error
+            why = f"it was to be kept before it is sent. {error}"
+            doubt = Carried(End.GIVEN_UP, maybe=True) if _in_doubt(error) else None
+            raise undelivered(request, why, doubt) from error
         if isinstance(found, Mismatch):
             raise reused(request)
         return found if isinstance(found, Reserved) else found.entry
@@ -116,6 +120,8 @@ class Road:
                     request, carried.tries, lifetime_ms=self._lifetime_ms(request), hint_ms=hint_ms
                 )
             except Refused as error:
+                if _in_doubt(error):
+                    return await self._doubted(outbox, request, carried, error)
                 raise undelivered(request, str(error), carried) from error
             if isinstance(found, Mismatch):
                 raise reused(request)
@@ -123,6 +129,22 @@ class Road:
                 return self._already(outbox, request, found.entry)
         self._expect(outbox, request)
         return Queued(request.key, outbox.survives, carried.tries)
+
+    async def _doubted(
+        self, outbox: Outbox, request: Request, carried: Carried, error: Refused
+    ) -> Result:
+        """It may have been written down or not (clause 12). What was is sent: whoever sends it as
+        well must be sure that this does no harm."""
+        entry = await _found(outbox, request)
+        if entry is not None:
+            if entry.state is not State.WAITING:
+                return self._already(outbox, request, entry)
+            self._expect(outbox, request)
+            return Queued(request.key, outbox.survives, carried.tries)
+        doubtful = msgspec.structs.replace(carried, maybe=True, why=f"{error}".rstrip("."))
+        if not request.kind.repeat:
+            return unknown(request, doubtful)
+        raise undelivered(request, str(error), doubtful) from error
 
     def _expect(self, outbox: Outbox, request: Request) -> None:
         self._known.queue(request)
@@ -143,6 +165,10 @@ class Road:
         else:
             self._known.settled(request.key)
         return result
+
+
+def _in_doubt(error: Refused) -> bool:
+    return isinstance(error, Unavailable) and not isinstance(error, NotDone)
 
 
 async def _settled(outbox: Outbox, reserved: Reserved, carried: Carried) -> None:

@@ -29,6 +29,7 @@ from ..core.message import Response as Answered
 from ..core.outcome import (
     Outcome,
     Weather,
+    is_busy,
     judge,
 )
 from ..gather import gather
@@ -175,8 +176,11 @@ class Route:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for one in done:
-                    if judge(one.result()).outcome is not Outcome.ERROR:
-                        return asked[one], one.result()
+                    answer = one.result()
+                    # "The key is being tried just now": by the first, whose answer is wanted.
+                    busy = request.keyed and is_busy(answer)
+                    if judge(answer).outcome is not Outcome.ERROR and not busy:
+                        return asked[one], answer
             # What may have been applied must not look as if it had never been sent.
             worst = max(asked, key=lambda one: judge(one.result()).sent is Sent.MAYBE)
             return asked[worst], worst.result()
@@ -195,6 +199,8 @@ class Route:
             (b"Unspool-Attempt", b"%d" % number),
             (b"Unspool-Deadline", b"%d.%03d" % divmod(timeout_ms, 1000)),
         )
+        if request.kind.contended:
+            fields = (*fields, (b"Unspool-Contended", b"?1"))
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:

@@ -104,10 +104,16 @@ class Onward(msgspec.Struct):
     vias: list[bytes] = []
     order: bytes = b""
     lifetime: bytes = b""
+    contended: bool = False
+    """Worth nothing late: nobody is to keep it."""
+    deadline: bytes = b""
+    """For so many seconds its sender waits."""
+    again: bool = False
+    """Not the first attempt of whoever sent it: he repeats already."""
     traceparent: bool = False
     upgrade: bool = False
     asks: bool = False
-    """Does it speak to us: by key, preference, order or lifetime?"""
+    """Does it speak to us: by key, preference, order, lifetime, or of its sender's attempts?"""
     speaks: bool = False
     """The same, or it has been through a relay before."""
 
@@ -120,6 +126,8 @@ _OURS: Final = frozenset(
         b"via",
         b"unspool-order",
         b"unspool-lifetime",
+        b"unspool-contended",
+        b"unspool-deadline",
         b"unspool-attempt",
         b"traceparent",
         b"expect",
@@ -127,7 +135,18 @@ _OURS: Final = frozenset(
     }
 )
 _SPECIAL: Final = HOP_BY_HOP | _OURS
-_ASKING: Final = frozenset({b"idempotency-key", b"prefer", b"unspool-order", b"unspool-lifetime"})
+_ASKING: Final = frozenset(
+    {
+        b"idempotency-key", b"prefer", b"unspool-order", b"unspool-lifetime", b"unspool-contended",
+        b"unspool-deadline",
+    }
+)  # fmt: skip
+_GOES_ON: Final = frozenset(
+    {
+        b"idempotency-key", b"prefer", b"via", b"unspool-order", b"traceparent",
+        b"unspool-contended",
+    }
+)  # fmt: skip
 
 
 class Kinds(dict[bytes, int]):
@@ -229,13 +248,19 @@ def _ours(into: Onward, name: bytes, field: Field) -> None:
         into.order = value.strip()
     elif name == b"unspool-lifetime":
         into.lifetime = value.strip()
+    elif name == b"unspool-contended":
+        into.contended = value.strip() == b"?1"
+    elif name == b"unspool-deadline":
+        into.deadline = value.strip()
+    elif name == b"unspool-attempt":
+        into.again = value.strip() not in (b"", b"0", b"1")
     elif name == b"traceparent":
         into.traceparent = True
-    if name in _ASKING:
+    if name in _ASKING or into.again:
         into.asks = into.speaks = True
     elif name == b"via":
         into.speaks = True
-    if name in (b"idempotency-key", b"prefer", b"via", b"unspool-order", b"traceparent"):
+    if name in _GOES_ON:
         into.fields.append(field)
 
 

@@ -24,9 +24,12 @@ Promises: nothing is completed before the spool has synced it (I1): kill -9 anyw
 and what is then given again is known by its key (I5). While custody cannot be taken nothing is
 taken from the queue. After trouble it pauses, longer each time, and goes on for ever.
 
-Bugs: a request that is being tried at the door of a relay with one worker in *another* process, and
-handed over at the same moment, may be attempted twice: such a relay writes no claims. Let the relay
-itself collect (`serve --collect`), or give it two workers.
+A relay with one worker writes no claims. What a collector in another process brings while such a
+relay tries it is new to the spool; that relay attempts nothing that is being tried at its own door,
+and the answer which comes there is the message's.
+
+Bugs: of two relays with one worker each on one spool, which no setting makes, one may attempt what
+the other is trying.
 """
 
 from __future__ import annotations

@@ -19,9 +19,11 @@ LOOK_MOST_S at last: each look is a request that costs money.
 Promises: AWS keeps a file on several machines before it answers. Of another endpoint nothing is
 known, unless the operator says so with `?survives=`.
 
-Bugs: no order at all. Between the look at a file's tag and its deletion somebody may write it
-again; then that is lost: names are to be used once. Whoever may write into the bucket may send any
-request to the service.
+Bugs: no order at all. In the milliseconds between the look at a file's tag and its deletion
+somebody may write it again; then that is lost (obstore deletes under no condition): names are used
+once. A name that obstore does not take (`orders//7.json`) is told as an error and left there, and
+so is, while it is there, what sorts before it on its page of a list. Whoever may write into the
+bucket may send any request to the service.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from ..core.message import Value
 from ..errors import Full, Misconfigured, Missing, Unavailable, UnspoolError
 from ..spools.open import shown
 from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large, unique
+from .s3_names import FULL, OPERATOR, behind, code_in, strange
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -50,6 +53,8 @@ AT_ONCE: Final = 16
 """Files read or written at once."""
 TAKE_BYTES: Final = 32 * 1024 * 1024
 """A take asks for no more."""
+PAGES_MAX: Final = 10_000
+"""Of one look: each has a thousand names, or ends at one that cannot be read."""
 LOOK_LEAST_S: Final = 0.2
 LOOK_MOST_S: Final = 10.0
 
@@ -59,18 +64,6 @@ _is_origin: Final = re.compile(
     r"https?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9.-]{1,255})(?::[0-9]{1,5})?/?"
 ).fullmatch
 _is_region: Final = re.compile(r"[a-z0-9-]{1,64}").fullmatch
-_code: Final = re.compile(r"<Code>(\w+)</Code>").search
-
-_OPERATOR: Final = {
-    "NoSuchBucket": "there is no such bucket",
-    "AccessDenied": "these credentials may not do that",
-    "InvalidAccessKeyId": "this access key is not known",
-    "SignatureDoesNotMatch": "the secret key is wrong",
-    "PermanentRedirect": "the bucket is in another region",
-    "AuthorizationHeaderMalformed": "the bucket is in another region",
-}
-"""What S3 says that a person must mend."""
-_FULL: Final = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"})
 
 
 class Limits(Value, frozen=True):
@@ -104,7 +97,7 @@ class S3Queue:
         self._limits: Final = limits or Limits()
         self._room: Final = asyncio.Semaphore(AT_ONCE)
         self._held: Final[set[str]] = set()
-        self._giants: Final[set[str]] = set()
+        self._told: Final[set[str]] = set()
         self._after: str | None = None
         self._look_s = LOOK_LEAST_S
         self._failed_at = -1.0
@@ -182,7 +175,7 @@ class S3Queue:
                     if path in self._held or path in paths:
                         continue
                     if bytes_ > PAYLOAD_MAX_BYTES:
-                        self._say_giant(path)
+                        self._say(path, f"has more than {PAYLOAD_MAX_BYTES} bytes")
                         continue
                     size += bytes_
                     if len(paths) == limit or (paths and size > TAKE_BYTES):
@@ -193,18 +186,28 @@ class S3Queue:
         return paths
 
     async def _listed(self, start: str | None) -> AsyncGenerator[Any, None]:
+        pages = self._pages(start)
+        for _ in range(PAGES_MAX):
+            try:
+                async with self._translated():
+                    page = await anext(pages, None)
+            except Unavailable as error:
+                name = strange(str(error.__cause__))
+                if name is None or (start := behind(name, self._prefix)) is None:
+                    raise
+                self._say(name, "has a name that obstore does not take")
+                pages = self._pages(start)
+                continue
+            if page is None:
+                return
+            for meta in page:
+                yield meta
+
+    def _pages(self, start: str | None) -> AsyncIterator[Any]:
         import obstore
 
         listing = obstore.list(self._store, f"{self._prefix}/", offset=start, chunk_size=1000)
-        pages = listing.__aiter__()
-        while True:
-            async with self._translated():
-                try:
-                    page = await pages.__anext__()
-                except StopAsyncIteration:
-                    return
-            for meta in page:
-                yield meta
+        return listing.__aiter__()
 
     async def _read(self, path: str) -> Taken | None:
         import obstore
@@ -217,12 +220,12 @@ class S3Queue:
                 return None  # another collector was quicker
             return Taken(payload, path, _Handle(path, result.meta["e_tag"] or ""))
 
-    def _say_giant(self, path: str) -> None:
-        if path not in self._giants and len(self._giants) < 1000:
-            self._giants.add(path)
+    def _say(self, path: str, why: str) -> None:
+        if path not in self._told and len(self._told) < 1000:
+            self._told.add(path)
             log.error(
-                "%s in %s has more than %d bytes, and is left where it is; the rest goes on",
-                path, self._called, PAYLOAD_MAX_BYTES,
+                "%r in %s %s, and is left where it is; the rest goes on. Put what is in it under"
+                " another name, and remove it", path, self._called, why,
             )  # fmt: skip
 
     async def complete(self, taken: Sequence[Taken], /) -> None:
@@ -287,15 +290,14 @@ class S3Queue:
             ) from error
 
     def _meant(self, text: str) -> UnspoolError:
-        found = _code(text)
-        code = found[1] if found else ""
-        if code in _OPERATOR:
+        code = code_in(text)
+        if code in OPERATOR:
             return Misconfigured(
-                f"{self._called}: {_OPERATOR[code]} ({code}). Nothing was handed over. Look at the "
+                f"{self._called}: {OPERATOR[code]} ({code}). Nothing was handed over. Look at the "
                 "URL, AWS_REGION and AWS_ACCESS_KEY_ID, and try: aws s3 ls "
                 f"s3://{self._called.partition('/')[0]}"
             )
-        if code in _FULL:
+        if code in FULL:
             return Full(
                 f"{self._called} takes no more ({code}). It was not handed over. Make room there."
             )

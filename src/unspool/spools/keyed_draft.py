@@ -99,6 +99,8 @@ class Draft:
         if answer is not None:
             self.changes[data_row(b"a", row.place)] = record.pack_answer(answer)
         self._places[message.key] = row.place
+        if row.entry.state is State.WAITING and row.entry.leased_until:  # it comes with a lease (4)
+            self.leased.append((message.destination, row.place, row.entry.leased_until))
         self.move(None, row)
 
     def move(self, before: Row | None, after: Row | None) -> None:

@@ -36,8 +36,9 @@ batch; a lease expects that register to be as the index has seen it. So of two r
 different heads for a moment one is refused, and looks again: no two of a line are ever leased.
 
 Is weaker or costs:
-- A batch of more than 1000 messages of the server's goes in pieces, each of which is atomic: an
-  accept of 1000 entries is one, unless some are larger than 32 KiB, which take several.
+- What is more than 1000 messages of the server's, or 32 MiB, goes in several batches, each of which
+  is atomic and has whole entries: an accept of 1000 entries is one, unless some are larger than
+  32 KiB, which take several messages. What is not done by then is told apart from what is.
 - Memory in every relay for each message that waits and each key that is remembered; the start reads
   the facts of all (figures in docs/howto/choose-a-spool.md).
 - What the server makes of a batch in the middle of which it is killed is its affair; a batch is

@@ -5,7 +5,7 @@
     await link.commit(mails) -> sequences     all of them or none, each under its expectation
     await link.last(subjects) -> Raw          the last message of each subject, from who knows it
 
-A batch of more than BATCH_MAX messages goes in pieces, each of which is atomic.
+A commit has at most BATCH_MAX messages. Who has more cuts them, and knows where (`nats_commits`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..core.message import Value
 from ..errors import Broken
-from .nats_records import EXPECTED, Mail, pieces
+from .nats_records import EXPECTED, Mail
 from .nats_wire import ANSWER_S, Wire
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ log: Final = logging.getLogger("unspool.spool")
 
 AT_ONCE: Final = 8
 """Commits of one connection on their ways: the server takes fifty of a stream."""
+BATCH_MAX: Final = 1_000
+"""Messages in one atomic batch: the server's limit, unless it was told another."""
 ASK_MAX: Final = 256
 """Subjects in one question."""
 
@@ -80,12 +82,11 @@ class Link:
 
     async def commit(self, mails: Sequence[Mail]) -> list[int]:
         """The sequences they got. Raises `Conflict`, `Full`, `Unavailable`."""
-        sequences: list[int] = []
+        if len(mails) > BATCH_MAX:
+            raise self.wire.full(f"a batch of {len(mails)} messages; the server takes {BATCH_MAX}")
         async with self._at_once:
-            for piece in pieces(mails):
-                last = await self._commit(piece)
-                sequences += range(last - len(piece) + 1, last + 1)
-        return sequences
+            last = await self._commit(mails)
+        return [*range(last - len(mails) + 1, last + 1)]
 
     async def _commit(self, mails: Sequence[Mail]) -> int:
         batch = self.wire.new_inbox()[-22:]

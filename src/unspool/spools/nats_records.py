@@ -44,9 +44,6 @@ OPERATION: Final = "KV-Operation"
 ASIDE: Final = "Unspool-Aside"
 EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 TTL: Final = "Nats-TTL"
-BATCH_MAX: Final = 1_000
-"""Messages in one atomic batch: the server's limit, unless it was told another."""
-BATCH_BYTES: Final = 32 * 1024 * 1024
 VERSION: Final = 1
 _HEAD_BYTES: Final = 5
 
@@ -382,16 +379,3 @@ def restated(known: Known, status: Status | None, *, large: bytes | None = None)
             body.large if large is None else large,
         )
     )
-
-
-def pieces(mails: Sequence[Mail]) -> list[Sequence[Mail]]:
-    """Of which each goes as one batch."""
-    batches: list[Sequence[Mail]] = []
-    start = held = 0
-    for at, mail in enumerate(mails):
-        held += len(mail.payload)
-        if at > start and (at - start == BATCH_MAX or held > BATCH_BYTES):
-            batches.append(mails[start:at])
-            start, held = at, len(mail.payload)
-    batches.append(mails[start:])
-    return batches

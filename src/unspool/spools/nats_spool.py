@@ -118,8 +118,9 @@ class NatsSpool:
         if changes:
             size = sum(len(c.body) + sum(map(len, c.parts)) for c in changes.values())
             await self._room(size, len(changes))
-            await self._commits.commit([*changes.values()], grows=True)
-        return answers
+        return await self._commits.answered(
+            entries, answers, changes, key=_key_of, again=self._accept, grows=True
+        )
 
     async def _known(self, keys: Sequence[Key], *, apart: bool = True) -> dict[Key, Known]:
         """Raises `Corrupt` where one of them is damaged."""
@@ -193,13 +194,13 @@ class NatsSpool:
             leases.append(lease)
             changes.append(change)
         try:
-            await self._commits.commit(changes, grows=True)
+            done = await self._commits.commit(changes, grows=True)
         except Full:
             if len(rows) == 1:
                 raise
             few = rows[: len(rows) // 2]
             return await self._lease(few, until, seize=seize, request=request, ordered=ordered)
-        return leases
+        return leases[:done]  # the others are somebody else's by now, or have their turn later
 
     async def seize(
         self, keys: Sequence[Key], /, *, now: Instant, until: Instant
@@ -212,7 +213,7 @@ class NatsSpool:
                 if row is not None and waits(row[1]) and row[1].leased_until <= now:
                     rows[key] = row
             leases = await self._lease([*rows.values()], until, seize=True)
-            taken = dict(zip(rows, leases, strict=True))
+            taken = dict(zip(rows, leases, strict=False))
             return [taken.pop(key, None) for key in keys]
 
         async with self._leasing:
@@ -267,8 +268,10 @@ class NatsSpool:
                 if change is None:
                     raise Conflict(key)
                 staged[key] = change.facts or facts, change
-        await self._commits.commit([change for _, change in staged.values()])
-        return kept
+        return await self._commits.answered(
+            settlements, kept, {key: change for key, (_, change) in staged.items()},
+            key=_key_settled, again=self._settle,
+        )  # fmt: skip
 
     async def _rows(self, leases: Sequence[Lease]) -> dict[Key, Row]:
         """What is known of these entries. Where it is not what was leased, it is asked for: it may
@@ -285,12 +288,12 @@ class NatsSpool:
         return {key: row for key, row in rows.items() if row is not None}
 
     async def renew(self, leases: Sequence[Lease], /, *, until: Instant) -> Sequence[bool]:
-        async def attempt() -> list[bool]:
-            keys = [lease.entry.message.key for lease in leases]
+        async def attempt(some: Sequence[Lease]) -> list[bool]:
+            keys = [_key_of(lease.entry) for lease in some]
             known = await self._known(keys, apart=False)
             kept: list[bool] = []
             changes: dict[Key, Change] = {}
-            for key, lease in zip(keys, leases, strict=True):
+            for key, lease in zip(keys, some, strict=True):
                 found = known.get(key)
                 good = (
                     found is not None
@@ -304,10 +307,11 @@ class NatsSpool:
                         facts, place=facts.place or found.revision, leased_until=until
                     )
                     changes[key] = restating(renewed, found)
-            await self._commits.commit([*changes.values()])
-            return kept
+            return await self._commits.answered(
+                some, kept, changes, key=lambda lease: _key_of(lease.entry), again=attempt
+            )
 
-        return await self._commits.until_done(attempt)
+        return await self._commits.until_done(lambda: attempt(leases))
 
     # -- sweep -----------------------------------------------------------------------------------
 
@@ -329,8 +333,7 @@ class NatsSpool:
                 except Spoilt as error:
                     await self._reader.aside(found)
                     raise Conflict(facts.key) from error
-            await self._commits.commit(changes)
-            return len(changes)
+            return await self._commits.commit(changes)
 
         async with self._leasing:
             return await self._commits.until_done(attempt)
@@ -355,15 +358,23 @@ class NatsSpool:
         return await self._reader.damaged(after=after, limit=limit)
 
     async def discard(self, marks: Sequence[str], /) -> Sequence[bool]:
-        async def attempt() -> list[bool]:
-            changes = await self._reader.discarded(marks)
-            await self._commits.commit([*changes.values()])
-            return [changes.pop(mark, None) is not None for mark in marks]
+        async def attempt(some: Sequence[str]) -> list[bool]:
+            changes = await self._reader.discarded(some)
+            gone = [mark in changes and mark not in some[:at] for at, mark in enumerate(some)]
+            return await self._commits.answered(some, gone, changes, key=str, again=attempt)
 
-        return await self._commits.until_done(attempt)
+        return await self._commits.until_done(lambda: attempt(marks))
 
     async def aclose(self) -> None:
         """Finish what was begun, and let go."""
         await self._commits.aclose()
         await self._watch.aclose()
         await self._link.wire.aclose()
+
+
+def _key_of(entry: Entry) -> Key:
+    return entry.message.key
+
+
+def _key_settled(settlement: tuple[Lease, Verdict]) -> Key:
+    return settlement[0].entry.message.key

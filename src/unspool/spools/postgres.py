@@ -112,13 +112,11 @@ class PostgresSpool:
             task.exception()  # who asked may have gone
 
     async def _run(
-        self, work: Callable[[Transaction], Awaitable[T]], *, patient: bool = False
+        self, work: Callable[[Transaction], Awaitable[T]], *, within_s: float | None = None
     ) -> T:
         """Fails closed on what cannot be read (12)."""
         try:
-            if patient:
-                return await self._link.run(work, within_s=read.LOOK_S)
-            return await self._link.run(work)
+            return await self._link.run(work, within_s=within_s)
         except write.SpoiltRows as found:
             raise await self._set_aside(found.ids) from found
 
@@ -136,21 +134,25 @@ class PostgresSpool:
         return self._soon(self._accept(entries))
 
     async def _accept(self, entries: Sequence[Entry]) -> Sequence[Acceptance]:
-        async with in_turn(self._accepting, self._link.target):
-            await self._still_as_promised()
-            answers = await self._taken(entries)
+        until = self._loop.time() + self._link.target.deadline_s
+        async with in_turn(self._accepting, self._link.target, until=until):
+            await self._still_as_promised(until)
+            answers = await self._taken(entries, until)
         if any(isinstance(a, New) and a.entry.state is State.WAITING for a in answers):
             self._arrivals.ring()
             self._bell.ring()
         return answers
 
-    async def _still_as_promised(self) -> None:
+    def _left_s(self, until: float) -> float:
+        return max(0.001, until - self._loop.time())
+
+    async def _still_as_promised(self, until: float) -> None:
         """Somebody may set the server up anew, or another one takes its place."""
         now = self._loop.time()
         if now < self.measure_at:
             return
         try:
-            found = await measure(self._link)
+            found = await measure(self._link, within_s=self._left_s(until))
         except Broken as error:
             raise NotDone(str(error)) from error  # it may be mended while we run
         if found.survives < self.promises.survives:
@@ -161,12 +163,14 @@ class PostgresSpool:
             )
         self.measure_at = now + MEASURE_S
 
-    async def _taken(self, entries: Sequence[Entry]) -> Sequence[Acceptance]:
+    async def _taken(self, entries: Sequence[Entry], until: float) -> Sequence[Acceptance]:
         answers: Sequence[Acceptance] | None = None
         if len({entry.message.key for entry in entries}) == len(entries):
-            answers = await self._run(lambda tx: write.take_new(tx, entries))
+            left_s = self._left_s(until)
+            answers = await self._run(lambda tx: write.take_new(tx, entries), within_s=left_s)
         while answers is None:
-            answers = await self._run(lambda tx: write.take(tx, entries))
+            left_s = self._left_s(until)
+            answers = await self._run(lambda tx: write.take(tx, entries), within_s=left_s)
         return answers
 
     def lease(
@@ -202,7 +206,7 @@ class PostgresSpool:
 
     async def _expire(self, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:
         cursor = await self._run(
-            lambda tx: tx.ask("expire", now=now, until=until, limit=limit), patient=True
+            lambda tx: tx.ask("expire", now=now, until=until, limit=limit), within_s=read.LOOK_S
         )
         return await self._leased(await cursor.fetchall(), until, whole=False)
 
@@ -258,7 +262,9 @@ class PostgresSpool:
         return self._soon(self._sweep(now, limit))
 
     async def _sweep(self, now: Instant, limit: int) -> int:
-        cursor = await self._run(lambda tx: tx.ask("sweep", now=now, limit=limit), patient=True)
+        cursor = await self._run(
+            lambda tx: tx.ask("sweep", now=now, limit=limit), within_s=read.LOOK_S
+        )
         [[count]] = await cursor.fetchall()
         return int(count)
 
@@ -277,6 +283,8 @@ class PostgresSpool:
     # -- reading -------------------------------------------------------------------------------
 
     async def wait_arrival(self) -> None:
+        if self._closed:
+            raise closed(self._link.target)
         await self._bell.wait()
 
     def find(self, keys: Sequence[Key], /) -> _Soon[Sequence[Entry | None]]:
@@ -314,10 +322,10 @@ class PostgresSpool:
     async def aclose(self) -> None:
         """Finish what was begun, and let go."""
         self._closed = True
-        await self._bell.aclose()
         while self._working:
             with suppress(Exception):
                 await asyncio.wait([*self._working])
+        await self._bell.aclose()  # the last of them may have rung it
         await self._link.aclose()
 
 

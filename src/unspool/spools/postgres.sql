@@ -62,10 +62,8 @@ WITH given AS MATERIALIZED (
 )
 SELECT key FROM taken
 
--- :known  What is there under these keys, and nobody else changes it now; with answers.
-SELECT {columns}, NULL::bytea, b.answer
-FROM {spool}.message AS m LEFT JOIN {spool}.body AS b ON b.id = m.id
-WHERE m.key = ANY(%(keys)b::bytea[]) ORDER BY m.key FOR UPDATE OF m
+-- :lock_keys  Nobody else changes these now. They are read by a statement behind it: in this one, a row that was waited for would come as it is by now, and what is joined to it as it was before.
+SELECT id FROM {spool}.message WHERE key = ANY(%(keys)b::bytea[]) ORDER BY key FOR UPDATE
 
 -- :delete  These rows and their bodies go.
 WITH gone AS (DELETE FROM {spool}.body WHERE id = ANY(%(ids)b::bigint[]))

@@ -57,10 +57,13 @@ class Bell:
         self._ringing: asyncio.Task[None] | None = None
         self._again = False
         self._told_deaf = False
+        self._closed = False
 
     # -- others hear of us ---------------------------------------------------------------------
 
     def ring(self) -> None:
+        if self._closed:
+            return
         if self._ringing is None or self._ringing.done():
             self._ringing = asyncio.get_running_loop().create_task(self._ring())
         else:
@@ -84,7 +87,7 @@ class Bell:
     # -- we hear of others ---------------------------------------------------------------------
 
     async def wait(self) -> None:
-        if self._listening is None:
+        if self._listening is None and not self._closed:
             self._listening = asyncio.get_running_loop().create_task(self._listen())
         with suppress(TimeoutError):
             async with asyncio.timeout(LISTENING_S if self.hears else POLL_S):
@@ -153,6 +156,7 @@ class Bell:
             timer.cancel()
 
     async def aclose(self) -> None:
+        self._closed = True
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)

@@ -1,7 +1,7 @@
 """The PostgreSQL spool opened: is it ours, is it of a form that we know, and what does it promise?
 
     promises, commit = await prepare(link, create=True)
-    promises = await measure(link)            again, of a spool that is open
+    promises = await measure(link, within_s=5)          again, of a spool that is open
 
 The tables are made, or brought to our form, in one transaction under a lock that all who open have
 to take. A form that names ours among those that can work with it is left as it is, so an older
@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from ..errors import Misconfigured, Newer, PromiseBroken
 from .postgres_link import Link, Transaction
-from .postgres_rows import FORM, FORMS, PROGRAM
+from .postgres_rows import FORM, FORMS, PROGRAM, in_schema
 from .postgres_target import Target
 from .protocol import Promises, Survives
 
@@ -86,9 +86,9 @@ async def prepare(link: Link, *, create: bool = True) -> tuple[Promises, str]:
     return promises, COMMITS.get(found.synchronous_commit, "on")
 
 
-async def measure(link: Link) -> Promises:
+async def measure(link: Link, *, within_s: float) -> Promises:
     """What the server gives now. Raises as `prepare`."""
-    found = await link.run(_measured, begin="begin_looking")
+    found = await link.run(_measured, within_s=within_s, begin="begin_looking")
     refuse(found, link.target)
     return _promises(found)
 
@@ -158,11 +158,11 @@ async def _make(transaction: Transaction, target: Target) -> None:
         if program != PROGRAM:
             _check_form(about, target)
     elif not found.exists:
-        await transaction.do(f"CREATE SCHEMA {target.schema}")
+        await transaction.do(f'CREATE SCHEMA "{target.schema}"')
     for number in range(form + 1, FORM + 1):
         oldest, statements = FORMS[number]
         for statement in statements:
-            await transaction.do(statement.replace("{spool}", target.schema))
+            await transaction.do(in_schema(statement, target.schema))
         if number > 1:
             await transaction.ask("written", form=number, oldest=oldest)
 

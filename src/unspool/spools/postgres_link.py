@@ -244,8 +244,9 @@ async def in_turn(
             await turns.acquire()
     except TimeoutError as error:
         raise NotDone(
-            f"All {target.connections} connections to the spool {target.shown} were busy for too"
-            " long. Nothing of this was done; repeat it. See what they do:"
+            f"The spool {target.shown} was busy for too long with what had come before, over at"
+            f" most {target.connections} connections. Nothing of this was done; repeat it. See what"
+            " they do:"
             " psql -c 'TABLE pg_stat_activity'"
         ) from error
     try:

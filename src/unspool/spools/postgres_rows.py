@@ -95,14 +95,17 @@ COLUMNS: Final = (
 _ALL: Final = ", ".join(f"m.{column}" for column in COLUMNS)
 
 
+def in_schema(text: str, spool: str) -> str:
+    """Quoted where it names what is in it: `order` and `user` are words of SQL, too."""
+    return text.replace("{spool}.", f'"{spool}".').replace("{spool}", spool)
+
+
 def queries(spool: str) -> dict[str, str]:
     """The queries of `postgres.sql` for the spool in this schema, by name."""
     text = files(__package__).joinpath("postgres.sql").read_text("utf-8")
-    filled = (
-        text.replace("{columns}", _ALL)
-        .replace("{picked}", _ALL)
-        .replace("{never}", str(NEVER))
-        .replace("{spool}", spool)
+    filled = in_schema(
+        text.replace("{columns}", _ALL).replace("{picked}", _ALL).replace("{never}", str(NEVER)),
+        spool,
     )
     found: dict[str, str] = {}
     for part in filled.split("\n-- :")[1:]:

@@ -59,7 +59,8 @@ async def take(tx: Transaction, entries: Sequence[Entry]) -> list[Acceptance] | 
     """The same where some are known. None: somebody else came in between. Raises `SpoiltRows`."""
     await _lock(tx, lines_of(entries))
     keys = sorted({packed(entry.message.key) for entry in entries})
-    rows = await (await tx.ask("known", keys=keys)).fetchall()
+    await tx.ask("lock_keys", keys=keys)
+    rows = await (await tx.ask("find", keys=keys)).fetchall()
     known, ids, spoilt = _read(rows)
     if spoilt:
         raise SpoiltRows(spoilt)

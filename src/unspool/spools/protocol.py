@@ -25,7 +25,9 @@ The contract, clause by clause (the conformance suite proves each):
 4. Lease. `lease` gives up to `wants[d]` messages of each destination d, earliest due first,
    waiting, due by `now`, and in nobody's unexpired lease; it counts one more attempt, and holds
    until `until` (I4). An abandoned lease comes due at its end by itself. A lease of a message that
-   may not be repeated (`message.repeat` is False) is durable before it is returned.
+   may not be repeated (`message.repeat` is False) is durable before it is returned. A waiting entry
+   may be accepted with a lease, `leased_until` and its token `attempt`: whoever accepts it is
+   trying it already, and it is in custody all the same, as durably as every other.
 5. Order. Of the waiting messages of one destination under one order key only the head, the one
    accepted first, can be leased: while it waits, is held or is leased, the others wait.
 6. Fence. The attempt number is the token, and with it the message's nonce, which is fresh for every
@@ -223,8 +225,9 @@ class Spool(Protocol):
     async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
         """Take entries in (1, 2, 3). The answers are in their order.
 
-        An entry is one of: WAITING with `due_at`; CLAIMED with `leased_until` and `keep_until`;
-        DELIVERED with `answer`, `keep_until` and `answer_until` (the request may be left out).
+        An entry is one of: WAITING with `due_at`, perhaps leased to the caller (4); CLAIMED with
+        `leased_until` and `keep_until`; DELIVERED with `answer`, `keep_until` and `answer_until`
+        (the request may be left out).
         What comes from another spool is kept as it was: WAITING, perhaps held, with the attempts
         and the trail that it has; DELIVERED, perhaps with its answer forgotten; BOUNCED with
         `reason`, `settled_at` and `keep_until`.

@@ -73,7 +73,7 @@ local function read(key)
 end
 
 -- 'r': with its request; 'a': with its answer. Once there is much in the answer of this call, they
--- are left out, and asked for one by one (`part`).
+-- are left out, and asked for one by one.
 local function row(e, flag, with)
   local a, r = '', ''
   if given < ROWS_MAX_BYTES then
@@ -282,6 +282,11 @@ local function take(e, till, seize, with)
   return row(e, harmless and 0 or 1, with)
 end
 
+-- An index that says what the entry does not say is not believed (I3).
+local function stale(e, found)
+  return not e or (not e.spoilt and (e.state ~= WAITING or member(e) ~= found))
+end
+
 -- item: how many, destination
 function V.lease()
   local now, till = unpack('>dd', args)
@@ -292,11 +297,12 @@ function V.lease()
     for _, found in ipairs(due) do
       if given >= ROWS_MAX_BYTES then break end
       local e = read(sub(found, 7))
-      if not e then
+      if stale(e, found) then
         call('ZREM', P .. 'w:' .. dest, found)
         touched[dest] = true
       elseif e.spoilt then
         aside(e)
+        call('ZREM', P .. 'w:' .. dest, found)  -- its place may be spoilt, too
       else
         rows[#rows + 1] = take(e, till, false, 'r')
       end
@@ -331,11 +337,12 @@ function V.expire()
     if #found == 0 then break end
     for _, one in ipairs(found) do
       local e = read(sub(one, 7))
-      if not e then
+      if stale(e, one) then
         call('ZREM', P .. 'x', one)
         at = at - 1
       elseif e.spoilt then
         aside(e)
+        call('ZREM', P .. 'x', one)  -- its place may be spoilt, too
         at = at - 1
       elseif e.leased <= now and #rows < limit then
         rows[#rows + 1] = take(e, till, true)
@@ -428,12 +435,13 @@ function V.sweep()
   return num(went)
 end
 
--- item: key. Its request or answer could not be read by who asked (12).
+-- item: key, standing. Its request or answer could not be read by who saw it so (12).
 function V.aside()
   local went = 0
   for i = 1, items do
-    local e = read(ARGV[3 + i])
-    if e then went = went + aside(e) end
+    local key, seen = unpack('>I4c0I4c0', ARGV[3 + i])
+    local e = read(key)
+    if e and (e.spoilt or e.c == seen) then went = went + aside(e) end
   end
   close()
   return num(went)
@@ -450,6 +458,12 @@ function V.discard()
     end
   end
   return join(answers)
+end
+
+-- Something that has to be synced, and changes nothing.
+function V.touch()
+  call('SET', P .. 'touched', '', 'PX', 60000)
+  return ''
 end
 
 -- looking -----------------------------------------------------------------------------------------
@@ -470,8 +484,8 @@ function V.find()
   return join(rows)
 end
 
--- r or a; item: key
-function V.part() return call('GET', P .. args .. ':' .. ARGV[4]) or '' end
+-- item: key. Its request, where that was left out.
+function V.part() return call('GET', P .. 'r:' .. ARGV[4]) or '' end
 
 -- limit, after ('' or [name)
 function V.survey()
@@ -575,6 +589,7 @@ function V.open()
   elseif kind ~= 'hash' then
     return 'F' .. KEYS[1]
   end
+  call('PUBLISH', P .. 'bell', '')  -- may we? Else it would be refused after a batch was written
   local got = call('HMGET', KEYS[1], 'unspool', 'id', 'rings')
   if not got[1] or not got[2] then return 'F' .. KEYS[1] end
   if got[1] ~= form then return 'V' .. got[1] end
@@ -582,8 +597,8 @@ function V.open()
 end
 
 local verb, CHANGES = ARGV[1], {lease = 1, seize = 1, expire = 1, settle = 1, renew = 1, sweep = 1,
-  aside = 1, discard = 1}
-if verb ~= 'open' and call('HGET', KEYS[1], 'id') ~= ARGV[2] then
+  aside = 1, discard = 1, touch = 1}
+if verb ~= 'open' and verb ~= 'touch' and call('HGET', KEYS[1], 'id') ~= ARGV[2] then
   return redis.error_reply('GONE ' .. KEYS[1] .. ' is not the one that was opened')
 end
 -- What ends things may not be refused for want of memory, or there would never be more of it: once

@@ -11,6 +11,9 @@ engine's errors are `redis_link`'s.
 
 Other relays' accepts are heard on a channel, and asked after once a second behind it.
 
+Every lease is synced, also of what may be repeated: the server may lose its power while the holder
+lives, and then two would hold one token.
+
 Hard about Redis: it holds everything in memory, some 1.3 KB for each waiting message beside its
 request; it runs one script at a time, so a batch of thousands makes all others wait; replicas are
 asynchronous, so a failover may lose what was accepted. A record whose crc is wrong is set aside:
@@ -53,6 +56,7 @@ from .redis_rows import (
     Row,
     Rows,
     accept_item,
+    aside_item,
     double,
     entry_of,
     is_answered,
@@ -112,7 +116,7 @@ class RedisSpool:
         items = [accept_item(entry) for entry in entries]
         found = self._whole(await self._link.call("accept", items=items, durable=True))
         answers: list[Acceptance] = []
-        spoilt: list[Key] = []
+        spoilt: list[Row] = []
         for entry in entries:
             kind = found.mark()
             if kind == b"N":
@@ -120,23 +124,31 @@ class RedisSpool:
                 changed = attempt != entry.attempt
                 answers.append(New(replace(entry, attempt=attempt) if changed else entry))
                 continue
-            known = await self._known(found.row(), spoilt)
+            row = found.row()
+            known = await self._known(row, spoilt) or entry_of(row)
             answers.append(Duplicate(known) if kind == b"D" else Mismatch(known))
         await self._set_aside(spoilt)
         if any(isinstance(a, New) and a.entry.state is State.WAITING for a in answers):
             self._arrivals.ring()
         return answers
 
-    async def _known(self, row: Row, spoilt: list[Key]) -> Entry:
-        """With its answer, or set down as spoilt."""
-        entry = entry_of(row)
+    async def _known(self, row: Row, spoilt: list[Row]) -> Entry | None:
+        """With its answer, or set down as spoilt. An answer that was left out, where the whole
+        would have been too large, is asked for with all that its entry is by now; None: gone."""
         if is_answered(row) and not row.answer:
-            row = replace(row, answer=await self._part(b"a", row.key))
+            item = text(row.key)
+            found = Rows(await self._link.call("find", items=[item], durable=_shows))
+            if found.mark() != b"A":
+                spoilt.append(row)
+                return entry_of(row)
+            if found.mark() != b"E":
+                return None
+            row = found.row()
         try:
-            return with_answer(entry, row)
+            return with_answer(entry_of(row), row)
         except Spoilt:
-            spoilt.append(row.key)
-            return entry
+            spoilt.append(row)
+            return entry_of(row)
 
     async def lease(
         self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
@@ -145,9 +157,9 @@ class RedisSpool:
             return []
         items = [lease_item(destination, limit) for destination, limit in wants.items()]
         args = double.pack(now) + double.pack(until)
-        found = Rows(await self._link.call("lease", args=args, items=items, durable=_binds))
+        found = Rows(await self._link.call("lease", args=args, items=items, durable=True))
         leases: list[Lease] = []
-        spoilt: list[Key] = []
+        spoilt: list[Row] = []
         while found.left:
             _lease(found.row(), until, leases, spoilt)
         await self._set_aside(spoilt)
@@ -162,13 +174,14 @@ class RedisSpool:
         items = [text(key) for key in keys]
         found = Rows(await self._link.call("seize", args=args, items=items, durable=True))
         answers: list[Lease | None] = []
-        spoilt: list[Key] = []
+        spoilt: list[Row] = []
         for _ in keys:
             leases: list[Lease] = []
             if found.mark() == b"L":
                 row = found.row()
                 if not row.request:
-                    row = replace(row, request=await self._part(b"r", row.key))
+                    request = await self._link.call("part", items=[text(row.key)])
+                    row = replace(row, request=request)
                 _lease(row, until, leases, spoilt)
             answers.append(leases[0] if leases else None)
         await self._set_aside(spoilt)
@@ -176,9 +189,9 @@ class RedisSpool:
 
     async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:
         args = double.pack(now) + double.pack(until) + limit.to_bytes(4, "big")
-        found = Rows(await self._link.call("expire", args=args))
+        found = Rows(await self._link.call("expire", args=args, durable=True))
         leases: list[Lease] = []
-        spoilt: list[Key] = []
+        spoilt: list[Row] = []
         while found.left:
             _lease(found.row(), until, leases, spoilt, whole=False)
         await self._set_aside(spoilt)
@@ -245,7 +258,7 @@ class RedisSpool:
         items = [text(key) for key in keys]
         found = self._whole(await self._link.call("find", items=items, durable=_shows))
         entries: list[Entry | None] = []
-        spoilt: list[Key] = []
+        spoilt: list[Row] = []
         for _ in keys:
             known = found.mark() == b"E"
             entries.append(await self._known(found.row(), spoilt) if known else None)
@@ -264,7 +277,7 @@ class RedisSpool:
                 return []
         items = [] if query.key is None else [text(query.key)]
         entries: list[Entry] = []
-        spoilt: list[Key] = []
+        spoilt: list[Row] = []
         more = True
         while more and len(entries) < limit:
             args = query_args(
@@ -277,7 +290,7 @@ class RedisSpool:
                 try:
                     entries.append(entry_of(row, whole=requests))
                 except Spoilt:
-                    spoilt.append(row.key)
+                    spoilt.append(row)
         await self._set_aside(spoilt)
         return entries
 
@@ -296,10 +309,6 @@ class RedisSpool:
                 count += 1
             if count < LANES:
                 return tallies
-
-    async def _part(self, which: bytes, key: Key) -> bytes:
-        """What was left out, where an answer would have been too large."""
-        return await self._link.call("part", args=which, items=[text(key)])
 
     # -- what is spoilt --------------------------------------------------------------------------
 
@@ -329,10 +338,11 @@ class RedisSpool:
         self._link.corrupt = max(0, self._link.corrupt - sum(gone))
         return gone
 
-    async def _set_aside(self, keys: Sequence[Key]) -> None:
+    async def _set_aside(self, rows: Sequence[Row]) -> None:
         """Their requests or answers could not be read here (12)."""
-        if keys:
-            went = await self._link.call("aside", items=[text(key) for key in keys], durable=True)
+        if rows:
+            items = [aside_item(row) for row in rows]
+            went = await self._link.call("aside", items=items, durable=True)
             self._link.corrupt += int(went)
 
     def _whole(self, answer: bytes) -> Rows:
@@ -368,23 +378,13 @@ def _shows(answer: bytes) -> bool:
     return False
 
 
-def _binds(answer: bytes) -> bool:
-    """A lease of what may not be repeated is durable before it is given (4)."""
-    found = Rows(answer)
-    while found.left:
-        row = found.row()
-        if not message_of(row.key, row.envelope).repeat:
-            return True
-    return False
-
-
 def _lease(
-    row: Row, until: Instant, leases: list[Lease], spoilt: list[Key], *, whole: bool = True
+    row: Row, until: Instant, leases: list[Lease], spoilt: list[Row], *, whole: bool = True
 ) -> None:
     try:
         leases.append(Lease(entry_of(row, whole=whole), until, abandoned=bool(row.flag)))
     except Spoilt:
-        spoilt.append(row.key)
+        spoilt.append(row)
 
 
 def _bits(answer: bytes) -> list[bool]:

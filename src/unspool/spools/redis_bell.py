@@ -30,9 +30,10 @@ class Bell:
         self._link: Final = link
         self._arrivals: Final = arrivals
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def listen(self) -> None:
-        if self._task is None:
+        if self._task is None and not self._closed:
             self._task = asyncio.create_task(self._listen(), name="unspool redis bell")
 
     async def _listen(self) -> None:
@@ -61,6 +62,7 @@ class Bell:
             await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
+        self._closed = True
         while self._task is not None and not self._task.done():
             # Up to Python 3.11 `wait_for`, which the library sends with, may lose a cancellation.
             self._task.cancel()

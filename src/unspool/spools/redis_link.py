@@ -30,11 +30,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from ..core.message import Value
-from ..errors import Full, Misconfigured, Newer, Refused, Unavailable, UnspoolError
+from ..errors import Full, Misconfigured, Newer, NotDone, Refused, Unavailable, UnspoolError
 from .open import shown
 from .redis_rows import FORM, Rows, strings, word
 from .redis_server import SETTINGS, Measured, honest, judge, lowered, parse_info
-from .redis_trouble import translate
+from .redis_trouble import Stage, translate
 
 CONNECTIONS_MAX: Final = 8
 IDLE_S: Final = 30.0
@@ -80,7 +80,6 @@ class Link:
         """The server, for people."""
         self.about: Final = f"{{{name}}}:about".encode()
         self.bell: Final = f"{{{name}}}:bell".encode()
-        self._touched: Final = f"{{{name}}}:touched".encode()
         self.corrupt = 0
         """Records set aside."""
         self.rings = 0
@@ -135,7 +134,7 @@ class Link:
     ) -> bytes:
         """`durable`: synced when it returns; or whether to, told from the answer."""
         if self._closed:
-            raise Unavailable(f"The spool at {self.where} is closed. Nothing was done.")
+            raise NotDone(f"The spool at {self.where} is closed. Nothing was done.")
         if sum(map(len, items)) > BATCH_MAX_BYTES:
             raise Full(
                 f"{len(items)} requests are more than {BATCH_MAX_BYTES >> 20} MiB in one batch."
@@ -160,11 +159,11 @@ class Link:
         except UnspoolError as error:
             if not self._id:
                 raise
-            raise Unavailable(str(error)) from error  # whoever sends is not to blame
+            raise NotDone(str(error)) from error  # whoever sends is not to blame
         except (trouble.RedisError, OSError, TimeoutError) as error:
             if not isinstance(error, trouble.ResponseError):
                 await self._drop_idle()
-            found = translate(error, where=self.where)
+            found = translate(error, where=self.where, at=Stage.ASKED)
             if self._id and not isinstance(found, Refused):
                 found = Unavailable(str(found))
             raise found from error
@@ -184,9 +183,7 @@ class Link:
                         self._order.release()  # the next may go while this one waits for the disk
                         ordered = False
                     if self.measured is not None and self.measured.waits and asked.binds(answer):
-                        if asked.verb in LOOKS:  # WAITAOF waits for one's own writes alone
-                            await self._touch(connection)
-                        await self._sync(connection)
+                        await self._sync(connection, asked)
                     whole = True
                 except trouble.ResponseError:
                     whole = True  # it said no, and that was all of it
@@ -209,16 +206,26 @@ class Link:
             found = await _exchange(connection, "EVAL", SCRIPT, *rest)
         return found
 
-    async def _sync(self, connection: Any) -> None:
-        """Wait until what this connection wrote last is on the server's disk."""
-        patience_ms = self._patience.sync_ms
-        local, _ = await _exchange(connection, "WAITAOF", 1, 0, patience_ms)
-        if local < 1:
+    async def _sync(self, connection: Any, asked: _Asked) -> None:
+        """Raises `Unavailable` where what was done may not be on the server's disk."""
+        try:
+            if asked.verb in LOOKS:  # WAITAOF waits for one's own writes alone
+                await self._touch(connection)
+            synced = await self._synced(connection)
+        except (trouble.RedisError, OSError) as error:
+            await self._drop_idle()
+            raise translate(error, where=self.where, at=Stage.TAKEN) from error
+        if not synced:
             raise Unavailable(
-                f"{self.where} took the batch and has not synced it within {patience_ms} ms: it may"
-                " or may not be kept. Repeat it under its key. See what the disk does:"
-                " redis-cli INFO persistence"
+                f"{self.where} took the batch and has not synced it within"
+                f" {self._patience.sync_ms} ms: it may or may not be kept. Repeat it under its key."
+                " See what the disk does: redis-cli INFO persistence"
             )
+
+    async def _synced(self, connection: Any) -> bool:
+        """Wait until what this connection wrote last is on the server's disk."""
+        local, _ = await _exchange(connection, "WAITAOF", 1, 0, self._patience.sync_ms)
+        return bool(local)
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -242,7 +249,7 @@ class Link:
                 await connection.disconnect(nowait=True)
             if isinstance(error, trouble.RedisError | OSError):
                 await self._drop_idle()
-                raise translate(error, where=self.where, sent=False) from error
+                raise translate(error, where=self.where, at=Stage.CONNECTING) from error
             raise
         return connection
 
@@ -255,18 +262,19 @@ class Link:
             except trouble.ResponseError:  # hosted ones hide it
                 break
             config |= {word(pairs[0]): word(pairs[1])} if pairs else {}
-        before, now = self.measured, judge(info, config, where=self.where)
+        before, tried = self.measured, self._tried
+        now = judge(info, config, where=self.where, before=before)
         if now.waits:
-            if now.run != self._tried:
+            if now.run != tried:
                 self._honest = await self._waits_for_the_disk(connection)
-                self._tried = now.run
+                tried = now.run
             now = now if self._honest else lowered(now)
         if before is not None and now.survives < before.survives:
-            raise Unavailable(
+            raise NotDone(
                 f"{self.where} promised more when the spool was opened ({before.detail}) than now"
                 f" ({now.detail}). Nothing was done; start unspool again where that is meant."
             )
-        self.measured = now
+        self.measured, self._tried = now, tried
         self._measured_at = asyncio.get_running_loop().time()
 
     async def _waits_for_the_disk(self, connection: Any) -> bool:
@@ -275,11 +283,16 @@ class Link:
         for _ in "12":
             began = loop.time()
             await self._touch(connection)
-            await self._sync(connection)
+            if not await self._synced(connection):
+                raise NotDone(
+                    f"{self.where} does not sync within {self._patience.sync_ms} ms. Nothing was"
+                    " done. See what the disk does: redis-cli INFO persistence"
+                )
         return honest((loop.time() - began) * 1000)
 
     async def _touch(self, connection: Any) -> None:
-        await _exchange(connection, "SET", self._touched, "", "PX", 60_000)
+        """By script: a SET of its own would be refused for want of memory."""
+        await self._ask(connection, _Asked("touch", b"", (), durable=False))
 
     async def subscriber(self) -> Any:
         """A connection of one's own; nothing is measured on it."""

@@ -119,6 +119,11 @@ _BECOMES: Final = {
 """What each state becomes under it: its digit, `x` (it is gone) or `-` (refused)."""
 
 
+def aside_item(row: Row) -> bytes:
+    """Only as it was seen may it be set aside: meanwhile it may have become another."""
+    return strings(text(row.key), row.standing)
+
+
 def renew_item(lease: Lease) -> bytes:
     message = lease.entry.message
     return _length.pack(lease.entry.attempt) + strings(text(message.key), message.nonce)

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from ..core.message import Value
-from ..errors import Misconfigured, PromiseBroken, Unavailable
+from ..errors import Misconfigured, NotDone, PromiseBroken
 from .protocol import Survives
 
 LEAST: Final = (6, 2)
@@ -73,9 +73,15 @@ def parse_info(text: bytes) -> dict[str, str]:
     return {name: value for name, colon, value in pairs if colon}
 
 
-def judge(info: Mapping[str, str], config: Mapping[str, str], *, where: str) -> Measured:
-    """`config` holds those of SETTINGS that the server shows. Raises `Misconfigured`,
-    `PromiseBroken`, `Unavailable`."""
+def judge(
+    info: Mapping[str, str],
+    config: Mapping[str, str],
+    *,
+    where: str,
+    before: Measured | None = None,
+) -> Measured:
+    """`config` holds those of SETTINGS that the server shows. `before`: the last time. Raises
+    `Misconfigured`, `PromiseBroken`, `NotDone`."""
     name, version = _version(info)
     server = f"{name} {info.get('valkey_version') or info.get('redis_version', '?')}"
     if version < LEAST:
@@ -89,20 +95,23 @@ def judge(info: Mapping[str, str], config: Mapping[str, str], *, where: str) -> 
             " Nothing was opened. Name a server of its own: unspool serve --spool redis://HOST/0"
         )
     if info.get("loading") == "1":
-        raise Unavailable(
+        raise NotDone(
             f"{where} is still reading its data from the disk. Nothing was opened, and nothing is"
             " lost. Start again in a moment; see how far it is: redis-cli INFO persistence"
         )
     if info.get("role") == "slave":
-        raise Unavailable(
+        raise NotDone(
             f"{where} is a replica, and takes no writes. Nothing was opened. Name its master: "
             f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
         )
-    if info.get("aof_rewrite_in_progress") == "1" and info.get("aof_base_size") == "0":
-        raise Unavailable(
-            f"{where} is writing its AOF for the first time; until that is done, what it is given"
-            " is lost with it. Nothing was done. Start again in a moment; see how far: redis-cli"
-            " INFO persistence"
+    # What had an AOF before, in the same run, is only writing it anew.
+    had = before is not None and before.survives > 0 and before.run == info.get("run_id", "")
+    making = info.get("aof_rewrite_in_progress") == "1" and info.get("aof_base_size") == "0"
+    if making and not had:
+        raise NotDone(
+            f"{where} is writing its AOF for the first time, or anew for the first time, which"
+            " cannot be told apart; and until the first is done, what it is given is lost with it."
+            " Nothing was done. Start again in a moment; see how far: redis-cli INFO persistence"
         )
     policy = info.get("maxmemory_policy", "noeviction")
     if info.get("maxmemory", "0") != "0" and policy != "noeviction":

@@ -30,6 +30,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from ..core.message import Answer, Cause, Failure, Request, Sent
+from ..core.urls import concealed
 from ..errors import Misconfigured
 from .connection import Connection
 from .head import Unsendable, render
@@ -182,11 +183,16 @@ def parse(origin: str, *, tls: ssl.SSLContext | None) -> Origin:
         parts = urlsplit(origin)
         port, host = parts.port, parts.hostname
     except ValueError as error:
-        raise Misconfigured(f"{origin!r} is no origin: {error}. Write http://host:port.") from error
+        said = concealed(origin)
+        raise Misconfigured(f"{said!r} is no origin: {error}. Write http://host:port.") from error
     if parts.scheme not in ("http", "https") or not host:
-        raise Misconfigured(f"{origin!r} is no origin. Write http://host:port or https://host.")
+        raise Misconfigured(
+            f"{concealed(origin)!r} is no origin. Write http://host:port or https://host."
+        )
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
-        raise Misconfigured(f"{origin!r} says more than an origin: leave scheme, host and port.")
+        raise Misconfigured(
+            f"{concealed(origin)!r} says more than an origin: leave scheme, host and port."
+        )
     if not origin.isascii() or not origin.isprintable() or " " in origin or port == 0:
         raise Misconfigured(
             f"{origin!r} cannot be a host. Write a name in ASCII (xn--…), and a port."

@@ -120,7 +120,11 @@ async def _drain(url: str, servers: Sequence[str], queues: Sequence[str], timeou
     loop = asyncio.get_running_loop()
     until = loop.time() + timeout
     left = 0
-    for destination in await _destinations(url):
+    destinations = await _destinations(url)
+    for at, destination in enumerate(destinations):
+        share = (until - loop.time()) / (
+            len(destinations) - at
+        )  # who is down leaves the others time
         to = tuple(servers) or (_origin_of(destination),)
         name = wording.plain(destination)
 
@@ -128,7 +132,7 @@ async def _drain(url: str, servers: Sequence[str], queues: Sequence[str], timeou
             click.echo(f"unspool: {name}: {now.waiting} wait, {now.settled} settled", err=True)
 
         async with AsyncClient(to, queues=queues, outbox=url, destination=destination) as client:
-            ended = await client.drain(max(0.0, until - loop.time()), progress=told)
+            ended = await client.drain(max(0.0, share), progress=told)
             left += ended.waiting
     click.echo(f"{left} waiting" if left else "Nothing waits.")
     return os.EX_TEMPFAIL if left else 0

@@ -11,6 +11,7 @@ What is kept in the outbox is sent by the next `unspool send` that is running fo
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 import click
 
 from ...core.message import SAFE_METHODS
+from ...spools.open import shown
 from .. import wording
 from .outbox import OUTBOX
 
@@ -80,7 +82,7 @@ def send(
     if before and keeps:
         options["durability"] = "before"
     with Client([f"{parts.scheme}://{parts.netloc}", *servers], **options) as client:
-        result = client.request(
+        request = client.build(
             verb,
             (parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
             content=body,
@@ -90,7 +92,13 @@ def send(
             deadline=deadline,
             contended=contended,
         )
-    return _tell(result, include=include, outbox=outbox)
+        try:
+            result = client.send(request)
+        except KeyboardInterrupt:
+            if keeps:
+                _interrupted(request.key, outbox=shown(outbox), before="durability" in options)
+            raise
+    return _tell(result, include=include, outbox=shown(outbox))
 
 
 def _body(text: str | None) -> bytes | None:
@@ -135,12 +143,19 @@ def _tell(result: Any, *, include: bool, outbox: str) -> int:
             return os.EX_TEMPFAIL
         case Queued(key):
             _say(f"saved in {outbox} under {key}; it will be delivered")
-            _say(f"send what waits: unspool outbox drain --outbox {outbox}")
+            _say(f"send what waits: unspool outbox drain --outbox {shlex.quote(outbox)}")
             return os.EX_TEMPFAIL
     _say(f"unknown: {result.why}. It is not sent again (key {result.key})")
     if result.response is not None:
         _answer(result.response, include=include)
     return UNKNOWN
+
+
+def _interrupted(key: str, *, outbox: str, before: bool) -> None:
+    if before:
+        _say(f"interrupted. It is in {outbox} under {key}, and goes out again from there")
+    else:
+        _say(f"interrupted. It may have been applied. Send it again under its key: --key {key}")
 
 
 def _answer(response: Any, *, include: bool) -> None:

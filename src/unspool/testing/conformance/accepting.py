@@ -101,6 +101,28 @@ class MovedIn(Suite):
         assert lease.entry.message.request == entry.message.request
         assert list(await spool.settle([(lease, delivered())])) == [True]
 
+    async def test_what_comes_with_a_lease_is_leased(self, spool: Spool) -> None:
+        """4. Whoever accepts it is trying it: nobody else gets it before the lease ends, and who
+        gets it then is told that it was abandoned. The verdict of the first is good until then."""
+        ours = [
+            replace(waiting(name, repeat=name != "c"), attempt=1, leased_until=LEASED_UNTIL)
+            for name in ("a", "b", "c")
+        ]
+        assert list(await spool.accept(ours)) == [New(entry) for entry in ours]
+        first, second, third = [Lease(entry, LEASED_UNTIL) for entry in ours]
+        assert not await spool.lease({HERE: 5}, now=later(SECOND), until=later(MINUTE))
+        assert list(await spool.seize([key("a")], now=later(SECOND), until=later(MINUTE))) == [None]
+        assert list(await spool.settle([(first, delivered())])) == [True]
+        assert list(await spool.settle([(second, deferred(due_at=later(2 * SECOND)))])) == [True]
+        [again] = await spool.lease({HERE: 5}, now=later(3 * SECOND), until=LEASED_UNTIL)
+        assert (names_of([again]), again.abandoned) == (["b"], False)
+        after = Instant(LEASED_UNTIL + SECOND)
+        leases = list(await spool.lease({HERE: 5}, now=after, until=Instant(after + MINUTE)))
+        attempts = [lease.entry.attempt for lease in leases]
+        assert sorted(zip(names_of(leases), attempts, strict=True)) == [("b", 3), ("c", 2)]
+        assert all(lease.abandoned for lease in leases)
+        assert list(await spool.settle([(third, delivered())])) == [False]
+
     async def test_what_was_held_elsewhere_is_held(self, spool: Spool) -> None:
         """1, 9. Due NEVER: not leased and not surveyed, but by an operator."""
         entry = waiting("a", due_at=NEVER)
