@@ -58,6 +58,7 @@ class Pair:
             ],
             now=lambda: NOW,
         )
+        self.chain.homing.pause_s = 0.05
 
     def _open(self, switch: Switch) -> Callable[[], Any]:
         async def open_() -> Any:

@@ -52,7 +52,7 @@ class TestOfOne(_InAFolder):
     __test__ = True
 
     async def open(self) -> Spool:
-        return await chain_of(partial(SqliteSpool.open, self.path))
+        return await chain_of(partial(SqliteSpool.open, self.path, test_hook_no_sync=True))
 
 
 class TestOfTwo(_InAFolder):
@@ -62,7 +62,8 @@ class TestOfTwo(_InAFolder):
 
     async def open(self) -> Spool:
         return await chain_of(
-            partial(SqliteSpool.open, self.path), partial(SqliteSpool.open, f"{self.path}-2")
+            partial(SqliteSpool.open, self.path, test_hook_no_sync=True),
+            partial(SqliteSpool.open, f"{self.path}-2", test_hook_no_sync=True),
         )
 
 
@@ -75,7 +76,7 @@ class TestOfTheSecond(_InAFolder):
             pytest.skip("what has an order key waits for the first: see below")
 
     async def open(self) -> Spool:
-        return await chain_of(down, partial(open_log, self.path))
+        return await chain_of(down, partial(open_log, self.path, test_hook_no_sync=True))
 
     async def test_a_settle_of_what_is_unknown(self, spool: Spool) -> None:
         """6. Nobody can tell whether the one that is down knows the lease: nobody says no."""

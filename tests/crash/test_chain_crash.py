@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 LOSSES = 2 * ROUNDS
-SENDERS = 4 if ROUNDS == 1 else 8
+SENDERS = 2 if ROUNDS == 1 else 8
 ARGUMENTS = (
     "--backoff-most-ms", "2s", "--spool-ms", "1s",
     # What was leased while nobody could tell comes due after this.

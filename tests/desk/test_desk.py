@@ -20,8 +20,8 @@ from desk_kit import now, put, run, waiting
 from crash.processes import Relay, eventually
 from crash.service import Service
 from crash.wire import ask
-from unspool.core.lifecycle import State
-from unspool.core.message import Instant, Key
+from unspool.core.lifecycle import Delivered, State
+from unspool.core.message import Instant, Key, Response
 from unspool.errors import TooMuch
 from unspool.spools import desk as desks
 from unspool.spools import desk_wire as wire
@@ -256,6 +256,19 @@ async def test_a_batch_goes_over_in_parts(desk: Desk) -> None:
     leases = await spool.seize(keys, now=now(), until=Instant(now() + 60_000))
     assert [lease is not None for lease in leases] == [True] * 1_107
     assert [entry.state for entry in await spool.find(keys) if entry] == [State.WAITING] * 1_107
+    await spool.aclose()
+
+
+async def test_answers_go_over_in_parts(desk: Desk) -> None:
+    """More of them than a frame holds: a move settles what had ended, by the page."""
+    spool = await DeskSpool.open(desk._folder)
+    entries = [waiting(f"m{number}", due_at=0) for number in range(17)]
+    await spool.accept(entries)
+    keys = [entry.message.key for entry in entries]
+    leases = await spool.seize(keys, now=now(), until=Instant(now() + 60_000))
+    answer = Response(200, b"OK", (), bytes(wire.FRAME_MAX_BYTES // 16))
+    end = Delivered(answer, Instant(now() + 60_000), Instant(now() + 60_000))
+    assert await spool.settle([(one, end) for one in leases if one]) == [True] * 17
     await spool.aclose()
 
 

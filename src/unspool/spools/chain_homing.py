@@ -65,6 +65,8 @@ class Homing:
         self, ranks: Ranks, *, now: Callable[[], Instant], keep_ms: int, ring: Callable[[], None]
     ) -> None:
         self.compared = True
+        self.pause_s = PAUSE_S
+        """The least rest between two looks."""
         self.moved = 0
         """Messages that were brought home, since we started."""
         self._ranks = ranks
@@ -115,7 +117,7 @@ class Homing:
             return
         self._hurry.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(PAUSE_S, seconds)):
+            async with asyncio.timeout(max(self.pause_s, seconds)):
                 await self._hurry.wait()
 
     async def _round(self) -> bool:

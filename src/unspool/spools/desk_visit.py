@@ -17,13 +17,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from msgspec.structs import replace
 
-from ..core.lifecycle import Verdict
+from ..core.lifecycle import Delivered, Verdict
 from ..core.message import Destination, Instant, Key
 from ..errors import Full, Refused, TooMuch, Unavailable
 from . import desk_wire as wire
@@ -127,7 +127,7 @@ class DeskSpool:
 
     async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
         answers: list[Acceptance] = []
-        for batch in _batches(entries):
+        for batch in _batches(entries, _size):
             answers += await self._call(wire.Accept.of(batch))
         return answers
 
@@ -157,7 +157,7 @@ class DeskSpool:
 
     async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
         kept: list[bool] = []
-        for batch in _parts(settlements, PAGE_MAX):
+        for batch in _batches(settlements, _answer_size):
             kept += await self._call(wire.Settle.of(batch))
         return kept
 
@@ -260,17 +260,22 @@ def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _batches(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Entries as they go over: together as long as their bodies are small."""
-    batches: list[list[Entry]] = [[]]
+def _batches(items: Sequence[T], size_of: Callable[[T], int]) -> list[list[T]]:
+    """Items as they go over: together as long as their bodies are small."""
+    batches: list[list[T]] = [[]]
     size = 0
-    for entry in entries:
-        size += _size(entry)
+    for item in items:
+        size += size_of(item)
         if batches[-1] and (size > CALL_BYTES or len(batches[-1]) == PAGE_MAX):
             batches.append([])
-            size = _size(entry)
-        batches[-1].append(entry)
+            size = size_of(item)
+        batches[-1].append(item)
     return [batch for batch in batches if batch]
+
+
+def _answer_size(settlement: tuple[Lease, Verdict]) -> int:
+    verdict = settlement[1]
+    return len(verdict.answer.body) if isinstance(verdict, Delivered) else 0
 
 
 def _size(entry: Entry) -> int:
