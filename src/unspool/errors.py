@@ -143,6 +143,12 @@ class Misconfigured(Broken):
     """A setting is missing or impossible."""
 
 
+class NoSpool(Misconfigured):
+    """There is no spool of that name, and looking makes none."""
+
+    exit_code = os.EX_NOINPUT
+
+
 class Missing(Broken):
     """An optional part is not installed."""
 

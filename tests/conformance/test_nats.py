@@ -10,11 +10,13 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import shutil
 import tracemalloc
 from binascii import a2b_base64, b2a_base64
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from servers.nats import Nats, cluster, nats
 from unspool.core.lifecycle import State
 from unspool.core.message import Destination, Instant, Key, Request, Response
 from unspool.core.record import Spoilt
-from unspool.errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable
+from unspool.errors import Full, Misconfigured, Missing, NoSpool, PromiseBroken, Unavailable
 from unspool.spools.nats import open_nats
 from unspool.spools.nats_address import read_url
 from unspool.spools.nats_index import Index
@@ -46,6 +48,7 @@ from unspool.spools.nats_records import (
 from unspool.spools.nats_room import ROOM_MIN_BYTES
 from unspool.spools.nats_spool import NatsSpool
 from unspool.spools.nats_wire import Wire
+from unspool.spools.open import reach_spool
 from unspool.spools.protocol import Duplicate, Entry, Lease, Mismatch, New, Query, Survives
 from unspool.testing.conformance.values import (
     HERE,
@@ -99,6 +102,12 @@ async def eventually(ask: Any, *, seconds: float = 10) -> Any:
             except Unavailable:
                 pass
             await asyncio.sleep(0.02)
+
+
+async def test_looking_makes_no_bucket(url: str) -> None:
+    for _ in "12":
+        with pytest.raises(NoSpool, match="looking makes none"):
+            await reach_spool(url, create=False)
 
 
 # -- relays side by side -------------------------------------------------------------------------
@@ -352,6 +361,31 @@ async def test_servers_of_a_cluster_are_killed_one_by_one() -> None:
 async def _answers(url: str) -> bool:
     async with opened(url):
         return True
+
+
+async def test_killed_in_the_middle_of_a_batch() -> None:
+    """A batch that the server has begun to write down when it is killed is there whole, or not."""
+    chance = random.Random(5)
+    with nats() as server:
+        for number in range(2 * max(1, int(os.environ.get("UNSPOOL_CRASH_ROUNDS", "1")))):
+            files = server.folder / "js"
+
+            def written_bytes(bucket: str = f"KV_b{number}", files: Path = files) -> int:
+                return sum(block.stat().st_size for block in files.rglob(f"{bucket}/msgs/*.blk"))
+
+            async with opened(server.url(f"b{number}")) as [spool]:
+                before = written_bytes()
+                entries = [large(f"{n}", 8_000) for n in range(1_000)]
+                accepting = asyncio.create_task(spool.accept(entries))
+                while written_bytes() == before and not accepting.done():
+                    await asyncio.sleep(0)
+                await asyncio.sleep(chance.random() * 0.01)
+                server.kill()
+                [ended] = await asyncio.gather(accepting, return_exceptions=True)
+                server.start()
+            async with opened(server.url(f"b{number}")) as [spool]:
+                found = len(spool._watch.index)
+                assert found == 1_000 or (found == 0 and isinstance(ended, Unavailable))
 
 
 async def test_a_server_that_forgot(url: str) -> None:

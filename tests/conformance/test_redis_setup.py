@@ -14,12 +14,13 @@ from servers.redis import Redis, free_port, redis
 from unspool.errors import (
     Misconfigured,
     Newer,
+    NoSpool,
     NotDone,
     PromiseBroken,
     Unavailable,
     UnspoolError,
 )
-from unspool.spools.open import open_spool
+from unspool.spools.open import open_spool, reach_spool
 from unspool.spools.protocol import New, Survives
 from unspool.spools.redis import RedisSpool
 from unspool.spools.redis_link import Patience
@@ -371,6 +372,9 @@ async def test_another_programs_keys() -> None:
         for name in ("theirs", "cart", "set"):
             with pytest.raises(Misconfigured, match="another program"):
                 await RedisSpool.open(server.spool(name))
+        for _ in "12":
+            with pytest.raises(NoSpool, match="looking makes none"):
+                await reach_spool(server.spool("typo"), create=False)
         assert client.dbsize() == 3
         client.hset("{newer}:about", mapping={"unspool": "9", "id": "x", "rings": 0, "seq": 0})
         with pytest.raises(Newer, match=f"reads {FORM.decode()}"):

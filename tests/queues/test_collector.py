@@ -24,7 +24,7 @@ from unspool.core.message import (
     identify,
 )
 from unspool.custody import Custody
-from unspool.errors import Full, Misconfigured, TooLarge, Unavailable
+from unspool.errors import Corrupt, Full, Misconfigured, TooLarge, Unavailable
 from unspool.ingress.collector import PAUSE_MOST_S, Collector, Fate, entered, pause_s
 from unspool.ingress.protocol import Caller
 from unspool.node import Node, plan_for
@@ -294,6 +294,25 @@ async def test_too_large_for_the_spool() -> None:
     assert it.waiting("unspool.aside") == [written()]
 
 
+async def test_a_key_that_is_damaged() -> None:
+    """What the spool has under one key cannot be read: that is set aside beside what is taken.
+    Where nothing is taken it may be all of the spool, and everything stays in its queue."""
+
+    class Damaged(Slow):
+        async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
+            if any(entry.message.name == "bad" for entry in entries):
+                raise Corrupt("1 record failed its checksum. x")
+            return await super().accept(entries)
+
+    it = It()
+    it.spool = Damaged(it.told)
+    assert not await it.drained(written("bad"))
+    assert it.waiting() == [written("bad")]
+    assert await it.drained(written("a"), written("b"))
+    assert it.waiting("unspool.aside") == [written("bad")]
+    assert len(it.spool.entries) == 2
+
+
 async def test_a_mistake_of_ours(caplog: pytest.LogCaptureFixture) -> None:
     """One message that we stumble over does not end the collector, which would meet it again."""
     it = It()
@@ -475,6 +494,28 @@ async def test_told_to_stop() -> None:
     await asyncio.sleep(0.05)
     told.set()
     await asyncio.wait_for(running, 2)
+
+
+async def test_a_backlog_that_others_fill_and_empty() -> None:
+    """What waits is counted as it is now: a relay elsewhere accepts and delivers, too."""
+    it = It()
+    it.terms = Terms(survives=Survives.NOTHING, required=Survives.NOTHING, backlog_max=2)
+    collector = it.collector()
+    await it.spool.accept([entry_of(written(name)) for name in "ab"])
+    it.server.keep("unspool", [written("c")])
+    told = asyncio.Event()
+    running = asyncio.create_task(collector.run(told))
+    await asyncio.sleep(0.05)
+    assert it.waiting() == [written("c")]
+    until = Instant(NOW + 60_000)
+    leases = await it.spool.lease({OPTIONS.destination: 9}, now=NOW, until=until)
+    made = Delivered(Response(200, b"OK", (), b""), until, until)
+    await it.spool.settle([(lease, made) for lease in leases])
+    async with asyncio.timeout(5):
+        while not collector.counts[Fate.KEPT]:
+            await asyncio.sleep(0.01)
+    told.set()
+    await running
 
 
 async def test_trouble_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

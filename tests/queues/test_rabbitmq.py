@@ -17,8 +17,15 @@ from somebody import somebody
 from servers.rabbitmq import RabbitMQ, free_port, rabbitmq
 from unspool.errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable
 from unspool.queues.open import open_queue
-from unspool.queues.protocol import Queue, Survives
-from unspool.queues.rabbitmq import RabbitQueue, open_rabbitmq
+from unspool.queues.protocol import PAYLOAD_MAX_BYTES, Queue, Survives
+from unspool.queues.rabbitmq import (
+    AT_ONCE_MAX,
+    FIRST,
+    TAKE_BYTES,
+    RabbitQueue,
+    next_at_once,
+    open_rabbitmq,
+)
 from unspool.queues.rabbitmq_place import Limits, Place
 from unspool.testing.queues import QueueConformance
 
@@ -178,6 +185,31 @@ async def test_a_server_that_is_paused(server: RabbitMQ, name: str) -> None:
     await other.aclose()
     await queue.put([b"four"])
     assert {b"one", b"four"} <= await all_of(queue) <= {b"one", b"two", b"3", b"four"}
+
+
+async def test_large_messages_are_not_taken_all_at_once(server: RabbitMQ, name: str) -> None:
+    """4. RabbitMQ sends as many as it may, however large they are: what a take holds in memory has
+    a limit all the same, and everything comes."""
+    queue = queue_at(server.port, name)
+    for number in range(12):
+        await queue.put([bytes([number]) * 4 * 1024 * 1024])
+    found = set()
+    while some := await queue.take(limit=128, wait_ms=300):
+        assert sum(len(one.payload) for one in some) <= TAKE_BYTES
+        found |= {one.payload[0] for one in some}
+        await queue.complete(some)
+    assert found == {*range(12)}
+
+
+def test_how_many_at_once() -> None:
+    """4. Small ones soon come by the hundred, large ones few at a time, and one is always taken."""
+    at_once, takes = FIRST, []
+    for size in [100] * 12 + [1024 * 1024] * 3 + [PAYLOAD_MAX_BYTES] * 3 + [PAYLOAD_MAX_BYTES * 8]:
+        at_once = next_at_once(at_once, [size] * at_once)
+        takes.append(at_once)
+    assert takes[:12] == [min(FIRST * 2**n, AT_ONCE_MAX) for n in range(1, 13)]
+    assert takes[12:] == [32, 32, 32, 2, 2, 2, 1]
+    assert next_at_once(64, [100] * 9) == 64
 
 
 async def test_a_restart(server: RabbitMQ, name: str) -> None:

@@ -107,8 +107,6 @@ async def _opened(
     custody = Custody(spool=spool, terms=terms, disk_free=disk_of(settings))
     clock, chance = SystemClock(), Chance()
     secret = await custody.open(now=clock.now(), chance=chance)
-    if plan.backlog_max:
-        await custody.count()
     collectors = [
         Collector(
             queue=queue,
@@ -138,9 +136,11 @@ async def collecting(urls: Sequence[str], node: Node) -> AsyncIterator[None]:
     """Collect beside a relay. At the end what was taken is in the spool, or given back."""
     told = asyncio.Event()
     running = []
-    for url in urls:
+    # All of them first: what makes no sense leaves none running.
+    queues = [await open_queue(url) for url in urls]
+    for url, queue in zip(urls, queues, strict=True):
         collector = Collector(
-            queue=await open_queue(url),
+            queue=queue,
             called=shown(url),
             custody=node.custody,
             options=node.options,

@@ -18,6 +18,7 @@ was tried at the door, and then handed over, is one message; and so is one that 
 | it is being tried just now for a sender who still waits | given back: nothing was promised yet |
 | another request has its key | set aside |
 | it is too old for its key to be remembered, or cannot be read | set aside |
+| what it has under this key is damaged | set aside, once the spool has taken another beside it |
 | nothing, or that it is full | given back |
 
 Promises: nothing is completed before the spool has synced it (I1): kill -9 anywhere loses nothing,
@@ -43,13 +44,14 @@ from random import random
 from typing import Final
 
 from ..clock import Clock
+from ..core.admission import Reject
 from ..core.fields import onward, values
 from ..core.handover import Unfit, unpack
 from ..core.idempotency import Unreadable, minted
 from ..core.lifecycle import State
 from ..core.message import Instant, Key, Request, Value, identify, seal
 from ..custody import Custody
-from ..errors import Broken, TooLarge, UnspoolError
+from ..errors import Broken, Corrupt, TooLarge, UnspoolError
 from ..passage import Options
 from ..queues.protocol import Queue, Taken
 from ..spools.protocol import Acceptance, Entry, Mismatch, New
@@ -65,6 +67,8 @@ DRAINED_MS: Final = 500
 """A queue that gives nothing for so long has nothing more."""
 PAUSE_LEAST_S: Final = 1.0
 PAUSE_MOST_S: Final = 60.0
+COUNT_S: Final = 10.0
+"""So often it is counted how many wait, where that has a limit."""
 REPORT_S: Final = 60.0
 """At most so often it is logged how many were collected."""
 
@@ -82,6 +86,8 @@ class Ruling(Value, frozen=True):
     fate: Fate
     why: str = ""
     """For ASIDE and BACK, for people."""
+    damaged: bool = False
+    """The spool could not read what it has: of this key, or of all."""
 
 
 def entered(
@@ -120,6 +126,14 @@ def ruled(acceptance: Acceptance) -> Ruling:
     if acceptance.entry.state is State.CLAIMED:
         return Ruling(Fate.BACK, "it is being tried just now for a sender who waits")
     return Ruling(Fate.KNOWN)
+
+
+def sorted_out(rulings: Sequence[Ruling]) -> list[Ruling]:
+    """Where the spool took others, only this key is damaged: nobody shall wait behind it."""
+    works = any(ruling.fate in (Fate.KEPT, Fate.KNOWN) for ruling in rulings)
+    return [
+        Ruling(Fate.ASIDE, ruling.why) if ruling.damaged and works else ruling for ruling in rulings
+    ]
 
 
 def too_old(name: str, *, now: Instant, key_ms: int) -> str:
@@ -166,6 +180,8 @@ class Collector:
         self._chance = chance
         self._tries = tries
         self._exacting = exacting
+        self._counts = tries is None and custody.terms.backlog_max > 0
+        self._count_at = 0.0
         self._luck = luck
         self._failures = 0
         self._trouble = ""
@@ -202,7 +218,11 @@ class Collector:
 
     async def _round(self, ear: asyncio.Task[bool], *, wait_ms: int) -> int:
         """Take some, accept them, tell the queue. How many the queue gave."""
-        reject = self._custody.admit(self._clock.now())
+        try:
+            reject = await self._rejected()
+        except UnspoolError as error:
+            self._in_trouble(f"{error}")
+            return 0
         if reject is not None:
             self._in_trouble(f"nothing is taken: {reject.detail}. What is queued stays there")
             return 0
@@ -228,8 +248,20 @@ class Collector:
             self._all_well()
             return 0
         rulings = await asyncio.gather(*(self._kept(one.payload) for one in taken))
-        await self._tell(taken, rulings)
+        await self._tell(taken, sorted_out(rulings))
         return len(taken)
+
+    async def _rejected(self) -> Reject | None:
+        """Why custody cannot be taken now. In a process of our own nobody else counts how many
+        wait, while relays elsewhere accept and deliver."""
+        reject = self._custody.admit(self._clock.now())
+        began = asyncio.get_running_loop().time()
+        if self._counts and (reject is not None or began >= self._count_at):
+            await self._custody.count()
+            ended = asyncio.get_running_loop().time()
+            self._count_at = ended + max(COUNT_S, 50 * (ended - began))
+            reject = self._custody.admit(self._clock.now())
+        return reject
 
     async def _kept(self, payload: bytes) -> Ruling:
         """Have the spool keep it, synced; or why not."""
@@ -254,6 +286,8 @@ class Collector:
             return ruled(await self._custody.accept(entry, now=now))
         except TooLarge as error:
             return Ruling(Fate.ASIDE, f"{error}")
+        except Corrupt as error:
+            return Ruling(Fate.BACK, f"{error}", damaged=True)
         except UnspoolError as error:
             return Ruling(Fate.BACK, f"{error}")
         finally:

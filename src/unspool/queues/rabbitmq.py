@@ -10,20 +10,22 @@ which it does when the message is on disk (or, of a quorum queue, on most disks)
 if there is none; one that is there is used as it is, whatever its type and limits, but must be
 durable. Full is what a queue with `x-overflow: reject-publish` says.
 
-`take` consumes with a prefetch of `limit` until something has come, and stops: between takes
-nothing is sent to us, so that nobody hoards what others could have. `complete` acknowledges, and
-asks something behind it: when it returns RabbitMQ has dealt with that. It does not sync it: what
-was completed just before a kill -9 of RabbitMQ is given again, and is known by its key. `set_aside`
-publishes to `<queue>.aside`.
+`take` consumes with a prefetch until something has come, and stops: between takes nothing is sent
+to us, so that nobody hoards what others could have. RabbitMQ counts a prefetch in messages alone;
+so it is what of the last ones would fit TAKE_BYTES, at most `limit`, and grows slowly. `complete`
+acknowledges, and asks something behind it: when it returns RabbitMQ has dealt with that. It does
+not sync it: what was completed just before a kill -9 of RabbitMQ is given again, and is known by
+its key. `set_aside` publishes to `<queue>.aside`.
 
 The connections are aio-pika's plain ones. The robust kind keeps a publish waiting for as long as
 the server is away and then sends it, after its caller has gone elsewhere: not for custody. Two of
 them: a server that is short of memory stops reading from publishers, and must hear acknowledgements
 all the same.
 
-Bugs: does not see that a server refuses to publish before its deadline has passed (no confirm
-comes). A delivery that RabbitMQ gives again and again, because something kills the collector each
-time, is not counted; a quorum queue with a delivery limit drops it or moves it to its dead letters.
+Bugs: where large messages follow many small ones a take is larger once. Does not see that a server
+refuses to publish before its deadline has passed (no confirm comes). A delivery that RabbitMQ gives
+again and again, because something kills the collector each time, is not counted; a quorum queue
+with a delivery limit drops it or moves it to its dead letters.
 """
 
 from __future__ import annotations
@@ -44,6 +46,11 @@ if TYPE_CHECKING:
 
 CONFIRMS_AT_ONCE: Final = 64
 """Published before the first confirm is back."""
+TAKE_BYTES: Final = 32 * 1024 * 1024
+"""A take is to have no more."""
+FIRST: Final = 8
+AT_ONCE_MAX: Final = 1024
+"""Messages that are sent to us unasked: at first, and at most."""
 MORE_S: Final = 0.002
 """How long after the first delivery others that are on their way are waited for."""
 
@@ -72,6 +79,7 @@ class RabbitQueue:
         self._bell: Final = asyncio.Event()
         self._held: Final[set[_Handle]] = set()
         self._undoing: asyncio.Task[None] | None = None
+        self._at_once = FIRST
         self._declared: Final[set[tuple[AbstractChannel, str]]] = set()
         self._failed_at = -1.0
         self._closed = False
@@ -147,13 +155,14 @@ class RabbitQueue:
         channel = self._taking = await self._live(self._taking)
         await self._declare(channel, self._queue)
         try:
-            await self._consume(channel, limit, wait_ms)
+            await self._consume(channel, min(limit, self._at_once), wait_ms)
             taken: list[Taken] = []
             while len(taken) < limit and self._arrived:
                 taken.append(self._hold(channel, self._arrived.popleft()))
         except BaseException:
             self._undoing = asyncio.create_task(self._let_go(channel))
             raise
+        self._at_once = next_at_once(self._at_once, [len(one.payload) for one in taken])
         return taken
 
     async def _consume(self, channel: AbstractChannel, limit: int, wait_ms: int) -> None:
@@ -350,6 +359,14 @@ class RabbitQueue:
     def _must_be_open(self) -> None:
         if self._closed:
             raise Unavailable("the queue was closed. Nothing was handed over. Open another.")
+
+
+def next_at_once(at_once: int, sizes: Sequence[int]) -> int:
+    """How many may be sent to us next, when these have come."""
+    size = sum(sizes)
+    if len(sizes) < at_once and size <= TAKE_BYTES:
+        return at_once
+    return max(1, min(2 * at_once, AT_ONCE_MAX, TAKE_BYTES * len(sizes) // max(1, size)))
 
 
 async def _closed(channel: AbstractChannel) -> None:

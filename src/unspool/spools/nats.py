@@ -41,8 +41,9 @@ Is weaker or costs:
   32 KiB, which take several messages. What is not done by then is told apart from what is.
 - Memory in every relay for each message that waits and each key that is remembered; the start reads
   the facts of all (figures in docs/howto/choose-a-spool.md).
-- What the server makes of a batch in the middle of which it is killed is its affair; a batch is
-  written so that any beginning of it is whole: parts, messages, registers, and last what goes.
+- What the server makes of a batch in the middle of which it is killed is its affair: 2.12 finished
+  or dropped each one whole (docs/internals/proof.md). All the same a batch is written so that any
+  beginning of it is whole: parts, messages, registers, and last what goes.
 - To the server each batch is a file of its own, and some five syncs: a batch of two costs as much
   as one of fifty. A single message is none.
 - A lease, renewal or seizure asks once and writes once; requests of up to 32 KiB are written again
@@ -63,7 +64,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..errors import Misconfigured, PromiseBroken, Unavailable
+from ..errors import Misconfigured, NoSpool, PromiseBroken, Unavailable
 from .arrivals import Arrivals
 from .nats_address import Place, read_url
 from .nats_link import NOT_FOUND, Link, Refusal
@@ -91,8 +92,9 @@ NEEDED: Final[Mapping[str, Any]] = {
 """Of the stream. Otherwise it forgets, or cannot do what is asked of it."""
 
 
-async def open_nats(url: str) -> NatsSpool:
-    """Raises `Missing`, `Misconfigured`, `PromiseBroken`, `Unavailable`."""
+async def open_nats(url: str, *, create: bool = True) -> NatsSpool:
+    """`create`: make the bucket where it is not. Raises `Missing`, `Misconfigured`,
+    `PromiseBroken`, `Unavailable`, `NoSpool`."""
     place = read_url(url)
     arrivals = Arrivals()
     watches: list[Watch] = []
@@ -104,7 +106,7 @@ async def open_nats(url: str) -> NatsSpool:
     link = Link(await Wire.connect(place.address, place.names, on_reconnect=reconnected))
     try:
         account = await _checked_server(link)
-        stream = await _stream(link, place)
+        stream = await _stream(link, place, create=create)
         config = stream["config"]
         replicas = int(config["num_replicas"])
         link.replicated = replicas > 1
@@ -174,7 +176,7 @@ def _no_jetstream(link: Link, why: str) -> Misconfigured:
     )
 
 
-async def _stream(link: Link, place: Place) -> dict[str, Any]:
+async def _stream(link: Link, place: Place, *, create: bool) -> dict[str, Any]:
     """The bucket, made if it is not there, checked if it is."""
     name = place.names.stream
     try:
@@ -183,6 +185,12 @@ async def _stream(link: Link, place: Place) -> dict[str, Any]:
         except Refusal as error:
             if error.code != NOT_FOUND:
                 raise
+            if not create:
+                raise NoSpool(
+                    f"There is no bucket for a spool at {link.shown}: nothing was ever accepted"
+                    " there, and looking makes none. Name the one that the relay has: --spool"
+                    " nats://HOST:4222/BUCKET"
+                ) from error
             found = await link.api(f"STREAM.CREATE.{name}", _config(place))
         found = await _ours(link, found)
     except Refusal as error:

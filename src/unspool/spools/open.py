@@ -22,7 +22,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from ..core.urls import concealed
 from ..errors import InUse, Misconfigured, Missing
@@ -31,6 +31,10 @@ from .protocol import Spool
 GROUP: Final = "unspool.spools"
 
 Opener = Callable[[str], Awaitable[Spool]]
+
+
+class Server(Protocol):
+    def __call__(self, url: str, /, *, create: bool = True) -> Awaitable[Spool]: ...
 
 
 async def _open_memory(url: str) -> Spool:
@@ -73,7 +77,7 @@ async def _open_log(url: str) -> Spool:
     return await open_log(_named_path(url, example="unspool.log"))
 
 
-async def _open_redis(url: str) -> Spool:
+async def _open_redis(url: str, *, create: bool = True) -> Spool:
     try:
         from .redis import RedisSpool
     except ImportError as error:
@@ -81,13 +85,13 @@ async def _open_redis(url: str) -> Spool:
             "A spool in Redis or Valkey needs the package redis, which is not installed. Nothing"
             " was opened. Install it: pip install 'unspool[redis]'"
         ) from error
-    return await RedisSpool.open(url)
+    return await RedisSpool.open(url, create=create)
 
 
-async def _open_nats(url: str) -> Spool:
+async def _open_nats(url: str, *, create: bool = True) -> Spool:
     from .nats import open_nats
 
-    return await open_nats(url)
+    return await open_nats(url, create=create)
 
 
 def _named_path(url: str, *, example: str) -> Path:
@@ -102,18 +106,22 @@ def _named_path(url: str, *, example: str) -> Path:
     return path
 
 
-OURS: Final[Mapping[str, Opener]] = {
-    "leveldb": _open_leveldb,
-    "log": _open_log,
-    "memory": _open_memory,
+SERVED: Final[Mapping[str, Server]] = {
     "nats": _open_nats,
     "postgres": _open_postgres,
     "postgresql": _open_postgres,
     "redis": _open_redis,
     "rediss": _open_redis,
-    "sqlite": _open_sqlite,
     "valkey": _open_redis,
     "valkeys": _open_redis,
+}
+"""Spools in servers, which opening makes unless it is told not to."""
+OURS: Final[Mapping[str, Opener]] = {
+    "leveldb": _open_leveldb,
+    "log": _open_log,
+    "memory": _open_memory,
+    "sqlite": _open_sqlite,
+    **SERVED,
 }
 ON_DISK: Final = frozenset({"leveldb", "log", "sqlite"})
 """Schemes of which the rest is a path on this machine."""
@@ -155,13 +163,13 @@ async def open_spool(url: str) -> Spool:
 
 async def reach_spool(url: str, *, create: bool = True) -> Spool:
     """Open it as an operator does: where a relay has it to itself, through that relay's desk.
-    Not `create`: tables are not made by looking whether there are any.
+    Not `create`: a spool in a server is not made by looking whether there is any.
 
     Raises what `open_spool` does: `InUse` where another process has it that serves nobody.
     """
     path = path_of(url)
-    if OURS.get(url.partition(":")[0]) is _open_postgres:
-        return await _open_postgres(url, create=create)
+    if served := SERVED.get(url.partition(":")[0]):
+        return await served(url, create=create)
     if path is None or not of_one_process(url):
         return await open_spool(url)
     from .desk import NAME

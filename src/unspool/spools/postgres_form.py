@@ -22,7 +22,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from ..errors import Misconfigured, Newer, PromiseBroken
+from ..errors import Misconfigured, Newer, NoSpool, PromiseBroken
 from .postgres_link import Link, Transaction
 from .postgres_rows import FORM, FORMS, PROGRAM, in_schema
 from .postgres_target import Target
@@ -67,7 +67,7 @@ async def prepare(link: Link, *, create: bool = True) -> tuple[Promises, str]:
     refuse(found, target)
     if not _is_there(found):
         if not create:
-            raise Misconfigured(
+            raise NoSpool(
                 f"There is no spool in the schema {target.schema} of {target.shown}: nothing was"
                 " ever accepted there, and looking makes none. Name the one that the relay has:"
                 " --spool 'postgres://…?schema=…'"

@@ -577,7 +577,8 @@ function V.rings()
   return pack('>dI4', tonumber(call('HGET', P .. 'about', 'rings')), call('ZCARD', P .. 'aside'))
 end
 
--- form, id for a new spool: F, it is another program's; V, another form; O, its id and numbers
+-- form, id for a new spool ('': make none): N, there is none; F, it is another program's; V, another
+-- form; O, its id and numbers
 function V.open()
   local form, id = unpack('>I4c0I4c0', args)
   local kind = call('TYPE', KEYS[1]).ok
@@ -585,6 +586,7 @@ function V.open()
     for _, index in ipairs({'all', 'lanes', 'names', 'x', 'k', 'u', 'aside', 'lines'}) do
       if call('EXISTS', P .. index) == 1 then return 'F' .. P .. index end
     end
+    if id == '' then return 'N' end
     call('HSET', KEYS[1], 'unspool', form, 'id', id, 'seq', 0, 'rings', 0)
   elseif kind ~= 'hash' then
     return 'F' .. KEYS[1]

@@ -96,10 +96,11 @@ class RedisSpool:
         )
 
     @classmethod
-    async def open(cls, url: str, *, patience: Patience | None = None) -> Self:
-        """Raises `Misconfigured`, `PromiseBroken`, `Newer`, `Unavailable`."""
+    async def open(cls, url: str, *, create: bool = True, patience: Patience | None = None) -> Self:
+        """`create`: make it where it is not. Raises `Misconfigured`, `PromiseBroken`, `Newer`,
+        `Unavailable`, `NoSpool`."""
         link = Link(*split(url), patience)
-        await link.open()
+        await link.open(create=create)
         return cls(link)
 
     @property

@@ -30,7 +30,16 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from ..core.message import Value
-from ..errors import Full, Misconfigured, Newer, NotDone, Refused, Unavailable, UnspoolError
+from ..errors import (
+    Full,
+    Misconfigured,
+    Newer,
+    NoSpool,
+    NotDone,
+    Refused,
+    Unavailable,
+    UnspoolError,
+)
 from .open import shown
 from .redis_rows import FORM, Rows, strings, word
 from .redis_server import SETTINGS, Measured, honest, judge, lowered, parse_info
@@ -96,10 +105,11 @@ class Link:
         self._honest = False
         self._closed = False
 
-    async def open(self) -> None:
-        """Raises `Misconfigured`, `PromiseBroken`, `Newer`, `Unavailable`."""
+    async def open(self, *, create: bool = True) -> None:
+        """Raises `Misconfigured`, `PromiseBroken`, `Newer`, `Unavailable`, `NoSpool`."""
+        new = os.urandom(8).hex().encode() if create else b""
         try:
-            answer = await self.call("open", args=strings(FORM, os.urandom(8).hex().encode()))
+            answer = await self.call("open", args=strings(FORM, new))
         except BaseException:
             await self.close()
             raise
@@ -116,6 +126,12 @@ class Link:
                 f"The spool at {self.where} has the form {what}, and this unspool reads"
                 f" {FORM.decode()}. Nothing was changed. Install the newer one: pip install -U"
                 " unspool"
+            )
+        if kind == b"N":
+            return NoSpool(
+                f"There is no spool {word(self.about[1:-7])!r} in {self.where}: nothing was ever"
+                " accepted there, and looking makes none. Name the one that the relay has: --spool"
+                " redis://HOST/0?name=orders"
             )
         return Misconfigured(
             f"At {self.where} the key {what} belongs to another program. Nothing was changed. Give"
