@@ -8,6 +8,7 @@
     custody.find_for(hears, key)      he tells `took`, or `failed`, what he was told of an accept
     await custody.open()              the spool's secret, made on first use
     await custody.receipt(key, nonce) the entry of a receipt
+    await custody.seize(entry, …)     the right to end this one, by its sender's word
     custody.grade(entry)              what it survives, as receipts tell it
     await custody.count()             how many wait already
     custody.recent                    answers just kept: a repeat mostly follows soon
@@ -27,7 +28,7 @@ from hmac import compare_digest
 from typing import Final
 
 from .core.admission import Health, Reject, Terms, admit
-from .core.lifecycle import State, Verdict
+from .core.lifecycle import Deferred, State, Verdict
 from .core.message import Instant, Key, Response
 from .errors import Full, Homeless, InDoubt, Refused, Unavailable
 from .recent import Recent
@@ -153,6 +154,15 @@ class Custody:
         if entry is None:
             self.not_blind()
         return entry
+
+    async def seize(self, entry: Entry, *, now: Instant, until: Instant) -> Lease | None:
+        """This very message; None: it is not to be had, or another one is under its key by now."""
+        seize = self.spool.seize if self.chain is None else self.chain.seizing(entry)
+        [lease] = await seize([entry.message.key], now=now, until=until)
+        if lease is None or lease.entry.message.nonce == entry.message.nonce:
+            return lease
+        await self.spool.settle([(lease, Deferred(lease.entry.due_at, lease.entry.trail))])
+        return None
 
     def not_blind(self) -> None:
         """Raises `Unavailable` where a part of the spool cannot be asked."""

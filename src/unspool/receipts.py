@@ -334,7 +334,7 @@ class Receipts:
         if entry.state is State.WAITING:
             key = entry.message.key
             until = Instant(now + SEIZE_MS)
-            [lease] = await self._custody.spool.seize([key], now=now, until=until)
+            lease = await self._custody.seize(entry, now=now, until=until)
             if lease is not None:
                 end = Attempt(lease.entry.attempt, now, 0, "cancelled by its sender", Sent.NEVER)
                 verdict = bounced(
@@ -346,7 +346,7 @@ class Receipts:
                 if await self._custody.settle(lease, verdict, now=now):
                     self._custody.backlog -= 1
                     self._board.post(key)
-                    found = await self._custody.find(key)
+                    found = await self._custody.receipt(key, entry.message.nonce)
                     return self._state(found or entry)
             self._custody.not_blind()
         return problem("settled", f"it is {_NAMES[entry.state]}")

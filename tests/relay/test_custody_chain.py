@@ -160,3 +160,25 @@ async def test_health_tells_of_each() -> None:
         assert [view["state"] for view in health["spools"]] == ["down", "up"]
         assert "switched off" in health["spools"][0]["cause"]
         assert health["takes_custody"] is True
+
+
+async def test_a_receipt_cancels_its_own_message_and_no_other() -> None:
+    """The key came again with another request while the first was away: two messages wait under it,
+    and each receipt is of one."""
+    async with relay_over_two() as (it, first, _second):
+        one = await it.ask(key="a", body=b"tea")
+        first.away = True
+        two = await it.ask(key="a", body=b"coffee")
+        assert (one.status, two.status) == (202, 202)
+        first.away = False
+        chain = it.spool
+        assert isinstance(chain, ChainSpool)
+        async with asyncio.timeout(8):
+            while not (chain.ranks.home.up and chain.homing.compared):
+                await asyncio.sleep(0.01)
+        cancelled = await it.receipt(two, method=b"DELETE")
+        assert (cancelled.status, told(cancelled)["reason"]) == (200, "cancelled")
+        assert told(cancelled)["receipt"] == value(two, b"location").decode()
+        assert told(await it.receipt(one))["state"] == "waiting"
+        assert told(await it.receipt(two))["state"] == "bounced"
+        assert (await it.receipt(one, method=b"DELETE")).status == 200

@@ -54,7 +54,7 @@ from ..core.message import Destination, Instant, Key
 from ..errors import Refused, Unavailable
 from .arrivals import Arrivals
 from .chain_homing import Homing
-from .chain_lending import Lending
+from .chain_lending import Lending, Seize
 from .chain_looking import Looking
 from .chain_ranks import Ranks
 from .chain_secret import Secrets
@@ -274,6 +274,10 @@ class ChainSpool:
         self, keys: Sequence[Key], /, *, now: Instant, until: Instant
     ) -> Sequence[Lease | None]:
         return await self._lending.seize(keys, now=now, until=until)
+
+    def seizing(self, entry: Entry) -> Seize:
+        """`seize` where this entry lies: another may wait under its key elsewhere."""
+        return self._lending.seizing(self.ranks.where(entry))
 
     async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:
         return await self._lending.expire(now=now, until=until, limit=limit)

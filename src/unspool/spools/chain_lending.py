@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from ..core.lifecycle import Verdict
@@ -21,6 +22,7 @@ from .chain_ranks import Ranks
 from .protocol import LaneDue, Lease, Spool
 
 T = TypeVar("T")
+Seize = Callable[..., Awaitable[Sequence[Lease | None]]]
 _Verb = Callable[[Spool, Sequence[T]], Awaitable[Sequence[bool]]]
 
 
@@ -96,8 +98,17 @@ class Lending:
         self, keys: Sequence[Key], *, now: Instant, until: Instant
     ) -> Sequence[Lease | None]:
         """By whoever has it, home first. A key given twice is seized once."""
+        return await self._seize(self._ranks.ups, keys, now=now, until=until)
+
+    def seizing(self, index: int) -> Seize:
+        """The same at this one alone."""
+        return partial(self._seize, [index])
+
+    async def _seize(
+        self, indices: Sequence[int], keys: Sequence[Key], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease | None]:
         leases: list[Lease | None] = [None] * len(keys)
-        for index in self._ranks.ups:
+        for index in indices:
             numbers = [n for n, key in enumerate(keys) if leases[n] is None and key not in keys[:n]]
             if not numbers:
                 break
