@@ -108,10 +108,13 @@ class Postgres:
             _until_it_answers(self, self.process, self.folder / "log")
 
     def pids(self) -> list[int]:
-        """Its processes, the one that starts all others first."""
+        """Its processes, the one that starts all others first. One that has lost its disk may have
+        ended by itself, and all others end with it."""
         assert self.process is not None
         first = self.process.pid
-        children = Path(f"/proc/{first}/task/{first}/children").read_text()
+        children = ""
+        with suppress(FileNotFoundError):
+            children = Path(f"/proc/{first}/task/{first}/children").read_text()
         return [first, *map(int, children.split())]
 
     def kill(self) -> None:
