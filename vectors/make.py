@@ -369,7 +369,8 @@ def export_cases() -> list[Case]:
         make("the head, with the secret's mark",
              '{"line":"export","version":1,"exported_at":1750000000000,"secret_mark":"00ff"}'),
         make("a head of another version", '{"line":"export","version":2,"exported_at":1}'),
-        make("the secret", '{"line":"secret","secret":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}'),
+        make("the secret",
+             '{"line":"secret","secret":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}'),
         make("the last line", '{"line":"end","messages":7}'),
         make("a message that waits", exported()),
         make("one with everything", exported(
