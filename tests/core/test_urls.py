@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from unspool.core.urls import concealed
-from unspool.spools.open import shown
 
 
 @pytest.mark.parametrize(
@@ -28,7 +27,7 @@ from unspool.spools.open import shown
     ],
 )
 def test_a_password_is_not_shown_and_all_else_is(url: str, seen: str) -> None:
-    assert shown(url) == seen
+    assert concealed(url) == seen
 
 
 def test_of_several_urls_in_a_text_each_is_concealed() -> None:

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..core.message import Instant
+from ..core.urls import concealed
 from ..ingress.listen import Opened
 from ..node import Node
 from ..problems import PREFIX
 from ..settings import Settings
-from ..spools.open import path_of, shown
+from ..spools.open import path_of
 from .wording import SURVIVES, custodian, span
 
 
@@ -50,7 +51,7 @@ async def announce(settings: Settings, listening: Sequence[Opened], node: Node) 
     promises = spool.promises
     survives = SURVIVES[promises.survives]
     where = " ".join(one.address for one in listening)
-    urls = [shown(url) for url in settings.spool]
+    urls = [concealed(url) for url in settings.spool]
     if chain is None:
         kept = f"  spool        {urls[0]}: {depth}; {survives} ({promises.detail})\n"
     else:

@@ -22,6 +22,7 @@ from .. import __version__
 from ..chance import Chance
 from ..clock import SystemClock
 from ..core.admission import Terms
+from ..core.urls import concealed
 from ..custody import Custody
 from ..errors import InUse, Misconfigured, PromiseBroken
 from ..ingress.collector import Collector
@@ -29,13 +30,12 @@ from ..node import Node, marked
 from ..queues.open import open_queue
 from ..queues.protocol import Queue
 from ..settings import Settings
-from ..spools.open import shown
 from ..spools.protocol import Spool
 from . import logs
+from .ears import STOPS, ears
 from .notify import notify
 from .plan import plan_of
 from .wording import SURVIVES
-from .workers import STOPS
 
 log = logging.getLogger("unspool.collect")
 
@@ -45,7 +45,7 @@ def collect(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
     if settings.spool[0].startswith("memory:"):
         raise Misconfigured(
             "a spool in memory would end with this command. Nothing was collected. Let the relay "
-            f"itself collect: unspool serve --spool memory: --collect {shown(urls[0])}"
+            f"itself collect: unspool serve --spool memory: --collect {concealed(urls[0])}"
         )
     logs.start(level=settings.log_level, form=settings.log_format)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
@@ -54,7 +54,6 @@ def collect(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
 
 async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
     from .opening import open_for
-    from .serve import ears  # with all that a relay needs
 
     told = ears()
     queues = [await open_queue(url) for url in urls]  # before the spool: these ask nobody yet
@@ -63,7 +62,7 @@ async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
     except InUse as error:
         raise InUse(
             f"{error} If it is the relay of this spool, let it collect itself: "
-            f"unspool serve --collect {shown(urls[0])}"
+            f"unspool serve --collect {concealed(urls[0])}"
         ) from error
     try:
         custody, collectors = await _opened(settings, spool, urls, queues)
@@ -93,7 +92,7 @@ async def _opened(
     plan = plan_of(settings)
     if spool.promises.survives < plan.required:
         raise PromiseBroken(
-            f"the spool {' '.join(map(shown, settings.spool))} "
+            f"the spool {' '.join(map(concealed, settings.spool))} "
             f"{SURVIVES[spool.promises.survives]}, and `survives` asks for "
             f"{plan.required.name.lower()}. Nothing was collected. Use another spool, or "
             f"say --survives {spool.promises.survives.name.lower()}"
@@ -110,7 +109,7 @@ async def _opened(
     collectors = [
         Collector(
             queue=queue,
-            called=shown(url),
+            called=concealed(url),
             custody=custody,
             options=marked(plan.options, secret),
             secret=secret,
@@ -141,7 +140,7 @@ async def collecting(urls: Sequence[str], node: Node) -> AsyncIterator[None]:
     for url, queue in zip(urls, queues, strict=True):
         collector = Collector(
             queue=queue,
-            called=shown(url),
+            called=concealed(url),
             custody=node.custody,
             options=node.options,
             secret=node.secret,
@@ -150,7 +149,7 @@ async def collecting(urls: Sequence[str], node: Node) -> AsyncIterator[None]:
             tries=node.relay.tries,
         )
         running.append(asyncio.create_task(collector.run(told), name="unspool collector"))
-        log.info("collecting from %s", shown(url))
+        log.info("collecting from %s", concealed(url))
     for task in running:
         task.add_done_callback(_look)
     try:
@@ -170,10 +169,10 @@ def _announce(settings: Settings, urls: Sequence[str], spool: Spool) -> None:
     """Three lines: from where, into what, for whom."""
     name = (settings.destination or settings.to)[0]
     sys.stderr.write(
-        f"unspool {__version__} collects from {' '.join(map(shown, urls))}\n"
-        f"  spool        {' '.join(map(shown, settings.spool))}: "
+        f"unspool {__version__} collects from {' '.join(map(concealed, urls))}\n"
+        f"  spool        {' '.join(map(concealed, settings.spool))}: "
         f"{SURVIVES[spool.promises.survives]} ({spool.promises.detail})\n"
         f"  delivery     by the relay of this spool: unspool serve --to {name}"
-        f" {' '.join(f'--spool {shown(url)}' for url in settings.spool)}\n"
+        f" {' '.join(f'--spool {concealed(url)}' for url in settings.spool)}\n"
     )
     sys.stderr.flush()

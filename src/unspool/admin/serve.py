@@ -17,7 +17,6 @@ import asyncio
 import fcntl
 import gc
 import logging
-import os
 import signal
 import ssl
 import time
@@ -27,6 +26,7 @@ from typing import IO, Final
 import uvloop
 
 from ..clock import SystemClock
+from ..core.urls import concealed
 from ..errors import CannotCreate, Misconfigured
 from ..ingress.http import Door
 from ..ingress.limits import Limits as DoorLimits
@@ -35,7 +35,7 @@ from ..node import Node
 from ..settings import Settings
 from ..spools.chain import ChainSpool
 from ..spools.desk import Desk, open_desk
-from ..spools.open import of_one_process, path_of, shown
+from ..spools.open import of_one_process, path_of
 from ..spools.protocol import Spool
 from ..transports.http import HttpTransport
 from ..transports.limits import Limits as OutLimits
@@ -45,10 +45,11 @@ from . import logs
 from .announce import announce
 from .collect import collecting
 from .descriptors import fitted
+from .ears import STOPS, ears
 from .notify import notify
 from .opening import disk_of, open_for
 from .plan import plan_of
-from .workers import STOPS, supervise
+from .workers import supervise
 
 log = logging.getLogger("unspool.serve")
 
@@ -57,8 +58,6 @@ IN_USE_PAUSE_S: Final = 0.05
 """Two seconds: a relay that was just killed may take a moment to be gone."""
 LAST_WORDS_MS: Final = 1_000
 """Of the time to drain: for saving what has had no answer, and for saying so."""
-SAME_SIGNAL_S: Final = 0.1
-"""systemd and a terminal signal the whole group, and the parent passes it on: that is one word."""
 GC_THRESHOLD: Final = 20_000
 """Requests leave no cycles behind; looking for them 30 times less often is worth a tenth."""
 
@@ -140,7 +139,7 @@ async def _desks(urls: Sequence[str], spool: Spool) -> list[Desk]:
 
 
 def _may_share(settings: Settings) -> None:
-    for url in map(shown, settings.spool):
+    for url in map(concealed, settings.spool):
         if settings.workers > 1 and of_one_process(url):
             raise Misconfigured(
                 f"workers = {settings.workers}, and the spool {url} can be open in one process"
@@ -182,29 +181,6 @@ def _serve_alone(url: str) -> IO[bytes] | None:
         "Stop it first, or keep this one's messages elsewhere: "
         f"unspool serve --spool {url.partition(':')[0]}:///other"
     )
-
-
-def ears() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT. The next one stops at once: the spool has what was accepted.
-
-    The signals were held back until here, so one that came while we started is heard too.
-    """
-    told = asyncio.Event()
-    told_at = 0.0
-    loop = asyncio.get_running_loop()
-
-    def hear(number: int) -> None:
-        nonlocal told_at
-        if not told.is_set():
-            told_at = loop.time()
-            told.set()
-        elif loop.time() - told_at > SAME_SIGNAL_S:
-            os._exit(128 + number)
-
-    for number in STOPS:
-        loop.add_signal_handler(number, hear, number)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    return told
 
 
 def _transport(settings: Settings) -> Transport:

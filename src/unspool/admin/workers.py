@@ -19,10 +19,10 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import UnspoolError
+from .ears import STOPS
 
 log = logging.getLogger("unspool.workers")
 
-STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 RESTART_MS: Final = 500
 HOPELESS: Final = frozenset({os.EX_USAGE, os.EX_CANTCREAT, os.EX_NOPERM, os.EX_CONFIG})
 """Exit codes of a worker that a person must help: it is not started again."""

@@ -32,11 +32,11 @@ from ..core.message import Answer, Cause, Failure, Instant, Sent, Value
 from ..core.message import Request as Wire
 from ..core.message import Response as Answered
 from ..core.outcome import Outcome, is_busy, is_unknown, judge
+from ..core.urls import concealed
 from ..errors import Full, Unacceptable, UnspoolError
 from ..problems import PREFIX, STILL_YOURS
 from ..queues.open import open_queue
 from ..queues.protocol import Queue
-from ..spools.open import shown
 from ..transports.protocol import Transport
 from .receipt import Receipt, is_ours, receipt_path
 from .request import Request
@@ -159,7 +159,7 @@ class Foreign:
     """Somebody else's queue."""
 
     def __init__(self, url: str, *, opener: Callable[[str], Awaitable[Queue]] = open_queue) -> None:
-        self.where: Final = shown(url)
+        self.where: Final = concealed(url)
         self._url: Final = url
         self._opener: Final = opener
         self._opening: asyncio.Task[Queue] | None = None

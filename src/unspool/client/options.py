@@ -16,8 +16,8 @@ from typing import Any, Final, Literal, TypedDict
 
 from ..clock import Clock, SystemClock
 from ..core.message import Value
+from ..core.urls import concealed
 from ..errors import Misconfigured
-from ..spools.open import shown
 from ..transports.http import parse
 from ..transports.protocol import Transport
 from .events import OnEvent
@@ -182,7 +182,7 @@ def _origin(url: Any) -> str:
     if found and "/" in rest:
         origin, _, path = rest.partition("/")
         raise Misconfigured(
-            f"The server {shown(url)} has a path. Nothing was opened. Give the origin,"
+            f"The server {concealed(url)} has a path. Nothing was opened. Give the origin,"
             f" {scheme}://{origin.rpartition('@')[2]}, and the path with each request:"
             f' client.post("/{path}/…")'
         )

@@ -37,8 +37,8 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import parse_qsl
 
+from ..core.urls import concealed
 from ..errors import Full, Misconfigured, Unavailable
-from ..spools.open import shown
 from .gearman_line import Limits, Line, Server, look
 from .gearman_packets import Kind, Packet, pack
 from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large, unique
@@ -382,6 +382,6 @@ def _server(url: str, place: str) -> Server:
 
 def _misconfigured(url: str, why: str) -> Misconfigured:
     return Misconfigured(
-        f"{shown(url)!r} names no gearmand: {why}. Nothing was opened. Write: "
+        f"{concealed(url)!r} names no gearmand: {why}. Nothing was opened. Write: "
         "gearman://127.0.0.1:4730/unspool"
     )

@@ -20,8 +20,8 @@ from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Final
 
+from ..core.urls import concealed
 from ..errors import Misconfigured
-from ..spools.open import shown
 from .protocol import Queue
 
 GROUP: Final = "unspool.queues"
@@ -95,6 +95,6 @@ def _unknown(url: str, *, scheme: str, schemes: list[str]) -> Misconfigured:
     if near:
         advice = f"Did you mean {near[0]}:?"
     return Misconfigured(
-        f"{shown(url)!r} names no queue that is known here. Nothing was opened. {advice} Known:"
+        f"{concealed(url)!r} names no queue that is known here. Nothing was opened. {advice} Known:"
         f" {known}"
     )

@@ -13,8 +13,8 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..core.message import Value
+from ..core.urls import concealed
 from ..errors import Misconfigured
-from ..spools.open import shown
 
 QUEUE: Final = "unspool"
 
@@ -72,6 +72,6 @@ def place_of(url: str) -> tuple[Place, str]:
 
 def _misconfigured(url: str, why: str) -> Misconfigured:
     return Misconfigured(
-        f"{shown(url)!r} names no queue of RabbitMQ: {why}. Nothing was opened. Write: "
+        f"{concealed(url)!r} names no queue of RabbitMQ: {why}. Nothing was opened. Write: "
         "amqp://user:password@127.0.0.1:5672/?queue=orders"
     )

@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from ..core.message import Value
+from ..core.urls import concealed
 from ..errors import Full, Misconfigured, Missing, Unavailable, UnspoolError
-from ..spools.open import shown
 from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large, unique
 from .s3_names import FULL, OPERATOR, behind, code_in, strange
 
@@ -390,5 +390,5 @@ def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
 
 def _misconfigured(url: str, why: str) -> Misconfigured:
     return Misconfigured(
-        f"{shown(url)!r} names no place in S3: {why}. Nothing was opened. Write: s3://bucket/prefix"
+        f"{concealed(url)!r} names no place in S3: {why}. Nothing was opened. Write: s3://bucket/prefix"
     )

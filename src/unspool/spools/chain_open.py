@@ -13,9 +13,10 @@ from functools import partial
 from typing import Final
 
 from ..core.message import Instant
+from ..core.urls import concealed
 from .chain import KEEP_MS, ChainSpool
 from .custodian import Custodian
-from .open import of_one_machine, open_spool, shown
+from .open import of_one_machine, open_spool
 from .protocol import Spool, Survives
 
 DEADLINE_MS: Final = 3_000
@@ -42,7 +43,7 @@ async def open_spools(
     chain = ChainSpool(
         [
             Custodian(
-                name=shown(url),
+                name=concealed(url),
                 open=partial(opener, url),
                 deadline_ms=deadline_ms,
                 required=required,

@@ -9,7 +9,6 @@
     spool = await open_spool("memory:")                   survives nothing; for trying things out
     await reach_spool(url)              for an operator: through the relay, where one has it open
     path_of(url) · of_one_process(url) · of_one_machine(url)    what can be told before it is opened
-    shown(url)                                            for people: without its password
 
 Other packages add schemes by an entry point in the group `unspool.spools`: its name is the scheme,
 its object an async function from the URL to a Spool.
@@ -42,7 +41,7 @@ async def _open_memory(url: str) -> Spool:
 
     if url not in ("memory:", "memory://"):
         raise Misconfigured(
-            f"{shown(url)!r} names something in memory, which has no names. Nothing was opened."
+            f"{concealed(url)!r} names something in memory, which has no names. Nothing was opened."
             " Write: --spool memory:"
         )
     return MemorySpool()
@@ -100,8 +99,8 @@ def _named_path(url: str, *, example: str) -> Path:
     if path is None:
         kind = "file" if scheme == "sqlite" else "folder"
         raise Misconfigured(
-            f"{shown(url)!r} names no {kind}. Nothing was opened. Write three slashes and a path,"
-            f" four for an absolute one: --spool {scheme}:///{example}"
+            f"{concealed(url)!r} names no {kind}. Nothing was opened. Write three slashes and a"
+            f" path, four for an absolute one: --spool {scheme}:///{example}"
         )
     return path
 
@@ -144,11 +143,6 @@ def of_one_process(url: str) -> bool:
     return url.partition(":")[0] in OF_ONE_PROCESS
 
 
-def shown(url: str) -> str:
-    """The URL as it may stand in logs, messages and on screens: without its password."""
-    return concealed(url)
-
-
 async def open_spool(url: str) -> Spool:
     """Raises `Misconfigured` for a URL that names no spool, and what the spool itself raises."""
     scheme, colon, _ = url.partition(":")
@@ -189,7 +183,7 @@ async def reach_spool(url: str, *, create: bool = True) -> Spool:
 
 
 def _unknown(url: str, *, scheme: str, schemes: list[str]) -> Misconfigured:
-    url = shown(url)
+    url = concealed(url)
     known = ", ".join(f"{name}:" for name in schemes)
     near = get_close_matches(scheme, schemes, n=1)
     if near:

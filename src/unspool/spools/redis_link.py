@@ -30,6 +30,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from ..core.message import Value
+from ..core.urls import concealed
 from ..errors import (
     Full,
     Misconfigured,
@@ -40,7 +41,6 @@ from ..errors import (
     Unavailable,
     UnspoolError,
 )
-from .open import shown
 from .redis_rows import FORM, Rows, strings, word
 from .redis_server import SETTINGS, Measured, honest, judge, lowered, parse_info
 from .redis_trouble import Stage, translate
@@ -85,7 +85,7 @@ class _Asked(Value, frozen=True):
 class Link:
     def __init__(self, url: str, name: str, patience: Patience | None = None) -> None:
         self._patience: Final = patience or Patience()
-        self.where: Final = shown(url)
+        self.where: Final = concealed(url)
         """The server, for people."""
         self.about: Final = f"{{{name}}}:about".encode()
         self.bell: Final = f"{{{name}}}:bell".encode()

@@ -12,8 +12,8 @@ import re
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from ..core.urls import concealed
 from ..errors import Misconfigured
-from .open import shown
 
 NAME: Final = "unspool"
 SCHEMES: Final = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
@@ -33,8 +33,8 @@ def split(url: str) -> tuple[str, str]:
     if not named or not re.fullmatch(r"/?|/\d{1,5}", parts.path):
         scheme = url.partition(":")[0]
         raise Misconfigured(
-            f"{shown(url)!r} names no server. Nothing was opened. Write its host and, where that is"
-            f" not 6379 and 0, port and database: --spool {scheme}://127.0.0.1:6379/0"
+            f"{concealed(url)!r} names no server. Nothing was opened. Write its host and, where"
+            f" that is not 6379 and 0, port and database: --spool {scheme}://127.0.0.1:6379/0"
         )
     pairs = dict(parse_qsl(parts.query, keep_blank_values=True))
     name = pairs.pop("name", NAME)

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from ...config import load
+from ...core.urls import concealed
 from ...errors import Misconfigured
-from ...spools.open import shown
 from .serve import with_flags
 
 
@@ -37,7 +37,7 @@ def collect(urls: tuple[str, ...], once: bool, **flags: Any) -> int:
     if not settings.to and not settings.destination:
         raise Misconfigured(
             "to is not set: for which service are the messages? For example: "
-            f"unspool collect {shown(urls[0])} --to http://127.0.0.1:8000"
+            f"unspool collect {concealed(urls[0])} --to http://127.0.0.1:8000"
         )
     from ..collect import collect as run
 

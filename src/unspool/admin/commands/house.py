@@ -272,14 +272,14 @@ def move(*, source: str, target: str, config: str | None, wait_s: int, other_sec
 
 
 async def _move(desk: Desk, there: Spool, *, target: str, wait_ms: int, other_secret: bool) -> int:
+    from ...core.urls import concealed
     from ...house.moving import Move
-    from ...spools.open import shown
 
     with _bar(await _waiting(desk.spool), "moving") as went:
         moving = Move(
             desk.spool, there, clock=SystemClock(), key_ms=desk.settings.key_keep_ms, went=went
         )
-        sums = await moving.run(wait_ms=wait_ms, other_secret=other_secret, where=shown(target))
+        sums = await moving.run(wait_ms=wait_ms, other_secret=other_secret, where=concealed(target))
     click.echo(f"moved {sums.moved} · copied {sums.copied} · known {sums.known}")
     code = 0
     for count, text, one in (

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import click
 
 from ...core.message import SAFE_METHODS
-from ...spools.open import shown
+from ...core.urls import concealed
 from .. import wording
 from .outbox import OUTBOX
 
@@ -96,9 +96,9 @@ def send(
             result = client.send(request)
         except KeyboardInterrupt:
             if keeps:
-                _interrupted(request.key, outbox=shown(outbox), before="durability" in options)
+                _interrupted(request.key, outbox=concealed(outbox), before="durability" in options)
             raise
-    return _tell(result, include=include, outbox=shown(outbox))
+    return _tell(result, include=include, outbox=concealed(outbox))
 
 
 def _body(text: str | None) -> bytes | None:
