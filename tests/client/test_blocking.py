@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from crash.processes import free_port
+from ports import free_port
 from unspool import Accepted, Client, Delivered, FellBack, Queued, Undelivered
 from unspool.client.forks import Again
 from unspool.errors import Misconfigured

@@ -13,8 +13,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from crash.processes import free_port
 from crash.service import Service
+from ports import free_port
 from unspool.admin.cli import cli
 from unspool.errors import Undelivered
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from servers.postgres import Postgres, free_port, postgres, standby_of
+from ports import free_port
+from servers.postgres import Postgres, postgres, standby_of
 from unspool.admin.plan import plan_of
 from unspool.errors import Misconfigured, Missing, Newer, NoSpool, PromiseBroken, Unavailable
 from unspool.settings import Settings

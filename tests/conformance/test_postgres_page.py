@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.page import ROOT, blocks, free_ports, matches, run
+from docs.page import ROOT, blocks, matches, run
+from ports import free_ports
 from servers.postgres import postgres
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from servers.redis import Redis, free_port, redis
+from ports import free_port
+from servers.redis import Redis, redis
 from unspool.errors import (
     Misconfigured,
     Newer,

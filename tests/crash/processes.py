@@ -25,18 +25,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
+
 from .wire import Severed, ask
 
 START_S = 20.0
 ROUNDS = max(1, int(os.environ.get("UNSPOOL_CRASH_ROUNDS", "1")))
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def listens(port: int) -> bool:

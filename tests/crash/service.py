@@ -32,8 +32,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from ports import free_port
+
 from .history import Handled, now_ns
-from .processes import free_port
 
 Weather = Callable[[str, bytes], str]
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from ports import free_port
 from servers.table import durable
 from unspool.core.message import Instant
 
@@ -31,7 +32,7 @@ from .engines import ENGINES, SERVED, SHARE, need, open_store
 from .history import Call, History, now_ns
 from .launch import Forked, Quick
 from .load import ASYNC, KEYED, PLAIN, Load, note, receipt_of, settle
-from .processes import ROUNDS, Relay, eventually, free_port
+from .processes import ROUNDS, Relay, eventually
 from .service import Service
 from .wire import Severed, ask
 

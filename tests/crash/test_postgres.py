@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from ports import free_port
 from servers.postgres import open_folder, postgres
 
 from .checker import check
@@ -22,7 +23,7 @@ from .disks import Disk, need_disk
 from .history import History, now_ns
 from .launch import Quick
 from .load import ASYNC, KEYED, PLAIN, Load, settle
-from .processes import ROUNDS, free_port
+from .processes import ROUNDS
 from .service import Service
 from .test_power_cut import Score, Spool, weather
 from .test_served import IN_FORCE, cut

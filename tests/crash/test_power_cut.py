@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from ports import free_port
 from unspool.core.lifecycle import State
 from unspool.core.message import Key
 from unspool.receipts import read_token
@@ -34,7 +35,7 @@ from .engines import ENGINES, SHARE, need, open_store
 from .history import Call, History, now_ns
 from .launch import Quick
 from .load import ASYNC, KEYED, PLAIN, Load
-from .processes import ROUNDS, free_port
+from .processes import ROUNDS
 from .service import Service
 
 pytestmark = [pytest.mark.slow, pytest.mark.root]

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from ports import free_port
 from servers.nats import nats
 from servers.redis import redis
 
@@ -29,7 +30,7 @@ from .disks import Disk, need_disk
 from .history import now_ns
 from .launch import Quick
 from .load import ASYNC, KEYED, PLAIN, Load
-from .processes import ROUNDS, free_port
+from .processes import ROUNDS
 from .service import Service
 from .test_power_cut import CUTS_A_SPOOL, SENDERS, Score, Spool, weather
 

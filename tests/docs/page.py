@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -40,14 +39,6 @@ def blocks(page: Path) -> list[Block]:
         told = after is not None and after[1] == "text"
         found.append(Block(len(found), fence[2], after[2] if told and after else None))
     return found
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def matches(expected: str, printed: str) -> bool:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ports import free_ports
 from servers import gearmand, redis
 from unspool.config import load
 
-from .page import FENCE, ROOT, Block, blocks, free_ports, matches, run
+from .page import FENCE, ROOT, Block, blocks, matches, run
 
 UNTIL = (
     "for i in $(seq 200); do curl -s -o /dev/null http://127.0.0.1:8700/_unspool/health && break;"

@@ -27,6 +27,7 @@ from hostile import (
     reset_at_once,
     silent,
 )
+from ports import free_port
 from unspool.core.message import Answer, Cause, Failure, Request, Response, Sent, Severed
 from unspool.transports.http import HttpTransport, Limits
 
@@ -430,13 +431,6 @@ async def test_after_a_retry_that_cannot_connect_it_may_have_been_applied() -> N
 
 
 # -- nobody there -------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @both_loops

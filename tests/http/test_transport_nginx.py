@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from hostile import both_loops, eventually
+from ports import free_port
 from unspool.core.message import Cause, Failure, Request, Response, Severed
 from unspool.transports.http import HttpTransport, Limits
 
@@ -49,13 +50,6 @@ http {{
             location / {{ return 200 "ok"; }} }}
 }}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _listens(port: int) -> bool:

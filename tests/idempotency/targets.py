@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from ports import free_ports
 from unspool.testing.idempotency.service import Service
 
 HERE = Path(__file__).parent
@@ -32,14 +33,6 @@ class Target:
 
     def logs(self) -> str:
         return "\n".join(path.read_text("utf-8", "replace") for path in self.folder.glob("*.log"))
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from naive import FAULTS, place_of
-from targets import bare, free_ports, process
+from targets import bare, process
 
+from ports import free_ports
 from unspool.testing.idempotency import ASKED, ROWS, Came, Result, Service, check
 
 PARKING = {"H1", "H2", "H3", "H4", "H5", "H7"}

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from targets import Target, free_ports, process, relay, uvicorn
+from targets import Target, process, relay, uvicorn
 
+from ports import free_ports
 from unspool.testing.idempotency import Came, Service, check
 from unspool.testing.idempotency.service import Orders, discovered
 

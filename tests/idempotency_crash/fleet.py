@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from crash.launch import Forked, Quick
-from crash.processes import eventually, free_port
+from crash.processes import eventually
 from crash.wire import Told, ask
+from ports import free_port
 
 from .ledger import Ledger
 

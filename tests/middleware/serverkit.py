@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+
+from ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 START_S = 30.0
@@ -27,11 +28,6 @@ COMMANDS = {
     "uvicorn without a lifespan": ["uvicorn", "{app}", "--port", "{port}", "--lifespan", "off",
                                    "--workers", "{workers}"],
 }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return int(held.getsockname()[1])
 
 
 class Served:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from docs.page import ROOT, blocks, free_ports, matches, run
+from docs.page import ROOT, blocks, matches, run
+from ports import free_ports
 from servers.gearmand import Gearmand, program
 
 START_S = 20

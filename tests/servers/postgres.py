@@ -22,7 +22,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -32,6 +31,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+
+from ports import free_port
 
 PLACES: Final = "/usr/lib/postgresql"
 """Where Debian keeps its versions."""
@@ -56,13 +57,6 @@ def account() -> pwd.struct_passwd | None:
         except KeyError:
             continue
     pytest.skip("there is nobody whom PostgreSQL could run as")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Postgres:

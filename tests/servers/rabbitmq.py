@@ -28,6 +28,8 @@ from typing import Final
 
 import pytest
 
+from ports import free_port
+
 from .stopped import stop
 
 PLACES: Final = "/usr/lib/rabbitmq/lib"
@@ -58,13 +60,6 @@ def program() -> str:
             pytest.fail(absent)
         pytest.skip(absent)
     return str(found[-1])
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _dies_with_us() -> None:

@@ -18,7 +18,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -28,6 +27,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+
+from ports import free_port
 
 START_S: Final = 20
 DURABLE: Final = {"appendonly": "yes", "appendfsync": "always", "save": ""}
@@ -55,13 +56,6 @@ def need(*, valkey: bool = False) -> str:
         assert valkey or not os.environ.get("CI"), f"{what} is missing, and CI promises it"
         pytest.skip(f"{what} is not installed")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _dies_with_us() -> None:

@@ -269,5 +269,9 @@ async def _give_up(client: Client) -> None:
     try:
         async with asyncio.timeout(1.0):
             await client.close()
+    except asyncio.CancelledError:  # of the transport, where it was lost at that moment
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
     except Exception as error:  # it is being let go of
         log.debug("closing a NATS connection: %s", error)
