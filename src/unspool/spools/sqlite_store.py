@@ -32,15 +32,12 @@ from ..core.record import Spoilt
 from ..errors import Corrupt, Unavailable
 from . import sqlite_aside as aside
 from . import sqlite_read
-from .memory import bare
 from .protocol import (
     Acceptance,
     Damaged,
-    Duplicate,
     Entry,
     LaneDue,
     Lease,
-    Mismatch,
     New,
     Query,
     Tally,
@@ -66,6 +63,7 @@ from .sqlite_schema import (
     entry_of,
 )
 from .sqlite_write import delete, insert, write_ends
+from .taking import taken
 from .thread import Outcome, Work, alone
 
 SWEEP_ROWS: Final = 500
@@ -191,28 +189,12 @@ class SqliteStore:
         for row in read_rows(self._db, FIND, (keys,)):
             ids[row[1]] = row[0]
             known[row[1]] = entry_or_give_up(row)
-        fresh: dict[Key, Entry] = {}
-        gone: list[int] = []
-        answers = []
-        for entry in entries:
-            key = entry.message.key
-            old = known.get(key)
-            if old is not None:
-                if old.message.fingerprint != entry.message.fingerprint:
-                    answers.append(Mismatch(bare(old)))
-                    continue
-                if old.state is not State.CLAIMED or old.leased_until > entry.message.accepted_at:
-                    answers.append(Duplicate(bare(old)))
-                    continue
-                entry = replace(entry, attempt=old.attempt + 1)  # taken over (3)
-                if fresh.pop(key, None) is None:
-                    gone.append(ids[key])
-            known[key] = fresh[key] = entry
-            answers.append(New(entry))
+        answers, fresh = taken(entries, known)
+        gone = [ids[entry.message.key] for entry in fresh if entry.message.key in ids]
         if gone:
             delete(self._db, gone)
         if fresh:
-            insert(self._db, list(fresh.values()))
+            insert(self._db, fresh)
         return answers
 
     def lease(
