@@ -96,5 +96,5 @@ def _unknown(url: str, *, scheme: str, schemes: list[str]) -> Misconfigured:
         advice = f"Did you mean {near[0]}:?"
     return Misconfigured(
         f"{concealed(url)!r} names no queue that is known here. Nothing was opened. {advice} Known:"
-        f" {known}"
+        f" {known}. Try: unspool collect gearman://127.0.0.1:4730/unspool"
     )

@@ -193,6 +193,6 @@ def _unknown(url: str, *, scheme: str, schemes: list[str]) -> Misconfigured:
     else:
         advice = f"No installed spool answers to {scheme}:."
     return Misconfigured(
-        f"{url!r} names no spool that is known here. Nothing was opened. {advice} Known: {known}"
+        f"{url!r} names no spool that is known here. Nothing was opened. {advice} Known: {known}."
         " Try: unspool serve --spool sqlite:///unspool.db"
     )
