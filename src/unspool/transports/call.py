@@ -60,7 +60,7 @@ class Call:
     """One call of an application."""
 
     __slots__ = (
-        "_answered", "_app", "_body", "_complete", "_events", "_gone", "_hold_ms",
+        "_answered", "_app", "_body", "_complete", "_events", "_gone", "_heard", "_hold_ms",
         "_keep_max_bytes", "_over", "_parts", "_rest", "_size", "_start", "_stream", "_task",
         "_timer", "scope",
     )  # fmt: skip
@@ -91,7 +91,7 @@ class Call:
         self._start: Event | None = None
         self._parts: list[bytes] = []
         self._size = 0
-        self._complete = self._gone = self._events = False
+        self._complete = self._gone = self._heard = self._events = False
         self._stream: Stream | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -114,34 +114,47 @@ class Call:
             raise
 
     async def ended(self) -> None:
-        """Until the application has returned. Raises what it raised. Cancelling this does not
-        disturb it."""
-        assert self._task is not None
-        if not self._task.done():
-            await asyncio.wait([self._task])
-        if not self._task.cancelled() and (error := self._task.exception()) is not None:
-            raise error
+        """Until the application has returned; to be asked once. Raises what it raised. Cancelling
+        this does not disturb it."""
+        task = self._task
+        assert task is not None
+        if not task.done():
+            await asyncio.wait([task])
+        self._task = None
+        try:
+            if not task.cancelled():
+                task.result()
+        finally:
+            del task  # see `forsake`
 
     def forsake(self) -> None:
-        """Nobody will ask what becomes of it: what it raises is logged."""
+        """Nobody will ask what becomes of it: what it raises is logged.
+
+        A call that kept its task would be a circle: the task has the exception, that the frames,
+        and those this call. What they hold (a generator within its `try`, say) would be let go of
+        by the next full collection, and not when the application has ended.
+        """
         if self._task is not None:
             self._task.add_done_callback(_log)
+            self._task = None
 
     async def _run(self) -> None:
-        raised: BaseException = Silent()
         try:
             await self._app(self.scope, self._receive, self._send)
+        except asyncio.CancelledError:
+            self._answered.cancel()
+            raise
         except BaseException as error:
-            raised = error
+            # Not kept in this frame: the circle would keep what the application left half done
+            # (a generator within its `try`) until the next full collection.
+            if not self._answered.done():
+                self._answered.set_exception(error)
             raise
         finally:
             self._over.set()
             self._stop_timer()
             if not self._answered.done():
-                if isinstance(raised, asyncio.CancelledError):
-                    self._answered.cancel()
-                else:
-                    self._answered.set_exception(raised)
+                self._answered.set_exception(Silent())
             if self._stream is not None and not self._complete:
                 self._stream.sever("The application stopped within its answer.")
 
@@ -177,7 +190,10 @@ class Call:
         if self._start is None:
             raise RuntimeError("the application sent a body before its head")
         if self._gone:
-            raise OSError("the caller has gone")  # as ASGI 2.4 has it
+            if self._heard:
+                raise OSError("the caller has gone")  # as ASGI 2.4 has it
+            self._heard = True  # one that listens hears of it now, in a wait of its own
+            return
         data: bytes = event.get("body", b"")
         ended = not event.get("more_body", False)
         if self._stream is None:
