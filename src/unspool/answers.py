@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from .core.fields import Kinds
 from .core.idempotency import Unreadable, minted
 from .core.lifecycle import Keeping, State, ended_as
 from .core.message import SAFE_METHODS, Answer, Cause, Field, Instant, Request, Response, Sent
@@ -24,6 +25,8 @@ from .receipts import stamp
 from .spools.protocol import Entry
 
 REPLAYED: Final[Field] = (b"Idempotent-Replayed", b"true")
+NO_STORE: Final[Field] = (b"Cache-Control", b"no-store")
+_GOES_AGAIN: Final = Kinds(lambda name: name != NO_STORE[0].lower())
 TIMEOUTS: Final = frozenset(
     {Cause.HTTP_RESPONSE_TIMEOUT, Cause.CONNECTION_READ_TIMEOUT, Cause.CONNECTION_WRITE_TIMEOUT}
 )
@@ -34,16 +37,15 @@ WHY_CONTENDED: Final = "it is worth nothing late, as its sender says, so it is n
 WHY_LARGE: Final = "its body is too large to keep"
 
 
-def replayed(entry: Entry) -> Response:
+def replayed(entry: Entry, *more: Field) -> Response:
     """The kept answer, byte for byte. Fields of the one exchange it came in are not in it."""
     answer = entry.answer
     assert answer is not None, "I6: a replay of nothing"
-    fields = [field for field in answer.fields if field[0].lower() != b"cache-control"]
-    fields.append(REPLAYED)
-    fields.append((b"Cache-Control", b"no-store"))
-    fields.append((b"Unspool-Answered-At", stamp(entry.settled_at).encode()))
+    fields = [field for field in answer.fields if _GOES_AGAIN[field[0]]]
+    fields += (REPLAYED, NO_STORE, (b"Unspool-Answered-At", stamp(entry.settled_at).encode()))
     if not entry.stored:
         fields.append((b"Unspool-Body-Kept", b"?0"))
+    fields += more
     return Response(answer.status, answer.reason, fields, answer.body)
 
 

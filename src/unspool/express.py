@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 from .answers import by_age, replayed, retention, with_fields
 from .clock import Clock
-from .core.fields import onward, ordinary, values
+from .core.fields import Kinds, name_of, onward, ordinary, values
 from .core.idempotency import Do, read_key, recall, worth_remembering
 from .core.lane import Lane
 from .core.lifecycle import State
@@ -85,6 +85,7 @@ class Express:
         self.clock: Final = clock
         self.retention: Final = retention(options.policy.keeping)
         self._secret = secret
+        self._scopes = Kinds(lambda name: name in options.scope_fields).__getitem__
         self._tries = tries
         self._via = via
         self._anybody = scoped(
@@ -129,25 +130,32 @@ class Express:
         name = read_key((key,), chars_max=options.key_max_chars)
         if options.claims or type(name) is not str:
             return False
-        scope, asking = self._anybody, options.scope_fields
+        scope = self._anybody
         # As they came: a field that ends here may still tell callers apart (I10).
-        if any(found[0].lower() in asking for found in request.fields):
-            parts = [b"\0".join(values(request.fields, field)) for field in asking]
+        if any(map(self._scopes, map(name_of, request.fields))):
+            parts = [b"\0".join(values(request.fields, field)) for field in options.scope_fields]
             scope = scoped(self._secret, scope=parts, destination=options.destination)
+        known_as = named(scope, name)
         onwards = Request(request.method, request.target, fields, request.body)
-        passage = plain(onwards, options, began_at=self.clock.now())
-        passage.repeat = True
-        passage.name = name
-        passage.key = named(scope, name)
-        passage.fingerprint = fingerprint(onwards)
-        turn = self._tries.begin_now(passage.key, passage.fingerprint)
+        print_ = fingerprint(onwards)
+        now = self.clock.now()
+        recent = self.custody.recent.get(known_as)
+        if recent is not None and recall(recent, fingerprint=print_, now=now).do is Do.REPLAY:
+            done(replayed(recent, self.retention))  # it is over (I3): nobody else is trying it
+            return True
+        turn = self._tries.begin_now(known_as, print_)
         if turn is None:
             return False
+        passage = plain(onwards, options, began_at=now)
+        passage.repeat = True
+        passage.name = name
+        passage.key = known_as
+        passage.fingerprint = print_
         passage.let_go = turn.ends
         keyed = Keyed(self, passage, turn, done)
         told = Told(keyed.found, self.other.complaint, keyed.end)
-        if (entry := self.custody.recent.get(passage.key)) is not None:
-            told.set_result(entry)
+        if recent is not None:
+            told.set_result(recent)
             return True
         try:
             self.custody.find_for(told, passage.key)

@@ -12,6 +12,7 @@ The oldest go first, whoever asks for them: to keep the order of use would cost 
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Final
 
 from .core.message import Key
@@ -29,35 +30,35 @@ class Recent:
     def __init__(self, *, bytes_max: int = BYTES_MAX) -> None:
         self._bytes_max = bytes_max
         self._entries: dict[Key, Entry] = {}
+        self._sizes: dict[Key, int] = {}
         self._bytes = 0
+        self.get: Final = self._entries.get
 
     @property
     def size_bytes(self) -> int:
         return self._bytes
-
-    def get(self, key: Key) -> Entry | None:
-        return self._entries.get(key)
 
     def keep(self, entry: Entry) -> None:
         size = _size(entry)
         if size > BODY_MAX_BYTES:
             return
         key = entry.message.key
-        self.drop(key)
+        if key in self._entries:
+            self.drop(key)
         self._entries[key] = entry
+        self._sizes[key] = size
         self._bytes += size
         while self._bytes > self._bytes_max:
             self.drop(next(iter(self._entries)))
 
     def drop(self, key: Key) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._bytes -= _size(entry)
+        if self._entries.pop(key, None) is not None:
+            self._bytes -= self._sizes.pop(key)
 
 
 def _size(entry: Entry) -> int:
     answer = entry.answer
     if answer is None:
         return OVERHEAD_BYTES
-    fields = sum(len(name) + len(value) + FIELD_BYTES for name, value in answer.fields)
-    return OVERHEAD_BYTES + fields + len(answer.body)
+    fields = sum(map(len, chain.from_iterable(answer.fields)))
+    return OVERHEAD_BYTES + len(answer.fields) * FIELD_BYTES + fields + len(answer.body)

@@ -189,7 +189,7 @@ def _kind(name: bytes) -> int:
 
 _KINDS: Final = Kinds(_kind)
 _kind_of: Final = _KINDS.__getitem__
-_name_of: Final[Callable[[Field], bytes]] = itemgetter(0)
+name_of: Final[Callable[[Field], bytes]] = itemgetter(0)
 
 
 def ordinary(fields: Sequence[Field]) -> tuple[list[Field], bytes, bytes | None] | None:
@@ -198,7 +198,7 @@ def ordinary(fields: Sequence[Field]) -> tuple[list[Field], bytes, bytes | None]
     None: there is more in them that concerns us, or less; sort them with `onward`. The same result,
     at a fifth of the cost, for most requests.
     """
-    kinds = list(map(_kind_of, map(_name_of, fields)))
+    kinds = list(map(_kind_of, map(name_of, fields)))
     total = sum(kinds)
     if total not in _ORDINARY:
         return None
