@@ -32,7 +32,7 @@ from .core.lifecycle import Deferred, State, Verdict
 from .core.message import Instant, Key, Response
 from .errors import Full, Homeless, InDoubt, Refused, Unavailable
 from .recent import Recent
-from .spools.chain import ChainSpool
+from .spools.chain.spool import ChainSpool
 from .spools.committer import Committer, Hears
 from .spools.protocol import Acceptance, Entry, Lease, New, Spool
 from .spools.secret import SECRET_BYTES, SECRET_KEY, secret_entry

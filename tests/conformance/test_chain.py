@@ -15,12 +15,12 @@ from msgspec.structs import replace
 from unspool.core.lifecycle import Bounced, Delivered, Forgotten, Reason, State
 from unspool.core.message import NEVER, Instant
 from unspool.errors import InDoubt, Misconfigured, Refused, Unavailable
-from unspool.spools.chain import ChainSpool
-from unspool.spools.custodian import Custodian
+from unspool.spools.chain.custodian import Custodian
+from unspool.spools.chain.spool import ChainSpool
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Duplicate, Entry, Lease, Mismatch, New, Query, Survives
 from unspool.spools.secret import SECRET_KEY, secret_entry
-from unspool.spools.sqlite import SqliteSpool
+from unspool.spools.sqlite.spool import SqliteSpool
 from unspool.testing.conformance.values import (
     HERE,
     LEASED_UNTIL,
@@ -764,7 +764,7 @@ async def test_a_full_chain_says_so() -> None:
 
 def test_verdicts_of_settled_entries() -> None:
     """What teaches home is what came to be away; also where the answer is not kept any more."""
-    from unspool.spools.chain_homing import _verdict
+    from unspool.spools.chain.homing import _verdict
 
     ended = settled("a")
     verdict = _verdict(ended)

@@ -14,12 +14,12 @@ from msgspec.structs import replace
 
 from unspool.core.message import Instant
 from unspool.errors import Homeless, Unavailable
-from unspool.spools.chain import ChainSpool
-from unspool.spools.custodian import Custodian
-from unspool.spools.logfile import open_log
+from unspool.spools.chain.custodian import Custodian
+from unspool.spools.chain.spool import ChainSpool
+from unspool.spools.log.spool import open_log
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Lease, Spool
-from unspool.spools.sqlite import SqliteSpool
+from unspool.spools.sqlite.spool import SqliteSpool
 from unspool.testing.conformance import SpoolConformance
 from unspool.testing.conformance.values import LEASED_UNTIL, NOW, delivered, waiting
 

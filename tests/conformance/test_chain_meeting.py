@@ -12,7 +12,7 @@ from unspool.core.lifecycle import Forgotten, State
 from unspool.core.message import NEVER
 from unspool.core.parking import park
 from unspool.errors import Corrupt, Unavailable
-from unspool.spools.chain_homing import GATE_MAX_S, PAGE
+from unspool.spools.chain.homing import GATE_MAX_S, PAGE
 from unspool.spools.protocol import Lease, New, Query
 from unspool.testing.conformance.values import (
     LEASED_UNTIL,

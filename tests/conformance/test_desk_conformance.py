@@ -9,10 +9,10 @@ from typing import Any
 import pytest_asyncio
 
 from unspool.core.message import Key
-from unspool.spools.desk import Desk, open_desk
-from unspool.spools.desk_visit import DeskSpool
-from unspool.spools.keyed_rows import data_row, key_row, number_of
-from unspool.spools.logfile import open_log
+from unspool.spools.desk.serving import Desk, open_desk
+from unspool.spools.desk.visit import DeskSpool
+from unspool.spools.keyed.rows import data_row, key_row, number_of
+from unspool.spools.log.spool import open_log
 from unspool.spools.protocol import Spool
 from unspool.testing.conformance import SpoolConformance
 

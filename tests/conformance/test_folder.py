@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from unspool.errors import CannotCreate, InUse, Misconfigured, Missing, Newer, Unavailable
-from unspool.spools.leveldb import open_leveldb
-from unspool.spools.logfile import open_log
+from unspool.spools.leveldb.spool import open_leveldb
+from unspool.spools.log.spool import open_log
 from unspool.spools.open import of_one_process, open_spool, path_of
 from unspool.spools.protocol import Survives
 from unspool.testing.conformance.values import HERE, LEASED_UNTIL, NOW, key, lease_all, waiting

@@ -10,7 +10,7 @@ import pytest
 
 from unspool.core.message import NEVER, Destination
 from unspool.errors import Corrupt
-from unspool.spools.keyed_rows import data_row, key_row, number_of
+from unspool.spools.keyed.rows import data_row, key_row, number_of
 from unspool.spools.protocol import LaneDue, Lease, Query
 from unspool.testing.conformance.values import (
     DAY,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from unspool.errors import Corrupt, Full, Unavailable
-from unspool.spools.keyed_rows import lane_prefix
-from unspool.spools.leveldb import open_leveldb
+from unspool.spools.keyed.rows import lane_prefix
+from unspool.spools.leveldb.spool import open_leveldb
 from unspool.testing.conformance.values import (
     HERE,
     NOW,

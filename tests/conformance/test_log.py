@@ -12,10 +12,10 @@ import pytest
 from unspool.core.lifecycle import State
 from unspool.core.message import Destination, Instant, Key
 from unspool.errors import Corrupt
-from unspool.spools.keyed_store import KeyedStore
-from unspool.spools.log_frames import Damage, Frame, encode, scan
-from unspool.spools.log_index import LogIndex, Rows
-from unspool.spools.log_shelf import LogShelf
+from unspool.spools.keyed.store import KeyedStore
+from unspool.spools.log.frames import Damage, Frame, encode, scan
+from unspool.spools.log.index import LogIndex, Rows
+from unspool.spools.log.shelf import LogShelf
 from unspool.testing.conformance.values import (
     HERE,
     LEASED_UNTIL,

@@ -21,8 +21,8 @@ import pytest
 from unspool.core.lifecycle import Deferred, Delivered, State
 from unspool.core.message import NEVER, Instant, Key
 from unspool.errors import Full, Unavailable
-from unspool.spools.keyed_store import KeyedStore
-from unspool.spools.log_shelf import LogShelf
+from unspool.spools.keyed.store import KeyedStore
+from unspool.spools.log.shelf import LogShelf
 from unspool.spools.protocol import Duplicate, Entry, Lease, New, Query
 from unspool.testing.conformance.values import (
     DAY,

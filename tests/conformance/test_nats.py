@@ -27,11 +27,11 @@ from unspool.core.lifecycle import State
 from unspool.core.message import Destination, Instant, Key, Request, Response
 from unspool.core.record import Spoilt
 from unspool.errors import Full, Misconfigured, Missing, NoSpool, PromiseBroken, Unavailable
-from unspool.spools.nats import open_nats
-from unspool.spools.nats_address import read_url
-from unspool.spools.nats_index import Index
-from unspool.spools.nats_link import Link
-from unspool.spools.nats_records import (
+from unspool.spools.nats.address import read_url
+from unspool.spools.nats.index import Index
+from unspool.spools.nats.link import Link
+from unspool.spools.nats.open import open_nats
+from unspool.spools.nats.records import (
     FACTS,
     PART_BYTES,
     Facts,
@@ -45,9 +45,9 @@ from unspool.spools.nats_records import (
     token_of,
     written,
 )
-from unspool.spools.nats_room import ROOM_MIN_BYTES
-from unspool.spools.nats_spool import NatsSpool
-from unspool.spools.nats_wire import Wire
+from unspool.spools.nats.room import ROOM_MIN_BYTES
+from unspool.spools.nats.spool import NatsSpool
+from unspool.spools.nats.wire import Wire
 from unspool.spools.open import reach_spool
 from unspool.spools.protocol import Duplicate, Entry, Lease, Mismatch, New, Query, Survives
 from unspool.testing.conformance.values import (

@@ -18,9 +18,9 @@ from unspool.core.lifecycle import Deferred, Forgotten
 from unspool.core.message import NEVER, Destination, Key
 from unspool.errors import Corrupt
 from unspool.spools.open import open_spool
-from unspool.spools.postgres import PostgresSpool
-from unspool.spools.postgres_bell import LISTENING_S
-from unspool.spools.postgres_write import STATEMENT_BYTES
+from unspool.spools.postgres.bell import LISTENING_S
+from unspool.spools.postgres.spool import PostgresSpool
+from unspool.spools.postgres.write import STATEMENT_BYTES
 from unspool.spools.protocol import Duplicate, Entry, Lease, New, Query, Spool
 from unspool.testing.conformance.values import (
     DAY,

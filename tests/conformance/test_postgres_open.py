@@ -18,10 +18,10 @@ from unspool.admin.plan import plan_of
 from unspool.errors import Misconfigured, Missing, Newer, NoSpool, PromiseBroken, Unavailable
 from unspool.settings import Settings
 from unspool.spools.open import open_spool, reach_spool
-from unspool.spools.postgres import PostgresSpool
-from unspool.spools.postgres_form import Found, refuse
-from unspool.spools.postgres_rows import FORM, FORMS
-from unspool.spools.postgres_target import read_target
+from unspool.spools.postgres.form import Found, refuse
+from unspool.spools.postgres.rows import FORM, FORMS
+from unspool.spools.postgres.spool import PostgresSpool
+from unspool.spools.postgres.target import read_target
 from unspool.spools.protocol import New, Promises, Survives
 from unspool.testing.conformance.values import lease_all, names_of, waiting
 

@@ -19,8 +19,8 @@ from servers.proxy import Proxy
 from unspool.core.message import Key
 from unspool.errors import Corrupt, Full, NotDone, Unavailable
 from unspool.spools.open import open_spool
-from unspool.spools.postgres_errors import translate
-from unspool.spools.postgres_target import read_target
+from unspool.spools.postgres.errors import translate
+from unspool.spools.postgres.target import read_target
 from unspool.spools.protocol import Duplicate, New, Spool
 from unspool.testing.conformance.values import (
     LEASED_UNTIL,

@@ -18,8 +18,8 @@ from unspool.core.lifecycle import State
 from unspool.core.message import NEVER, Instant, Key, Response
 from unspool.errors import Corrupt, Full, NotDone, Unavailable
 from unspool.spools.protocol import Duplicate, New, Query
-from unspool.spools.redis import RedisSpool
-from unspool.spools.redis_link import SCRIPT, Patience
+from unspool.spools.redis.link import SCRIPT, Patience
+from unspool.spools.redis.spool import RedisSpool
 from unspool.testing.conformance.values import (
     DAY,
     HERE,

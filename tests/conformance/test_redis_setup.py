@@ -23,11 +23,11 @@ from unspool.errors import (
 )
 from unspool.spools.open import open_spool, reach_spool
 from unspool.spools.protocol import New, Survives
-from unspool.spools.redis import RedisSpool
-from unspool.spools.redis_link import Patience
-from unspool.spools.redis_rows import FORM
-from unspool.spools.redis_server import judge, parse_info
-from unspool.spools.redis_url import split
+from unspool.spools.redis.link import Patience
+from unspool.spools.redis.rows import FORM
+from unspool.spools.redis.server import judge, parse_info
+from unspool.spools.redis.spool import RedisSpool
+from unspool.spools.redis.url import split
 from unspool.testing.conformance.values import (
     LEASED_UNTIL,
     NOW,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from unspool.spools.shelf import Shelf
+from unspool.spools.keyed.shelf import Shelf
 from unspool.testing.disk import FaultyDisk, How
 
 FAMILIES = (b"m", b"r", b"s", b"a", b"q", b"e", b"w", b"k")
@@ -17,14 +17,14 @@ FAMILIES = (b"m", b"r", b"s", b"a", b"q", b"e", b"w", b"k")
 
 def level(path: Path) -> Callable[[], Shelf]:
     pytest.importorskip("plyvel")
-    from unspool.spools.leveldb import LevelShelf
+    from unspool.spools.leveldb.spool import LevelShelf
 
     return lambda: LevelShelf.open(path, synced=False)
 
 
 def log(_path: Path) -> Callable[[], Shelf]:
     """Segments so small that it is compacted all the time; after a power cut, not after a close."""
-    from unspool.spools.log_shelf import LogShelf
+    from unspool.spools.log.shelf import LogShelf
 
     disks = [FaultyDisk()]
 

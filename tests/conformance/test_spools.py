@@ -14,16 +14,16 @@ from servers.nats import Nats, nats
 from servers.postgres import Postgres, postgres
 from servers.redis import Redis, redis
 from unspool.core.message import Key
-from unspool.spools.keyed_rows import data_row, key_row, number_of
-from unspool.spools.leveldb import open_leveldb
-from unspool.spools.logfile import open_log
+from unspool.spools.keyed.rows import data_row, key_row, number_of
+from unspool.spools.leveldb.spool import open_leveldb
+from unspool.spools.log.spool import open_log
 from unspool.spools.memory import MemorySpool
-from unspool.spools.nats import open_nats
-from unspool.spools.nats_records import FACTS, Mail
+from unspool.spools.nats.open import open_nats
+from unspool.spools.nats.records import FACTS, Mail
 from unspool.spools.open import open_spool
 from unspool.spools.protocol import Spool
-from unspool.spools.redis import RedisSpool
-from unspool.spools.sqlite import SqliteSpool
+from unspool.spools.redis.spool import RedisSpool
+from unspool.spools.sqlite.spool import SqliteSpool
 from unspool.testing.conformance import SpoolConformance
 
 BUCKETS = itertools.count()

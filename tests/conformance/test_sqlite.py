@@ -16,14 +16,14 @@ import apsw
 import pytest
 
 from unspool.errors import CannotCreate, Misconfigured, Newer, Unavailable
-from unspool.spools import sqlite_read
 from unspool.spools.open import OURS, open_spool
 from unspool.spools.protocol import New, Query, Spool, Survives
-from unspool.spools.sqlite import SqliteSpool
-from unspool.spools.sqlite_file import IN_MEMORY
-from unspool.spools.sqlite_schema import ADDITIONS, APPLICATION_ID, LEASABLE, SURVEY, SWEEPABLE
-from unspool.spools.sqlite_store import SqliteStore
-from unspool.spools.sqlite_write import delete
+from unspool.spools.sqlite import read
+from unspool.spools.sqlite.file import IN_MEMORY
+from unspool.spools.sqlite.schema import ADDITIONS, APPLICATION_ID, LEASABLE, SURVEY, SWEEPABLE
+from unspool.spools.sqlite.spool import SqliteSpool
+from unspool.spools.sqlite.store import SqliteStore
+from unspool.spools.sqlite.write import delete
 from unspool.testing.conformance.values import (
     DAY,
     HERE,
@@ -90,7 +90,7 @@ async def test_every_commit_is_synced(path: Path, tmp_path: Path) -> None:
     program = (
         "import sys\nfrom pathlib import Path\n"
         "from unspool.testing.conformance.values import *\n"
-        "from unspool.spools.sqlite_store import SqliteStore\n"
+        "from unspool.spools.sqlite.store import SqliteStore\n"
         "s = SqliteStore.open(Path(sys.argv[1]))\n"
         "for step in ('accept', 'lease', 'settle'):\n"
         "    sys.stderr.write(step); sys.stderr.flush()\n"
@@ -240,7 +240,7 @@ async def test_what_cannot_be_written_is_said(path: Path, what: str) -> None:
     path.parent.chmod(0o555)
     program = (
         "import sys\nfrom pathlib import Path\nfrom unspool.errors import CannotCreate\n"
-        "from unspool.spools.sqlite_store import SqliteStore\n"
+        "from unspool.spools.sqlite.store import SqliteStore\n"
         "import os\nif os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
         "try: SqliteStore.open(Path('unspool.db'))\n"
         "except CannotCreate as error: print(error)\n"
@@ -348,6 +348,6 @@ def test_browsing_in_steps_shows_what_browsing_at_once_does(
     whole = [store.browse(query, after=None, limit=15) for query in queries]
     assert [len(entries) for entries in whole] == [15, 1, 15, 1]
     for rows in (1, 3, 39, 40):
-        monkeypatch.setattr(sqlite_read, "BROWSE_ROWS", rows)
+        monkeypatch.setattr(read, "BROWSE_ROWS", rows)
         assert [store.browse(query, after=None, limit=15) for query in queries] == whole
     store.close()

@@ -17,8 +17,8 @@ from unspool.core.lifecycle import State
 from unspool.core.message import Instant
 from unspool.errors import Unavailable
 from unspool.spools.protocol import Duplicate, New, Query
-from unspool.spools.sqlite import SqliteSpool
-from unspool.spools.sqlite_store import SqliteStore
+from unspool.spools.sqlite.spool import SqliteSpool
+from unspool.spools.sqlite.store import SqliteStore
 from unspool.testing.conformance.values import (
     DAY,
     HERE,
@@ -44,7 +44,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from unspool.testing.conformance.values import *
-from unspool.spools.sqlite_store import SqliteStore
+from unspool.spools.sqlite.store import SqliteStore
 store = SqliteStore.open(Path(sys.argv[1]))
 store.accept([waiting("a"), waiting("b", due_at=later(DAY)), claimed("c")])
 store.lease({HERE: 1}, now=NOW, until=LEASED_UNTIL)
@@ -111,7 +111,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from unspool.testing.conformance.values import *
-from unspool.spools.sqlite_store import SqliteStore
+from unspool.spools.sqlite.store import SqliteStore
 store = SqliteStore.open(Path(sys.argv[1]))
 sys.stdin.readline()
 while leases := store.lease({HERE: 5}, now=NOW, until=LEASED_UNTIL):

@@ -14,8 +14,8 @@ from unspool.core.lifecycle import Deferred
 from unspool.core.message import Instant
 from unspool.errors import Corrupt, Unavailable
 from unspool.spools.protocol import Duplicate, Lease, New
-from unspool.spools.sqlite import SqliteSpool
-from unspool.spools.sqlite_store import SqliteStore
+from unspool.spools.sqlite.spool import SqliteSpool
+from unspool.spools.sqlite.store import SqliteStore
 from unspool.testing.conformance.values import HERE, NOW, key, waiting
 
 UNTIL = Instant(NOW + 60_000)

@@ -15,9 +15,9 @@ import pytest
 
 from unspool.errors import Corrupt, Full, Unavailable
 from unspool.spools.protocol import Query, Spool
-from unspool.spools.sqlite import SqliteSpool
-from unspool.spools.sqlite_file import translate
-from unspool.spools.sqlite_store import SqliteStore
+from unspool.spools.sqlite.file import translate
+from unspool.spools.sqlite.spool import SqliteSpool
+from unspool.spools.sqlite.store import SqliteStore
 from unspool.testing.conformance.values import (
     DAY,
     claimed,
@@ -162,7 +162,7 @@ import sys
 from pathlib import Path
 from unspool.errors import UnspoolError
 from unspool.testing.conformance.values import *
-from unspool.spools.sqlite_store import SqliteStore
+from unspool.spools.sqlite.store import SqliteStore
 store = SqliteStore.open(Path(sys.argv[1]))
 for name in "abcdef":
     try:

@@ -50,14 +50,14 @@ from unspool.core.message import (
     Request,
     Response,
 )
-from unspool.spools.leveldb import open_leveldb
-from unspool.spools.logfile import open_log
+from unspool.spools.leveldb.spool import open_leveldb
+from unspool.spools.log.spool import open_log
 from unspool.spools.memory import MemorySpool
-from unspool.spools.nats import open_nats
+from unspool.spools.nats.open import open_nats
 from unspool.spools.open import open_spool
 from unspool.spools.protocol import Entry, Lease, New, Query
-from unspool.spools.redis import RedisSpool
-from unspool.spools.sqlite import SqliteSpool
+from unspool.spools.redis.spool import RedisSpool
+from unspool.spools.sqlite.spool import SqliteSpool
 
 T = TypeVar("T")
 

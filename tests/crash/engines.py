@@ -36,9 +36,9 @@ def need(engine: str) -> None:
 
 async def open_spool(engine: str, path: str | Path, *, synced: bool = True) -> Any:
     """Without syncs it is the control, which must lose."""
-    from unspool.spools.leveldb import open_leveldb
-    from unspool.spools.logfile import open_log
-    from unspool.spools.sqlite import SqliteSpool
+    from unspool.spools.leveldb.spool import open_leveldb
+    from unspool.spools.log.spool import open_log
+    from unspool.spools.sqlite.spool import SqliteSpool
 
     if engine in SERVED:  # whether it syncs is the server's affair
         from unspool.spools.open import open_spool as open_url
@@ -81,8 +81,9 @@ class Looking:
 def open_store(engine: str, path: str | Path) -> Any:
     if engine in SERVED:
         return Looking(str(path))
-    from unspool.spools import leveldb, logfile
-    from unspool.spools.sqlite_store import SqliteStore
+    from unspool.spools.leveldb import spool as leveldb
+    from unspool.spools.log import spool as log
+    from unspool.spools.sqlite.store import SqliteStore
 
-    opens = {"sqlite": SqliteStore.open, "leveldb": leveldb.open_store, "log": logfile.open_store}
+    opens = {"sqlite": SqliteStore.open, "leveldb": leveldb.open_store, "log": log.open_store}
     return opens[engine](Path(path), create=False)

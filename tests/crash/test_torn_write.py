@@ -28,7 +28,7 @@ from unspool.core.message import Key
 from unspool.errors import UnspoolError
 from unspool.receipts import read_token
 from unspool.spools.protocol import Query
-from unspool.spools.sqlite_store import SqliteStore
+from unspool.spools.sqlite.store import SqliteStore
 
 from .checker import check
 from .history import Call, History

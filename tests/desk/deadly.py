@@ -64,9 +64,9 @@ class Deadly:
 
 
 async def open_(engine: str, path: Path) -> Any:
-    from unspool.spools.leveldb import open_leveldb
-    from unspool.spools.logfile import open_log
-    from unspool.spools.sqlite import SqliteSpool
+    from unspool.spools.leveldb.spool import open_leveldb
+    from unspool.spools.log.spool import open_log
+    from unspool.spools.sqlite.spool import SqliteSpool
 
     if "{}" in engine:  # a server's URL, with room for a name
         return await open_spool(engine.format(f"deadly_{path.parent.name}_{path.name}"))

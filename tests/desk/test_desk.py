@@ -23,11 +23,11 @@ from crash.wire import ask
 from unspool.core.lifecycle import Delivered, State
 from unspool.core.message import Instant, Key, Response
 from unspool.errors import TooMuch
-from unspool.spools import desk as desks
-from unspool.spools import desk_wire as wire
-from unspool.spools.desk import Desk, open_desk
-from unspool.spools.desk_visit import DeskSpool, NobodyServes
-from unspool.spools.logfile import open_log
+from unspool.spools.desk import serving as desks
+from unspool.spools.desk import wire
+from unspool.spools.desk.serving import Desk, open_desk
+from unspool.spools.desk.visit import DeskSpool, NobodyServes
+from unspool.spools.log.spool import open_log
 from unspool.spools.open import reach_spool
 from unspool.spools.protocol import Query, Spool
 

@@ -29,9 +29,9 @@ from unspool.house.importing import BadLine, bring
 from unspool.house.lines import Brought, Head, Unfit, line, read
 from unspool.house.secret import OtherSecret
 from unspool.house.walk import pages
-from unspool.spools.desk import open_desk
-from unspool.spools.desk_visit import DeskSpool
-from unspool.spools.logfile import open_log
+from unspool.spools.desk.serving import open_desk
+from unspool.spools.desk.visit import DeskSpool
+from unspool.spools.log.spool import open_log
 from unspool.spools.memory import MemorySpool, bare
 from unspool.spools.open import open_spool, reach_spool
 from unspool.spools.protocol import Entry, Query, Spool

@@ -32,8 +32,8 @@ from unspool.core.message import NEVER, Instant, Key
 from unspool.custody import secret_entry
 from unspool.errors import Full, Misconfigured
 from unspool.house.moving import TERM_MS, Move, Sums
-from unspool.spools.desk import open_desk
-from unspool.spools.desk_visit import DeskSpool
+from unspool.spools.desk.serving import open_desk
+from unspool.spools.desk.visit import DeskSpool
 from unspool.spools.memory import MemorySpool
 from unspool.spools.open import open_spool
 from unspool.spools.protocol import Entry, Spool

@@ -27,7 +27,7 @@ from unspool.middleware.asgi import Idempotency
 from unspool.middleware.gate import Gate, key_of
 from unspool.middleware.opening import Opening
 from unspool.middleware.options import read
-from unspool.spools.sqlite import SqliteSpool
+from unspool.spools.sqlite.spool import SqliteSpool
 from unspool.transports.app import Call
 from zygote import logged, say, zygote
 

@@ -23,7 +23,7 @@ from crash.launch import Quick
 from crash.processes import ROUNDS
 from crash.wire import Told, Wire
 from unspool.clock import SystemClock
-from unspool.spools.sqlite_store import SqliteStore
+from unspool.spools.sqlite.store import SqliteStore
 
 from .fleet import Fleet, busy, problem, replayed, until_not_busy
 from .ledger import Line

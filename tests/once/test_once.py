@@ -27,7 +27,7 @@ from unspool.errors import (
 )
 from unspool.middleware.once import Again, Done, Once, Unknown
 from unspool.middleware.running import Running
-from unspool.spools.sqlite import SqliteSpool
+from unspool.spools.sqlite.spool import SqliteSpool
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from unspool.core.message import Request
 from unspool.errors import Misconfigured
 from unspool.queues.open import open_queue
 from unspool.queues.protocol import Queue
-from unspool.spools.logfile import open_log
+from unspool.spools.log.spool import open_log
 
 ROUNDS = 4 * max(1, int(os.environ.get("UNSPOOL_CRASH_ROUNDS", "1")))
 NUMBERS = count()

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from unspool.core.message import Instant
 from unspool.errors import Unavailable
-from unspool.spools.chain import ChainSpool
-from unspool.spools.custodian import Custodian
+from unspool.spools.chain.custodian import Custodian
+from unspool.spools.chain.spool import ChainSpool
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Promises, Survives
 

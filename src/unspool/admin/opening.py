@@ -14,8 +14,8 @@ import apsw
 
 from ..clock import SystemClock
 from ..settings import Settings
-from ..spools.chain import ChainSpool
-from ..spools.chain_open import open_spools
+from ..spools.chain.open import open_spools
+from ..spools.chain.spool import ChainSpool
 from ..spools.open import path_of
 from ..spools.protocol import Spool, Survives
 

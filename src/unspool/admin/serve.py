@@ -33,8 +33,8 @@ from ..ingress.limits import Limits as DoorLimits
 from ..ingress.listen import Opened, listener, open_listener
 from ..node import Node
 from ..settings import Settings
-from ..spools.chain import ChainSpool
-from ..spools.desk import Desk, open_desk
+from ..spools.chain.spool import ChainSpool
+from ..spools.desk.serving import Desk, open_desk
 from ..spools.open import of_one_process, path_of
 from ..spools.protocol import Spool
 from ..transports.http import HttpTransport

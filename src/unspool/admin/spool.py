@@ -33,7 +33,7 @@ from ..spools.protocol import Entry, Query, Spool
 from .wording import said
 
 if TYPE_CHECKING:
-    from ..spools.custodian import View  # with all that it needs; the command line does not
+    from ..spools.chain.custodian import View  # with all that it needs; the command line does not
 
 PAGE: Final = 200
 SCAN: Final = 5_000
@@ -81,13 +81,13 @@ class Desk(msgspec.Struct, frozen=True):
 
     def views(self) -> list[View]:
         """Of several spools, how each does; empty where there is one."""
-        from ..spools.chain import ChainSpool
+        from ..spools.chain.spool import ChainSpool
 
         return self.spool.views() if isinstance(self.spool, ChainSpool) else []
 
     def place(self, entry: Entry) -> str:
         """Which of several spools it lies in; empty where there is one."""
-        from ..spools.chain import ChainSpool
+        from ..spools.chain.spool import ChainSpool
 
         return self.spool.place(entry) if isinstance(self.spool, ChainSpool) else ""
 
@@ -135,7 +135,7 @@ async def reached(
 ) -> AsyncGenerator[Spool, None]:
     """The spool of this URL, open, perhaps through its relay; of several, those that can be, and
     what cannot be seen is said. `create`: make it where it is not."""
-    from ..spools.chain_open import open_spools
+    from ..spools.chain.open import open_spools
     from ..spools.open import reach_spool
 
     missing = [error for url in urls if (error := _missing(url, create=create)) is not None]

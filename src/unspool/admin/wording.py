@@ -24,7 +24,7 @@ from ..core.message import NEVER
 from ..spools.protocol import Entry, Survives
 
 if TYPE_CHECKING:
-    from ..spools.custodian import View  # with all that it needs; the command line does not
+    from ..spools.chain.custodian import View  # with all that it needs; the command line does not
 
 _SPANS: Final = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 

@@ -48,20 +48,20 @@ async def _open_memory(url: str) -> Spool:
 
 
 async def _open_sqlite(url: str) -> Spool:
-    from .sqlite import SqliteSpool
+    from .sqlite.spool import SqliteSpool
 
     return await SqliteSpool.open(_named_path(url, example="unspool.db"))
 
 
 async def _open_leveldb(url: str) -> Spool:
-    from .leveldb import open_leveldb
+    from .leveldb.spool import open_leveldb
 
     return await open_leveldb(_named_path(url, example="unspool.leveldb"))
 
 
 async def _open_postgres(url: str, *, create: bool = True) -> Spool:
     try:
-        from .postgres import open_postgres
+        from .postgres.spool import open_postgres
     except ImportError as error:
         raise Missing(
             "The PostgreSQL spool needs psycopg, which is not installed. Nothing was opened."
@@ -71,14 +71,14 @@ async def _open_postgres(url: str, *, create: bool = True) -> Spool:
 
 
 async def _open_log(url: str) -> Spool:
-    from .logfile import open_log
+    from .log.spool import open_log
 
     return await open_log(_named_path(url, example="unspool.log"))
 
 
 async def _open_redis(url: str, *, create: bool = True) -> Spool:
     try:
-        from .redis import RedisSpool
+        from .redis.spool import RedisSpool
     except ImportError as error:
         raise Missing(
             "A spool in Redis or Valkey needs the package redis, which is not installed. Nothing"
@@ -88,7 +88,7 @@ async def _open_redis(url: str, *, create: bool = True) -> Spool:
 
 
 async def _open_nats(url: str, *, create: bool = True) -> Spool:
-    from .nats import open_nats
+    from .nats.open import open_nats
 
     return await open_nats(url, create=create)
 
@@ -166,8 +166,8 @@ async def reach_spool(url: str, *, create: bool = True) -> Spool:
         return await served(url, create=create)
     if path is None or not of_one_process(url):
         return await open_spool(url)
-    from .desk import NAME
-    from .desk_visit import DeskSpool, NobodyServes
+    from .desk.serving import NAME
+    from .desk.visit import DeskSpool, NobodyServes
 
     folder = path.absolute()
     if (folder / NAME).exists():

@@ -5,7 +5,7 @@
     disk.fail(17, errno.EIO)     the 17th fails instead
     after = disk.after_cut(How.TORN, random.Random(1))      what the next boot finds
 
-It speaks `unspool.spools.log_disk.Disk`. What was written and not synced may be lost, kept or torn
+It speaks `unspool.spools.log.disk.Disk`. What was written and not synced may be lost, kept or torn
 at a power cut, each write by itself and in any order: a later one may be there without an earlier.
 A torn write is there up to some byte, or its length is and its bytes are zeros. Names that were
 made or removed without `sync_names` are there or not. What was synced is there, always.

@@ -1,0 +1,1 @@
+"""The spool in LevelDB: a shelf for `keyed`."""

@@ -1,0 +1,1 @@
+"""The spool in an append-only log: a shelf for `keyed`. `spool` opens it."""

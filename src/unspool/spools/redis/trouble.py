@@ -1,0 +1,169 @@
+"""Redis' trouble in the words of clause 12: what it said, what that means, and one command.
+
+translate(error, where="redis://…", at=Stage.ASKED) -> Full | NotDone | Unavailable | Misconfigured
+
+Whether a batch happened is known where no connection was had, and where Redis refuses the first
+write of a script: for want of memory, of a disk, of replicas. What stops a script at a later write
+(a right that the user lacks, a key that is somebody else's) leaves what it wrote before, for Redis
+undoes nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import redis.exceptions as trouble
+
+from ...errors import Full, Misconfigured, NotDone, Unavailable, UnspoolError
+
+
+class Stage(enum.Enum):
+    """How far a call had come."""
+
+    CONNECTING = 0
+    """It was not asked yet: nothing was done."""
+    ASKED = 1
+    """What the server says of it counts; its silence leaves a doubt."""
+    TAKEN = 2
+    """It was done, and may not be on the disk yet, whatever was said after that."""
+
+
+_PASSWORD: Final = (
+    "does not take this user and password. Nothing was done. Try them: redis-cli --askpass PING"
+)
+_ASKS: Final = (
+    "asks for a password. Nothing was done. Give it one: unspool serve --spool"
+    " redis://USER:PASSWORD@HOST/0"
+)
+_LOADING: Final = (
+    "is still reading its data from the disk. Nothing was done. See how far it is: redis-cli INFO"
+    " persistence"
+)
+SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
+    (
+        "allowed when used memory",
+        Full,
+        (
+            "is out of memory (maxmemory). Nothing of this batch was done; what was "
+            "accepted earlier is there, and is delivered. Make room: redis-cli INFO memory"
+        ),
+    ),
+    (
+        "read only replica",
+        NotDone,
+        (
+            "has become a replica and takes no writes. Nothing was done. Name its master: "
+            "redis-cli INFO replication"
+        ),
+    ),
+    (
+        "MISCONF",
+        NotDone,
+        (
+            "cannot write to its disk, and so takes no writes. Nothing was done. See why: "
+            "redis-cli INFO persistence"
+        ),
+    ),
+    ("BusyLoadingError", NotDone, _LOADING),
+    (
+        "NOREPLICAS",
+        NotDone,
+        (
+            "has fewer replicas than it was told to have. Nothing was done. See them: "
+            "redis-cli INFO replication"
+        ),
+    ),
+    (
+        "GONE ",
+        NotDone,
+        (
+            "does not have the spool any more that was opened: it was flushed, restarted "
+            "without its data, or another server answers. Nothing was done. If what it held "
+            "is really lost, start unspool again, and it begins anew. See what is there: "
+            "redis-cli INFO keyspace"
+        ),
+    ),
+    (
+        "BUSY",
+        NotDone,
+        "is busy with somebody's script. Nothing was done. See which: redis-cli SLOWLOG GET",
+    ),
+    (
+        "MovedError",
+        Misconfigured,
+        (
+            "is part of a cluster, where a spool's keys move from server to server. Nothing "
+            "was done. Name a server of its own: unspool serve --spool redis://HOST/0"
+        ),
+    ),
+    ("WRONGPASS", Misconfigured, _PASSWORD),
+    ("invalid username-password", Misconfigured, _PASSWORD),
+    ("invalid password", Misconfigured, _PASSWORD),
+    (
+        "without any password configured",
+        Misconfigured,
+        (
+            "has no password, and was given one. Nothing was done. Leave it out: unspool "
+            "serve --spool redis://HOST/0"
+        ),
+    ),
+    ("NOAUTH", Misconfigured, _ASKS),
+    ("uthentication required", Misconfigured, _ASKS),
+    (
+        "NoPermissionError",
+        Misconfigured,
+        (
+            "does not let this user do what a spool needs. It may have been done in part; "
+            "repeat it under its key. See who it is, and what it may: redis-cli ACL WHOAMI"
+        ),
+    ),
+    (
+        "The user executing the script",
+        Misconfigured,
+        (
+            "does not let this user touch what a spool needs. It may have been done in part; "
+            "repeat it under its key. See who it is, and what it may: redis-cli ACL WHOAMI"
+        ),
+    ),
+    (
+        "WRONGTYPE",
+        Misconfigured,
+        (
+            "has keys under the spool's name that are another program's. It may have been done in "
+            "part. Give the spool a name of its own: unspool serve --spool"
+            " redis://HOST/0?name=orders"
+        ),
+    ),
+)
+"""What the server's word has in it, who must act, and the sentence."""
+
+
+def translate(error: Exception, *, where: str, at: Stage) -> UnspoolError:
+    said = str(error).rstrip(".")
+    if at is Stage.TAKEN:
+        return Unavailable(
+            f"{where} took the batch, and broke off before it had synced it ({said}): it may or may"
+            " not be kept. Repeat it under its key. See what the disk does: redis-cli INFO"
+            " persistence"
+        )
+    named = f"{type(error).__name__} {said}"  # the library takes some of its words away
+    for sign, kind, meaning in SAID:
+        if sign in named:
+            return kind(f"{where} {meaning}")
+    if isinstance(error, trouble.TimeoutError | TimeoutError):
+        said = "it does not answer in time"
+    if at is Stage.CONNECTING:
+        return NotDone(
+            f"{where} cannot be reached, or broke off ({said}). Nothing was done. Is it there:"
+            " redis-cli PING"
+        )
+    if isinstance(error, trouble.ResponseError):
+        return Unavailable(
+            f"{where} refused: {said}. It may or may not have happened; repeat it under its key."
+            " See the server's log, and: redis-cli PING"
+        )
+    return Unavailable(
+        f"{where} cannot be reached, or broke off ({said}). What was under way may or may not have"
+        " happened; repeat it under its key. Is it there: redis-cli PING"
+    )

@@ -1,0 +1,69 @@
+"""Rows of the SQLite spool that were set aside: out of everybody's way, with all their bytes.
+
+set_aside · damaged · discard      each takes a connection; those that write, one in a transaction
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from ...core.message import Destination, Instant, Key
+from ...errors import Corrupt
+from ..protocol import Damaged
+from .read import encode_json
+from .schema import DAMAGED, DISCARDABLE, LINE_OF, LINE_UP, SET_ASIDE
+from .write import delete
+
+
+def set_aside(db: apsw.Connection, id_: int) -> int:
+    """Its line goes on without it (12). How many were: 0 where it was set aside before."""
+    db.execute(SET_ASIDE, (id_,))
+    count = db.changes()
+    line: Any = db.execute(LINE_OF, (id_,)).fetchone()
+    if line is not None:
+        with suppress(UnicodeDecodeError):  # then nobody knows which line it was
+            db.execute(LINE_UP, (*(str(part, "utf-8") for part in line), 2))
+    return count
+
+
+def corrupt(path: Path, count: int) -> Corrupt:
+    return Corrupt(
+        f"{count} record(s) in the spool {path} failed their checksum. They were set aside with all"
+        " their bytes; nothing is run under their keys, and the rest goes on. See them:"
+        " unspool queue --corrupt"
+    )
+
+
+def discard(db: apsw.Connection, marks: Sequence[str]) -> list[bool]:
+    asked = encode_json([int(mark) for mark in marks if mark.isdecimal()]).decode()
+    rows: Any = db.execute(DISCARDABLE, (asked,)).fetchall()
+    ids = {id_ for (id_,) in rows}
+    delete(db, list(ids))
+    return [mark.isdecimal() and int(mark) in ids for mark in marks]
+
+
+def damaged(
+    connection: apsw.Connection, path: Path, *, after: str | None, limit: int
+) -> Sequence[Damaged]:
+    start = int(after) if after and after.isdecimal() else 0
+    listed: Any = connection.execute(DAMAGED, (start, limit)).fetchall()
+    return [
+        Damaged(
+            str(id_), f"{path}, row {id_}", size, Key(_text(key)), Destination(_text(destination)),
+            _text(name), Instant(accepted_at),
+        )
+        for id_, key, destination, name, accepted_at, size in listed
+    ]  # fmt: skip
+
+
+def _text(column: bytes) -> str:
+    """Empty where it is none."""
+    try:
+        return str(column, "utf-8")
+    except UnicodeDecodeError:
+        return ""
