@@ -4,8 +4,9 @@
     await custody.accept(entry)       take it; durable when this returns (I1)
     await custody.find(key)           what is known of a key
     await custody.settle(lease, v)    end a lease
-    custody.accept_for(hears, entry)  accept and find for somebody who is told in his own way;
-    custody.find_for(hears, key)      he tells `took`, or `failed`, what he was told of an accept
+    custody.accept_for(hears, entry)  accept, find and settle for somebody who is told in his own
+    custody.find_for(hears, key)      way; he tells `took`, or `failed`, what he was told of an
+    custody.settle_for(hears, l, v)   accept, and `failed` of a settle
     await custody.open()              the spool's secret, made on first use
     await custody.receipt(key, nonce) the entry of a receipt
     await custody.seize(entry, …)     the right to end this one, by its sender's word
@@ -136,6 +137,9 @@ class Custody:
         except Refused as error:
             self.failed(error, now)
             raise
+
+    def settle_for(self, hears: Hears[bool], lease: Lease, verdict: Verdict) -> None:
+        self._settles.submit_for(hears, (lease, verdict))
 
     async def find(self, key: Key) -> Entry | None:
         return await self._finds.submit(key)

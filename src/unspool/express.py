@@ -42,6 +42,7 @@ from .passage import Options, Passage, forwarded, plain, untried
 from .problems import PREFIX, problem
 from .saving import Saving, came_meanwhile, unstored
 from .spools.protocol import Acceptance, Entry, Mismatch, New
+from .transports.protocol import Begun
 from .tries import Tries, Turn
 
 _OURS: Final = PREFIX.encode()
@@ -70,7 +71,7 @@ class Express:
         secret: bytes,
         custody: Custody,
         saving: Saving,
-        prompt: Callable[..., bool] | None,
+        prompt: Callable[..., Begun | None] | None,
         lane: Lane,
         clock: Clock,
         tries: Tries,
@@ -123,7 +124,7 @@ class Express:
         fields.append(FIRST)
         onwards = Request(request.method, request.target, fields, request.body)
         repeat = self.options.repeats(request.method)
-        return self.prompt(onwards, Plain(self, onwards, done), repeat=repeat)
+        return self.prompt(onwards, Plain(self, onwards, done), repeat=repeat) is not None
 
     def _begin_keyed(self, request: Request, fields: list[Field], key: bytes, done: _Done) -> bool:
         options = self.options
@@ -253,7 +254,7 @@ class Keyed:
             sent = passage.request
             onwards = Request(sent.method, sent.target, [*sent.fields, FIRST], sent.body)
             passage.tried = True
-            if express.prompt(onwards, self.answered, repeat=True):
+            if express.prompt(onwards, self.answered, repeat=True) is not None:
                 return
             passage.tried = False
         elif not express.lane.is_open(express.clock.now()) and express.save(passage, self.end):
