@@ -172,8 +172,9 @@ class Dispatcher:
             scheduler.served(wants)
             if scheduler.place is None and len(leases) == sum(wants.values()):
                 self._more = lanes, seen_at  # as many as were wanted: there are probably more
+            now = self._clock.now()
             for lease in leases:
-                self._start(lease)
+                self._start(lease, now)
             if not leases:
                 # Somebody else was quicker. Looking again at once would be a race without an end.
                 return Instant(max(now + RACE_MS, scheduler.wakes_at(lanes, now=now)))
@@ -234,11 +235,10 @@ class Dispatcher:
             await self._calm.wait()
             alarm.cancel()
 
-    def _start(self, lease: Lease) -> None:
+    def _start(self, lease: Lease, now: Instant) -> None:
         """Begin an attempt; or end the lease without one, where that is what is right by now."""
         entry = lease.entry
         lane = self.scheduler.lane(entry.message.destination)
-        now = self._clock.now()
         verdict: Verdict | None = overdue(
             entry.message,
             attempt=entry.attempt,
