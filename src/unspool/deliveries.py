@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from .clock import Clock
 from .core.lifecycle import Bounced, Deferred, Delivered, Policy, Verdict, decide
-from .core.message import Answer, Cause, Failure, Instant, Request, Response, Sent
+from .core.message import Answer, Cause, Failure, Instant, Reader, Request, Response, Sent
 from .core.outcome import Weather, cause_of, judge, retry_after
 from .core.scheduler import Scheduler
 from .custody import Custody
@@ -97,17 +97,19 @@ class Deliveries:
             try:
                 begun = self._prompt(onwards, prompted, repeat=message.repeat)
             except Exception as error:
-                self._answered(lease, now, _mistake(error))
+                prompted(_mistake(error))
                 return
             if begun is not None:
                 if not prompted.answered:
                     self._prompts[prompted] = begun
                     self._watch()
                 return
-        self._in_a_task(self._attempt(lease, now, onwards))
+        self._in_a_task(lease, now, partial(self._asked, onwards, repeat=message.repeat))
 
-    def _in_a_task(self, work: Any) -> None:
-        task = asyncio.create_task(work)
+    def _in_a_task(
+        self, lease: Lease, began_at: Instant, work: Callable[[], Awaitable[Answer]]
+    ) -> None:
+        task = asyncio.create_task(self._attempt(lease, began_at, work))
         self._tasks.add(task)
         task.add_done_callback(self._over)
 
@@ -115,24 +117,35 @@ class Deliveries:
         self._tasks.discard(task)
         self._look_quiet()
 
-    async def _attempt(self, lease: Lease, began_at: Instant, onwards: Request) -> None:
+    async def _attempt(
+        self, lease: Lease, began_at: Instant, work: Callable[[], Awaitable[Answer]]
+    ) -> None:
+        """An attempt, or what is left of it, and its answer."""
         left_ms = max(0, lease.until - SKEW_MS - self._clock.now())
+        answer: Answer
         try:
             # However many servers there are to try: when the lease ends, another may begin (I4).
             async with asyncio.timeout(left_ms / 1000):
-                repeat = lease.entry.message.repeat
-                answer = await self._transport.attempt(onwards, repeat=repeat)
-                if isinstance(answer, Response) and answer.rest is not None:
-                    answer = await self._whole(answer)
+                answer = await work()
         except TimeoutError:
             answer = _LATE
         except Exception as error:
             answer = _mistake(error)
         self._answered(lease, began_at, answer)
 
-    async def _whole(self, answer: Response) -> Answer:
+    async def _asked(self, onwards: Request, *, repeat: bool) -> Answer:
+        answer = await self._transport.attempt(onwards, repeat=repeat)
+        if isinstance(answer, Response) and answer.rest is not None:
+            return await self._whole(answer, answer.rest)
+        return answer
+
+    async def _whole(self, answer: Response, rest: Reader) -> Answer:
         most = self._policy.keeping.answer_max_bytes
-        whole = await gather(answer, max_bytes=most, timeout_ms=self._lease_ms // 3)
+        try:
+            whole = await gather(answer, max_bytes=most, timeout_ms=self._lease_ms // 3)
+        except BaseException:
+            rest.close()  # its lease is over, or we are
+            raise
         if isinstance(whole, Response) and whole.rest is not None:
             whole.rest.close()  # too large to keep: the fact and the head are kept
         return whole
@@ -140,18 +153,11 @@ class Deliveries:
     def prompted(self, prompted: Prompted, answer: Answer) -> None:
         """An attempt without a task has its answer."""
         self._prompts.pop(prompted, None)
+        lease, began_at = prompted.lease, prompted.began_at
         if isinstance(answer, Response) and answer.rest is not None:
-            self._in_a_task(self._gathered(prompted, answer))
+            self._in_a_task(lease, began_at, partial(self._whole, answer, answer.rest))
         else:
-            self._answered(prompted.lease, prompted.began_at, answer)
-
-    async def _gathered(self, prompted: Prompted, response: Response) -> None:
-        answer: Answer
-        try:
-            answer = await self._whole(response)
-        except Exception as error:
-            answer = _mistake(error)
-        self._answered(prompted.lease, prompted.began_at, answer)
+            self._answered(lease, began_at, answer)
 
     def _answered(self, lease: Lease, began_at: Instant, answer: Answer) -> None:
         entry = lease.entry
@@ -223,6 +229,7 @@ class Deliveries:
     def write(self, settling: Settling) -> None:
         """Give it to the spool: once more, perhaps."""
         settling.told = False
+        settling.again = None
         try:
             self._custody.settle_for(settling, settling.lease, settling.verdict)
         except Refused as error:
@@ -240,12 +247,16 @@ class Deliveries:
             self._done(settling, False)
             return
         self._custody.failed(error, now)
-        if now >= settling.lease.until:
+        if now >= settling.lease.until or settling.last:
             log.warning("a verdict could not be written; it comes due again: %s", error)
             self._done(settling, False)
             return
         loop = asyncio.get_running_loop()
         settling.again = loop.call_later(SPOOL_TROUBLE_MS / 1000, self.write, settling)
+
+    def lost(self, settling: Settling) -> None:
+        """Nobody will tell what became of it."""
+        self._done(settling, False)
 
     def _done(self, settling: Settling, kept: bool) -> None:
         self._verdicts.discard(settling)
@@ -299,7 +310,9 @@ class Deliveries:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for settling in list(self._verdicts):
+        verdicts, self._verdicts = self._verdicts, set()
+        for settling in verdicts:
+            settling.last = True  # what is being written is; the spool is left alone after that
             if settling.again is not None:
                 settling.again.cancel()
                 self._done(settling, False)
@@ -318,6 +331,8 @@ class Prompted:
 
     def __call__(self, answer: Answer) -> None:
         if self.answered:
+            if isinstance(answer, Response) and answer.rest is not None:
+                answer.rest.close()  # nobody wants it any longer
             return
         self.answered = True
         try:
@@ -329,7 +344,7 @@ class Prompted:
 class Settling:
     """A verdict that is being written down: whom the committer tells."""
 
-    __slots__ = ("_deliveries", "again", "lease", "then", "told", "verdict")
+    __slots__ = ("_deliveries", "again", "last", "lease", "then", "told", "verdict")
 
     def __init__(
         self,
@@ -343,6 +358,8 @@ class Settling:
         self.verdict = verdict
         self.then = then
         self.told = False
+        self.last = False
+        """It is not written once more."""
         self.again: asyncio.TimerHandle | None = None
 
     def done(self) -> bool:
@@ -362,6 +379,7 @@ class Settling:
     def cancel(self) -> None:
         """The loop is going down, and nobody knows what became of it."""
         self.told = True
+        self._deliveries.lost(self)
 
 
 def _mistake(error: Exception) -> Failure:

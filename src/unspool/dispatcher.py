@@ -31,11 +31,7 @@ from .core.lifecycle import (
     bounced,
     overdue,
 )
-from .core.message import (
-    Destination,
-    Instant,
-    Key,
-)
+from .core.message import Destination, Instant, Key
 from .core.scheduler import LANES_MAX, LaneDue, Scheduler
 from .custody import Custody
 from .deliveries import SPOOL_TROUBLE_MS, Deliveries
@@ -247,8 +243,9 @@ class Dispatcher:
             now=now,
             policy=self._policy,
         )
-        if verdict is None and (self._stopping or not lane.room(now)):
-            # The weather turned while the spool was asked (I7, I8).
+        late = lease.until - SKEW_MS <= now
+        if verdict is None and (self._stopping or late or not lane.room(now)):
+            # The weather turned while the spool was asked (I7, I8), or it took too long (I4).
             verdict = Deferred(due_at=entry.due_at, trail=entry.trail)
         if verdict is None and self._tried(entry.message.key):
             # A collector in another process brought what is under way here, without a claim (I4).

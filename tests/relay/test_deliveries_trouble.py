@@ -1,0 +1,208 @@
+"""Attempts and verdicts where something goes wrong: leases that end, spools that hang, a stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+from kit import OK
+from test_deliveries import Begun, Prompt
+from test_dispatcher import LEASE_MS, save, states, world
+
+from unspool.core.lifecycle import Deferred, State, Verdict
+from unspool.core.message import Answer, Destination, Instant, Request, Response
+from unspool.errors import Unavailable
+from unspool.spools.memory import MemorySpool
+from unspool.spools.protocol import SKEW_MS, Lease
+from unspool.testing.clock import virtually
+
+LEAST_S = (LEASE_MS - SKEW_MS) / 1000
+
+
+class Trickle:
+    """A body of which a byte comes each second, for ever."""
+
+    closed = False
+
+    async def read(self) -> bytes:
+        await asyncio.sleep(1)
+        return b"x"
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+@virtually
+async def test_a_body_that_trickles_does_not_outlive_the_lease(at_hand: bool) -> None:
+    """I4: also where the head came in time, and what is left of the lease is less than a body may
+    take. Its connection is given up."""
+    rest = Trickle()
+    head = Response(200, b"", (), b"", rest)
+
+    async def slowly(request: Request) -> Answer:
+        await asyncio.sleep(LEAST_S - 5)
+        return head
+
+    service = Prompt(head, takes_s=LEAST_S - 5)
+    service.at_hand = at_hand
+    if not at_hand:
+        service.then(slowly)
+    async with world(service=service) as it:
+        await save(it, 1)
+        it.node.start()
+        await asyncio.sleep(LEAST_S - 1)
+        assert not rest.closed
+        await asyncio.sleep(1.5)
+        assert rest.closed
+        [entry] = it.kept
+        assert "lease" in entry.trail[0].cause
+
+
+class Confused(Prompt):
+    """A transport that has begun, and raises all the same."""
+
+    def __init__(self, *, told: bool) -> None:
+        super().__init__(OK)
+        self.told = told
+        self.later: list[Callable[[Answer], None]] = []
+
+    def begin(
+        self, request: Request, done: Callable[[Answer], None], /, *, repeat: bool
+    ) -> Begun | None:
+        if self.told:
+            done(OK)
+        self.later.append(done)
+        raise RuntimeError("a bug of ours")
+
+
+@pytest.mark.parametrize("told", [True, False])
+@virtually
+async def test_an_attempt_has_one_end_whatever_its_transport_does(told: bool) -> None:
+    """I7: a place that was given back twice would be one too many for ever."""
+    service = Confused(told=told)
+    async with world(service=service) as it:
+        await save(it, 1)
+        it.node.start()
+        await asyncio.sleep(0.5)
+        for done in service.later:
+            done(OK)
+        await asyncio.sleep(0.1)
+        [lane] = it.node.scheduler.statistics().lanes.values()
+        assert lane.busy == 0
+        assert states(it) == [State.DELIVERED if told else State.WAITING]
+
+
+@virtually
+async def test_what_is_said_after_the_end_is_not_held_open() -> None:
+    """Whoever gets a body must close it, also where nobody wants it any longer."""
+    service = Prompt(OK, takes_s=10**6)
+    async with world(service=service) as it:
+        await save(it, 1)
+        it.node.start()
+        await asyncio.sleep(LEAST_S)
+        assert service.begun[0].abandoned
+        rest = Trickle()
+        service.begun[0].done(Response(200, b"", (), b"", rest))
+        assert rest.closed
+
+
+class Late(MemorySpool):
+    """A spool whose first lease comes back when it is over."""
+
+    def __init__(self, *, takes_s: float) -> None:
+        super().__init__()
+        self.takes_s = takes_s
+
+    async def lease(
+        self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease]:
+        leases = await super().lease(wants, now=now, until=until)
+        takes_s, self.takes_s = self.takes_s, 0
+        await asyncio.sleep(takes_s)
+        return leases
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+@virtually
+async def test_a_lease_that_comes_too_late_begins_nothing(at_hand: bool) -> None:
+    """I4: by then another may have it. It is given back, and comes due at once."""
+    service = Prompt(OK)
+    service.at_hand = at_hand
+    spool = Late(takes_s=LEAST_S + 1)
+    async with world(service=service, spool=spool) as it:
+        await save(it, 1)
+        it.node.start()
+        await asyncio.sleep(LEAST_S + 60)
+        assert states(it) == [State.DELIVERED]
+        assert [dict(a.fields)[b"Unspool-Attempt"] for a in service.attempts] == [b"2"]
+
+
+class Stuck(MemorySpool):
+    """A spool whose settles take so long each, and then fail, as told."""
+
+    def __init__(self, *steps: tuple[float, bool]) -> None:
+        super().__init__()
+        self.steps = list(steps)
+        self.settles = 0
+
+    async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
+        self.settles += 1
+        takes_s, works = self.steps.pop(0)
+        await asyncio.sleep(takes_s)
+        if not works:
+            raise Unavailable("simulated")
+        return await super().settle(settlements)
+
+
+@virtually
+async def test_after_the_stop_the_spool_is_left_alone() -> None:
+    """It is its owner's to close: nobody writes to it later, in a loop that goes on."""
+    spool = Stuck(*[(5, False)] * 9)
+    async with world(spool=spool, service=Prompt(OK)) as it:
+        await save(it, 1)
+        it.node.start()
+        await asyncio.sleep(1)
+        await it.node.stop(drain_ms=1_000)
+        before = spool.settles
+        await asyncio.sleep(300)
+        assert spool.settles == before == 1
+
+
+@virtually
+async def test_a_verdict_has_one_end(caplog: pytest.LogCaptureFixture) -> None:
+    """The drain ends while a verdict is being written once more: it is told of once."""
+    spool = Stuck((0, False), (30, True))
+    async with world(spool=spool, service=Prompt(OK)) as it:
+        await save(it, 1)
+        now = it.clock.now()
+        [entry] = it.kept
+        wants = {entry.message.destination: 1}
+        [lease] = await spool.lease(wants, now=now, until=Instant(now + LEASE_MS))
+        ends = [(lease, Deferred(due_at=now))]
+        waits = asyncio.create_task(it.node.dispatcher._deliveries.end_all(ends))
+        await asyncio.sleep(2)
+        assert spool.settles == 2
+        await it.node.stop(drain_ms=1_000)
+        await waits
+        assert it.node.dispatcher.deferred == 1
+    assert "mistake" not in caplog.text
+
+
+@virtually
+async def test_with_every_task_cancelled_the_stop_waits_for_nothing() -> None:
+    """As a signal handler does that goes through all tasks: a verdict that nobody writes any longer
+    is not under way."""
+    spool = Stuck((3600, True))
+    async with world(spool=spool, service=Prompt(OK)) as it:
+        await save(it, 1)
+        it.node.start()
+        await asyncio.sleep(1)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0.1)
+        before = asyncio.get_running_loop().time()
+        await it.node.dispatcher.stop(drain_ms=60_000)
+        assert asyncio.get_running_loop().time() < before + 1
+        it.node._running = None
