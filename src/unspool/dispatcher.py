@@ -31,7 +31,7 @@ from .core.lifecycle import (
     bounced,
     overdue,
 )
-from .core.message import Destination, Instant, Key
+from .core.message import NEVER, Destination, Instant, Key
 from .core.scheduler import LANES_MAX, LaneDue, Scheduler
 from .custody import Custody
 from .deliveries import SPOOL_TROUBLE_MS, Deliveries
@@ -92,6 +92,8 @@ class Dispatcher:
         self._strange: set[Destination] = set()
         self._tried = tried
         self._more: tuple[Sequence[LaneDue], Instant] = ((), Instant(0))
+        self._believed_until = NEVER
+        """When what the latest round went by was seen too long ago."""
         self._awake = asyncio.Event()
         self._calm = asyncio.Event()
         self._stopping = False
@@ -174,7 +176,8 @@ class Dispatcher:
             if not leases:
                 # Somebody else was quicker. Looking again at once would be a race without an end.
                 return Instant(max(now + RACE_MS, scheduler.wakes_at(lanes, now=now)))
-        return scheduler.wakes_at(lanes, now=now)
+        # Somebody's word may have led to this round, and what was seen before did not show him.
+        return min(scheduler.wakes_at(lanes, now=now), self._believed_until)
 
     async def _survey(self) -> tuple[Sequence[LaneDue], Instant]:
         """Who has something due, and when that was seen: just now, while leases come back as full
@@ -182,7 +185,9 @@ class Dispatcher:
         (lanes, seen_at), self._more = self._more, ((), Instant(0))
         now = self._clock.now()
         if lanes and 0 <= now - seen_at < SURVEY_MS:
+            self._believed_until = Instant(seen_at + SURVEY_MS)
             return lanes, seen_at
+        self._believed_until = NEVER
         scheduler = self.scheduler
         lanes = await self._custody.spool.survey(after=scheduler.place, limit=LANES_MAX)
         scheduler.moved(lanes, limit=LANES_MAX)

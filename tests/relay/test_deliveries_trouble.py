@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from kit import OK
+from msgspec.structs import replace
 from test_deliveries import Begun, Prompt
 from test_dispatcher import LEASE_MS, save, states, world
 
@@ -188,6 +189,26 @@ async def test_a_verdict_has_one_end(caplog: pytest.LogCaptureFixture) -> None:
         await waits
         assert it.node.dispatcher.deferred == 1
     assert "mistake" not in caplog.text
+
+
+@virtually
+async def test_a_newcomer_for_another_is_not_behind_a_full_window() -> None:
+    """What the survey said is believed for 50 ms; who has come since then waits no longer."""
+    other = Destination("http://old")
+    async with world() as it:
+        await save(it, 6)
+        *firsts, last = it.kept
+    message = replace(last.message, destination=other)
+    service = Prompt(OK, takes_s=30)
+    async with world(service=service, formerly=(other,)) as it:
+        it.node.start()
+        await asyncio.sleep(0.1)
+        await it.spool.accept(firsts)
+        await asyncio.sleep(0.025)
+        assert service.busy == 5
+        await it.spool.accept([replace(last, message=message)])
+        await asyncio.sleep(0.05)
+        assert service.busy == 6
 
 
 @virtually
