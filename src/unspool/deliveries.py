@@ -26,7 +26,17 @@ from typing import Final
 
 from .clock import Clock
 from .core.lifecycle import Bounced, Deferred, Delivered, Policy, Verdict, decide
-from .core.message import Answer, Cause, Failure, Instant, Reader, Request, Response, Sent
+from .core.message import (
+    Answer,
+    Cause,
+    Destination,
+    Failure,
+    Instant,
+    Reader,
+    Request,
+    Response,
+    Sent,
+)
 from .core.outcome import Weather, cause_of, judge, retry_after
 from .core.scheduler import Scheduler
 from .custody import Custody
@@ -57,11 +67,11 @@ class Deliveries:
         clock: Clock,
         lease_ms: int,
         chance: Callable[[], float],
-        freed: Callable[[], None],
+        freed: Callable[[Destination], None],
         settled: Callable[[Lease, bool], None],
     ) -> None:
-        """`freed`: there is a place in a window. `settled`: this has a new verdict; or it has not,
-        and comes due by itself."""
+        """`freed`: there is a place in this window. `settled`: this has a new verdict; or it has
+        not, and comes due by itself."""
         self.delivered = 0
         self.bounced = 0
         self.deferred = 0
@@ -177,7 +187,7 @@ class Deliveries:
                 detail=cause_of(answer)[1],
             )
         self.ended += 1
-        self._freed()  # the settle need not be waited for
+        self._freed(message.destination)  # the settle need not be waited for
         verdict = decide(
             message,
             answer,

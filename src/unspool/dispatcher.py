@@ -96,6 +96,8 @@ class Dispatcher:
         """When what the latest round went by was seen too long ago."""
         self._awake = asyncio.Event()
         self._calm = asyncio.Event()
+        self._stirred: set[Destination] = set()
+        """Where places have come free since the latest round began."""
         self._stopping = False
         self._deliveries: Final = Deliveries(
             custody=custody,
@@ -129,9 +131,10 @@ class Dispatcher:
             self._board.post(lease.entry.message.key)
         self._awake.set()
 
-    def _freed(self) -> None:
+    def _freed(self, destination: Destination) -> None:
         self._awake.set()
-        if not self._calm.is_set() and not self.scheduler.few():
+        self._stirred.add(destination)
+        if not self._calm.is_set() and not self.scheduler.few(self._stirred):
             self._calm.set()
 
     async def run(self) -> None:
@@ -143,6 +146,7 @@ class Dispatcher:
         try:
             while not self._stopping:
                 self._awake.clear()
+                self._stirred.clear()
                 try:
                     wake_at = await self._round()
                 except UnspoolError as error:
@@ -228,7 +232,11 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         ended = -1
         for _ in range(PLACES_TIMES):
-            if self._stopping or ended == self._deliveries.ended or not self.scheduler.few():
+            if (
+                self._stopping
+                or ended == self._deliveries.ended
+                or not self.scheduler.few(self._stirred)
+            ):
                 return
             ended = self._deliveries.ended
             alarm = loop.call_later(PLACES_MS / 1000, self._calm.set)

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 from kit import OK
 from msgspec.structs import replace
-from test_deliveries import Begun, Prompt
-from test_dispatcher import LEASE_MS, save, states, world
+from test_deliveries import Begun, Counted, Prompt, drained
+from test_dispatcher import ASYNC, LEASE_MS, save, states, world
 
 from unspool.core.lifecycle import Deferred, State, Verdict
 from unspool.core.message import Answer, Destination, Instant, Request, Response
 from unspool.errors import Unavailable
 from unspool.spools.memory import MemorySpool
-from unspool.spools.protocol import SKEW_MS, Lease
+from unspool.spools.protocol import SKEW_MS, Entry, Lease
 from unspool.testing.clock import virtually
 
 LEAST_S = (LEASE_MS - SKEW_MS) / 1000
@@ -209,6 +209,37 @@ async def test_a_newcomer_for_another_is_not_behind_a_full_window() -> None:
         await it.spool.accept([replace(last, message=message)])
         await asyncio.sleep(0.05)
         assert service.busy == 6
+
+
+class Two(Prompt):
+    """Quick, and for some very slow."""
+
+    def begin(
+        self, request: Request, done: Callable[[Answer], None], /, *, repeat: bool
+    ) -> Begun | None:
+        self.takes_s = 500 if request.target == b"/slow" else 0.0003
+        return super().begin(request, done, repeat=repeat)
+
+
+@pytest.mark.parametrize("count", [19, 20])
+@virtually
+async def test_a_slow_destination_does_not_slow_another_down(count: int) -> None:
+    """Whose places never come free is not waited for at each lease of who is quick."""
+    other = Destination("http://old")
+    async with world() as it:
+        await save(it, count)
+        slow = [entry.message for entry in it.kept]
+    request = replace(slow[0].request, target=b"/slow")  # type: ignore[type-var]
+    spool = Counted()
+    async with world(spool=spool, service=Two(OK), formerly=(other,)) as it:
+        for number in range(1_000):
+            await it.ask(b"POST", b"/", ASYNC, key=f"quick{number}")
+        for name in (other, it.node.plan.options.destination):
+            it.node.scheduler.lane(name).window = 20
+        slow = [replace(message, destination=other, request=request) for message in slow]
+        now = it.clock.now()
+        await spool.accept([Entry(message, State.WAITING, now) for message in slow])
+        assert await drained(it, 1_000) < 1_000 / 20 * 0.0016
 
 
 @virtually

@@ -15,7 +15,7 @@ destination, not the dead one). Where there is not room for all, they take turns
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -99,15 +99,17 @@ class Scheduler(msgspec.Struct):
                 free -= room
         return wants
 
-    def few(self) -> bool:
+    def few(self, among: Collection[Destination] = ()) -> bool:
         """Are the free places few beside those that are taken? Then it is worth a moment to see
-        whether more of them come free (see FEW)."""
-        busy = windows = 0
-        for lane in self._lanes.values():
+        whether more of them come free (see FEW). `among`: where some have come free just now; a
+        slow destination that fills its window says nothing of them. Empty: anywhere."""
+        busy = room = 0
+        for name in among or self._lanes:
+            lane = self.lane(name)
             if lane.busy:
                 busy += lane.busy
-                windows += max(lane.busy, lane.window)
-        return FEW * busy > min(windows, self.attempts_max) - busy
+                room += max(0, lane.window - lane.busy)
+        return FEW * busy > min(room, self.attempts_max - self.busy)
 
     def served(self, wants: Mapping[Destination, int]) -> None:
         """These were leased, in this order: the next turn is behind the last of them."""
