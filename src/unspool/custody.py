@@ -60,7 +60,7 @@ class Custody:
         self.recent: Final = Recent()
         self._disk_free = disk_free
         self._trouble = ""
-        self._trouble_until = Instant(0)
+        self._troubled_at = NEVER
         self._looked_at = Instant(0)
         self._admitted_at = NEVER
         self._free_bytes: int | None = None
@@ -97,12 +97,13 @@ class Custody:
         self.backlog += sum(sum(row.counts) + row.held for row in rows) - before
 
     def health(self, now: Instant) -> Health:
-        if self._disk_free is not None and now - self._looked_at > TROUBLE_MS:
+        if self._disk_free is not None and not 0 <= now - self._looked_at < TROUBLE_MS:
             self._looked_at = now
             self._free_bytes = self._disk_free()
+        over = now < self._troubled_at  # the clock was set back: better one try too many
         return Health(
             trouble=self._trouble,
-            trouble_until=self._trouble_until,
+            trouble_until=now if over else Instant(self._troubled_at + TROUBLE_MS),
             backlog=self.backlog,
             disk_free_bytes=self._free_bytes,
         )
@@ -111,8 +112,10 @@ class Custody:
         if now - self._admitted_at < TROUBLE_MS and not self._trouble and now >= self._admitted_at:
             return None  # nothing was in the way a moment ago, and nothing has failed since
         reject = admit(terms=self.terms, health=self.health(now), now=now)
-        # The backlog grows with each request, so it is looked at each time.
-        self._admitted_at = NEVER if reject or self.terms.backlog_max else now
+        # The backlog grows with each request, so it is looked at each time; and the disk was looked
+        # at a while ago, perhaps.
+        seen_at = now if self._disk_free is None else self._looked_at
+        self._admitted_at = NEVER if reject or self.terms.backlog_max else seen_at
         return reject
 
     async def accept(self, entry: Entry, *, now: Instant) -> Acceptance:
@@ -195,7 +198,7 @@ class Custody:
         if isinstance(error, Homeless | InDoubt):
             return  # that one alone: others are taken
         self._trouble = str(error).split(".", 1)[0]
-        self._trouble_until = Instant(now + TROUBLE_MS)
+        self._troubled_at = now
 
     async def drain(self) -> None:
         """Everything that was submitted is done."""

@@ -1,0 +1,77 @@
+"""Custody's shortcuts: what was in nobody's way a moment ago is not asked again, and no longer."""
+
+from __future__ import annotations
+
+from unspool.core.admission import Terms
+from unspool.core.message import Instant
+from unspool.custody import TROUBLE_MS, Custody
+from unspool.errors import Full
+from unspool.spools.memory import MemorySpool
+
+NOW = 1_790_000_000_000
+
+
+class Disk:
+    free_bytes = 1_000
+    looks = 0
+
+    def __call__(self) -> int:
+        self.looks += 1
+        return self.free_bytes
+
+
+async def opened(disk: Disk, *, backlog_max: int = 0) -> Custody:
+    terms = Terms(survives=0, required=0, backlog_max=backlog_max, disk_free_min_bytes=100)
+    return Custody(spool=MemorySpool(), terms=terms, disk_free=disk)
+
+
+def takes(custody: Custody, at: int) -> bool:
+    return custody.admit(Instant(at)) is None
+
+
+async def test_a_disk_that_fills_is_seen_within_a_second() -> None:
+    """However the looks at it and the requests fall: what is believed of it is no older."""
+    for asked_at in (0, 1, 500, TROUBLE_MS - 1):
+        disk = Disk()
+        custody = await opened(disk)
+        assert takes(custody, NOW)
+        disk.free_bytes = 0
+        assert takes(custody, NOW + asked_at)
+        assert not takes(custody, NOW + TROUBLE_MS)
+
+
+async def test_a_full_disk_is_seen_when_the_clock_was_set_back() -> None:
+    """And one that has room again is."""
+    disk = Disk()
+    custody = await opened(disk)
+    assert takes(custody, NOW)
+    disk.free_bytes = 0
+    assert not takes(custody, NOW - 3_600_000)
+    disk.free_bytes = 1_000
+    assert takes(custody, NOW - 2 * 3_600_000)
+
+
+async def test_the_disk_is_looked_at_once_a_second() -> None:
+    disk = Disk()
+    custody = await opened(disk)
+    assert all(takes(custody, NOW + ms) for ms in range(0, 10_000, 7))
+    assert disk.looks <= 10
+
+
+async def test_trouble_and_a_limit_are_seen_at_once() -> None:
+    custody = await opened(Disk(), backlog_max=10)
+    assert takes(custody, NOW)
+    custody.backlog = 10
+    assert not takes(custody, NOW)
+    custody = await opened(Disk())
+    assert takes(custody, NOW)
+    custody.failed(Full("simulated"), Instant(NOW))
+    assert not takes(custody, NOW + 1)
+
+
+async def test_trouble_is_over_when_the_clock_was_set_back() -> None:
+    """Nobody is refused for an hour because the spool was in trouble for a second."""
+    custody = await opened(Disk())
+    custody.failed(Full("simulated"), Instant(NOW))
+    assert not takes(custody, NOW + 1)
+    assert takes(custody, NOW - 3_600_000)
