@@ -64,3 +64,27 @@ async def test_a_stream_of_events_ends_when_its_caller_goes(version: str, turn: 
         if ended.is_set():
             return
     raise AssertionError("it goes on")
+
+
+async def test_an_endless_answer_for_nobody_leaves_others_their_turn() -> None:
+    """Held back by nobody any longer, an application that makes its bytes without waiting for
+    anything must not have the loop to itself: its linger would never be over."""
+    made = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal made
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(20_000):
+            made += 1
+            await send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
+
+    call = Call(app, {"type": "http", "method": "GET", "headers": []})
+    response = await call.response()
+    assert response.rest is not None
+    before = made
+    response.rest.close()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert before < made < before + 200
+    call._tell()
+    call.forsake()

@@ -297,7 +297,11 @@ class Stream:
 
     async def feed(self, data: bytes) -> None:
         await self._room.wait()
-        if self._closed or not data:
+        if self._closed:
+            # An application that waits for nothing else would have the loop to itself, for ever.
+            await asyncio.sleep(0)
+            return
+        if not data:
             return
         self._chunks.append(data)
         self._size += len(data)
