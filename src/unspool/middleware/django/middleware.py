@@ -46,7 +46,8 @@ from ..visit import AsyncHand, Hand
 from ..wsgi import fields_of, key_field, target_of
 from .answer import add_fields, http_of, response_of
 from .keeper import Keeper
-from .route import PASSING, Passing, Route, route_of
+from .passing import PASSING, Passing
+from .route import Route, route_of
 
 log: Final = logging.getLogger("unspool.middleware")
 
