@@ -5,7 +5,8 @@
     add_fields(http, …)    what the gate says beside what Django answered
 
 Django's own answer goes on to the middlewares above as it is, with its cookies, its stream and its
-`close`; only what is remembered of it is made here.
+`close`; only what is remembered of it is made here. Cookies are the first caller's (B4): whatever
+is in them, and be it what no server can write, the answer stands, for the view has run.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ def response_of(http: Any) -> Response:
         for name, value in http.items()
         if str(name).lower() != "content-length"
     ]
-    for cookie in http.cookies.values():
-        fields.append((b"Set-Cookie", cookie.OutputString().encode("latin-1")))
     reason = str(http.reason_phrase).encode("latin-1", "replace")
     if getattr(http, "streaming", False):
         declared = str(http.get("Content-Length", ""))
