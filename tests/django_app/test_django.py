@@ -38,6 +38,14 @@ def test_a_repeat_gets_the_same_answer_and_nothing_runs(shop: Shop) -> None:
     assert "last" not in again.cookies
 
 
+def test_what_is_said_of_a_key_stands_once(shop: Shop) -> None:
+    """Of a view that passes on what another of ours has said, the middleware says its own."""
+    first, again = shop.post("/plain/marked"), shop.post("/plain/marked")
+    for answer in (first, again):
+        assert answer["Idempotency-Retention"] == "answer=86400, key=2592000"
+        assert answer[REPLAYED] == "true"
+
+
 @pytest.mark.parametrize("path", ["/plain/cookie", "/atomic/cookie"])
 def test_a_cookie_that_no_server_can_write_frees_no_key(shop: Shop, path: str) -> None:
     """A character above U+00FF fits into no field: what becomes of that answer is Django's affair
