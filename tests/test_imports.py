@@ -23,8 +23,8 @@ LAYERS = {
     "queues": ("queues",),
     "transports": ("transports",),
     "relay": (
-        "relay", "dispatcher", "receipts", "custody", "saving", "passage", "answers", "gather",
-        "node", "express", "tries", "ledger", "recent", "claims", "endings", "upkeep",
+        "relay", "dispatcher", "deliveries", "receipts", "custody", "saving", "passage", "answers",
+        "gather", "node", "express", "tries", "ledger", "recent", "claims", "endings", "upkeep",
     ),
     "ingress": ("ingress",),
     "house": ("house",),

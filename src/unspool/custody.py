@@ -4,8 +4,9 @@
     await custody.accept(entry)       take it; durable when this returns (I1)
     await custody.find(key)           what is known of a key
     await custody.settle(lease, v)    end a lease
-    custody.accept_for(hears, entry)  accept and find for somebody who is told in his own way;
-    custody.find_for(hears, key)      he tells `took`, or `failed`, what he was told of an accept
+    custody.accept_for(hears, entry)  accept, find and settle for somebody who is told in his own
+    custody.find_for(hears, key)      way; he tells `took`, or `failed`, what he was told of an
+    custody.settle_for(hears, l, v)   accept, and `failed` of a settle
     await custody.open()              the spool's secret, made on first use
     await custody.receipt(key, nonce) the entry of a receipt
     await custody.seize(entry, …)     the right to end this one, by its sender's word
@@ -29,7 +30,7 @@ from typing import Final
 
 from .core.admission import Health, Reject, Terms, admit
 from .core.lifecycle import Deferred, State, Verdict
-from .core.message import Instant, Key, Response
+from .core.message import NEVER, Instant, Key, Response
 from .errors import Full, Homeless, InDoubt, Refused, Unavailable
 from .recent import Recent
 from .spools.chain.spool import ChainSpool
@@ -61,6 +62,7 @@ class Custody:
         self._trouble = ""
         self._trouble_until = Instant(0)
         self._looked_at = Instant(0)
+        self._admitted_at = NEVER
         self._free_bytes: int | None = None
         self._accepts: Committer[Entry, Acceptance] = Committer(
             spool.accept if self.chain is None else self.chain.accept_each,
@@ -106,7 +108,12 @@ class Custody:
         )
 
     def admit(self, now: Instant) -> Reject | None:
-        return admit(terms=self.terms, health=self.health(now), now=now)
+        if now - self._admitted_at < TROUBLE_MS and not self._trouble and now >= self._admitted_at:
+            return None  # nothing was in the way a moment ago, and nothing has failed since
+        reject = admit(terms=self.terms, health=self.health(now), now=now)
+        # The backlog grows with each request, so it is looked at each time.
+        self._admitted_at = NEVER if reject or self.terms.backlog_max else now
+        return reject
 
     async def accept(self, entry: Entry, *, now: Instant) -> Acceptance:
         """Take an entry in. Raises `Full` (it did not happen) or `Unavailable` (nobody knows)."""
@@ -136,6 +143,9 @@ class Custody:
         except Refused as error:
             self.failed(error, now)
             raise
+
+    def settle_for(self, hears: Hears[bool], lease: Lease, verdict: Verdict) -> None:
+        self._settles.submit_for(hears, (lease, verdict))
 
     async def find(self, key: Key) -> Entry | None:
         return await self._finds.submit(key)

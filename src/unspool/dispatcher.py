@@ -5,9 +5,10 @@
     dispatcher.wake()             something may be startable: look now
     await dispatcher.stop(ms)     lease no more; let what is under way end, for so long
 
-Whom and how many is the scheduler's to say, what becomes of a message the lifecycle's; here is
-only the doing. A lease that is never settled, because this process died, comes due by itself: there
-is no recovery to run. Leases are longer than an attempt can take, so nobody renews them (I4).
+Whom and how many is the scheduler's to say, what becomes of a message the lifecycle's; the attempts
+and their verdicts are in `deliveries`; here is only the rhythm. A lease that is never settled,
+because this process died, comes due by itself: there is no recovery to run. Leases are longer than
+an attempt can take, so nobody renews them (I4).
 """
 
 from __future__ import annotations
@@ -24,36 +25,26 @@ from .core.lifecycle import (
     LATE_MS,
     Bounced,
     Deferred,
-    Delivered,
     Policy,
     Reason,
     Verdict,
     bounced,
-    decide,
     overdue,
 )
 from .core.message import (
-    Answer,
-    Cause,
     Destination,
-    Failure,
     Instant,
     Key,
-    Request,
-    Response,
-    Sent,
 )
-from .core.outcome import cause_of, judge, retry_after
 from .core.scheduler import LANES_MAX, LaneDue, Scheduler
 from .custody import Custody
-from .errors import Refused, UnspoolError
-from .gather import gather
+from .deliveries import SPOOL_TROUBLE_MS, Deliveries
+from .errors import UnspoolError
 from .spools.protocol import SKEW_MS, Lease
 from .transports.protocol import Transport
 
 log = logging.getLogger("unspool.dispatcher")
 
-SPOOL_TROUBLE_MS: Final = 1_000
 TRIED_MS: Final = 1_000
 """What is being tried at the door is looked at again after so long."""
 SWEEP_MS: Final = 10_000
@@ -63,6 +54,9 @@ RACE_MS: Final = 50
 """How long to leave a message alone that the survey saw and the lease did not get."""
 SURVEY_MS: Final = 50
 """So long a survey is believed that has led to nothing but full leases. Others wait no longer."""
+PLACES_MS: Final = 1
+PLACES_TIMES: Final = 4
+"""How often a lease for few waits for more of them, and how long each time."""
 SWEEP_MAX: Final = 1_000
 
 
@@ -92,11 +86,7 @@ class Dispatcher:
         `tried`: is this key being tried at the door of this process just now?"""
         assert lease_ms >= 10 * SKEW_MS, "I4: a lease no longer than the clocks differ"
         self.scheduler: Final = scheduler
-        self.delivered = 0
-        self.bounced = 0
-        self.deferred = 0
         self._custody = custody
-        self._transport = transport
         self._board = board
         self._policy = policy
         self._clock = clock
@@ -104,15 +94,47 @@ class Dispatcher:
         self._serves = tuple(serves)
         self._among_others = among_others
         self._strange: set[Destination] = set()
-        self._chance = chance
         self._tried = tried
         self._more: tuple[Sequence[LaneDue], Instant] = ((), Instant(0))
         self._awake = asyncio.Event()
+        self._calm = asyncio.Event()
         self._stopping = False
-        self._attempts: set[asyncio.Task[None]] = set()
+        self._deliveries: Final = Deliveries(
+            custody=custody,
+            transport=transport,
+            scheduler=scheduler,
+            policy=policy,
+            clock=clock,
+            lease_ms=lease_ms,
+            chance=chance,
+            freed=self._freed,
+            settled=self._settled,
+        )
+
+    @property
+    def delivered(self) -> int:
+        return self._deliveries.delivered
+
+    @property
+    def deferred(self) -> int:
+        return self._deliveries.deferred
+
+    @property
+    def bounced(self) -> int:
+        return self._deliveries.bounced
 
     def wake(self) -> None:
         self._awake.set()
+
+    def _settled(self, lease: Lease, kept: bool) -> None:
+        if kept:
+            self._board.post(lease.entry.message.key)
+        self._awake.set()
+
+    def _freed(self) -> None:
+        self._awake.set()
+        if not self._calm.is_set() and not self.scheduler.few():
+            self._calm.set()
 
     async def run(self) -> None:
         """Deliver until `stop`. Trouble with the spool is waited out, never fatal."""
@@ -132,6 +154,7 @@ class Dispatcher:
                     log.exception("the dispatcher made a mistake; it goes on")
                     wake_at = Instant(self._clock.now() + SPOOL_TROUBLE_MS)
                 await self._sleep(wake_at)
+                await self._gather_places()
         finally:
             for helper in helpers:
                 helper.cancel()
@@ -149,8 +172,9 @@ class Dispatcher:
             scheduler.served(wants)
             if scheduler.place is None and len(leases) == sum(wants.values()):
                 self._more = lanes, seen_at  # as many as were wanted: there are probably more
+            now = self._clock.now()
             for lease in leases:
-                self._start(lease)
+                self._start(lease, now)
             if not leases:
                 # Somebody else was quicker. Looking again at once would be a race without an end.
                 return Instant(max(now + RACE_MS, scheduler.wakes_at(lanes, now=now)))
@@ -197,11 +221,24 @@ class Dispatcher:
         except TimeoutError:
             pass
 
-    def _start(self, lease: Lease) -> None:
+    async def _gather_places(self) -> None:
+        """Places in a window come free together, and one lease for many costs little more than a
+        lease for one: wait a moment for the others, while they come."""
+        loop = asyncio.get_running_loop()
+        ended = -1
+        for _ in range(PLACES_TIMES):
+            if self._stopping or ended == self._deliveries.ended or not self.scheduler.few():
+                return
+            ended = self._deliveries.ended
+            alarm = loop.call_later(PLACES_MS / 1000, self._calm.set)
+            self._calm.clear()
+            await self._calm.wait()
+            alarm.cancel()
+
+    def _start(self, lease: Lease, now: Instant) -> None:
         """Begin an attempt; or end the lease without one, where that is what is right by now."""
         entry = lease.entry
         lane = self.scheduler.lane(entry.message.destination)
-        now = self._clock.now()
         verdict: Verdict | None = overdue(
             entry.message,
             attempt=entry.attempt,
@@ -218,91 +255,9 @@ class Dispatcher:
             verdict = Deferred(due_at=Instant(now + TRIED_MS), trail=entry.trail)
         if verdict is None:
             lane.began(now)
-            task = asyncio.create_task(self._attempt(lease, now))
+            self._deliveries.start(lease, now)
         else:
-            task = asyncio.create_task(self._settle(lease, verdict))
-        self._attempts.add(task)
-        task.add_done_callback(self._attempts.discard)
-
-    # --- one message ----------------------------------------------------------------------
-
-    async def _attempt(self, lease: Lease, began_at: Instant) -> None:
-        entry = lease.entry
-        message = entry.message
-        answer = await self._answer(lease)
-        now = self._clock.now()
-        self.scheduler.lane(message.destination).ended(
-            judge(answer),
-            key=message.key,
-            now=now,
-            chance=self._chance(),
-            hint_ms=retry_after(answer, now=now),
-            detail=cause_of(answer)[1],
-        )
-        self.wake()  # a place in the window is free; the settle need not be waited for
-        verdict = decide(
-            message,
-            answer,
-            attempt=entry.attempt,
-            trail=entry.trail,
-            began_at=began_at,
-            now=now,
-            policy=self._policy,
-        )
-        await self._settle(lease, verdict)
-
-    async def _answer(self, lease: Lease) -> Answer:
-        """One try. Our own mistakes are failures too: they must not lose a message."""
-        message = lease.entry.message
-        assert message.request is not None, "I1: a message in custody without its request"
-        number = (b"Unspool-Attempt", b"%d" % lease.entry.attempt)
-        request = message.request
-        onwards = Request(request.method, request.target, [*request.fields, number], request.body)
-        left_ms = max(0, lease.until - SKEW_MS - self._clock.now())
-        try:
-            # However many servers there are to try: when the lease ends, another may begin (I4).
-            async with asyncio.timeout(left_ms / 1000):
-                answer = await self._transport.attempt(onwards, repeat=message.repeat)
-                if isinstance(answer, Response) and answer.rest is not None:
-                    keeping = self._policy.keeping
-                    answer = await gather(
-                        answer, max_bytes=keeping.answer_max_bytes, timeout_ms=self._lease_ms // 3
-                    )
-                    if isinstance(answer, Response) and answer.rest is not None:
-                        answer.rest.close()  # too large to keep: the fact and the head are kept
-        except TimeoutError:
-            return Failure(Cause.HTTP_RESPONSE_TIMEOUT, "no answer within its lease", Sent.MAYBE)
-        except Exception as error:
-            log.exception("an attempt failed by our own mistake")
-            return Failure(Cause.PROXY_INTERNAL_ERROR, type(error).__name__, Sent.MAYBE)
-        return answer
-
-    async def _settle(self, lease: Lease, verdict: Verdict) -> None:
-        """Write the verdict down, again and again while the lease is ours."""
-        while True:
-            now = self._clock.now()
-            try:
-                kept = await self._custody.settle(lease, verdict, now=now)
-                break
-            except Refused as error:
-                if now >= lease.until:
-                    log.warning("a verdict could not be written; it comes due again: %s", error)
-                    return
-            await asyncio.sleep(SPOOL_TROUBLE_MS / 1000)
-        if kept:
-            self._count(verdict)
-            self._board.post(lease.entry.message.key)
-        self.wake()
-
-    def _count(self, verdict: Verdict) -> None:
-        if isinstance(verdict, Deferred):
-            self.deferred += 1
-            return
-        self._custody.backlog -= 1
-        if isinstance(verdict, Delivered):
-            self.delivered += 1
-        else:
-            self.bounced += 1
+            self._deliveries.end(lease, verdict)
 
     # --- beside the loop ------------------------------------------------------------------
 
@@ -346,7 +301,7 @@ class Dispatcher:
         leases = await self._custody.spool.expire(
             now=Instant(now - LATE_MS), until=Instant(now + self._lease_ms), limit=SWEEP_MAX
         )
-        await asyncio.gather(*(self._settle(lease, self._too_old(lease, now)) for lease in leases))
+        await self._deliveries.end_all((lease, self._too_old(lease, now)) for lease in leases)
         return len(leases)
 
     def _too_old(self, lease: Lease, now: Instant) -> Bounced:
@@ -359,8 +314,4 @@ class Dispatcher:
         """Lease no more; let attempts end for `drain_ms`; what is left comes due by itself."""
         self._stopping = True
         self.wake()
-        if self._attempts:
-            _done, late = await asyncio.wait(self._attempts, timeout=drain_ms / 1000)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        await self._deliveries.stop(drain_ms=drain_ms)

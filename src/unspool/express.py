@@ -28,6 +28,7 @@ from .core.message import (
     SAFE_METHODS,
     Answer,
     Field,
+    Instant,
     Request,
     Response,
     fingerprint,
@@ -42,6 +43,7 @@ from .passage import Options, Passage, forwarded, plain, untried
 from .problems import PREFIX, problem
 from .saving import Saving, came_meanwhile, unstored
 from .spools.protocol import Acceptance, Entry, Mismatch, New
+from .transports.protocol import Begun
 from .tries import Tries, Turn
 
 _OURS: Final = PREFIX.encode()
@@ -70,7 +72,7 @@ class Express:
         secret: bytes,
         custody: Custody,
         saving: Saving,
-        prompt: Callable[..., bool] | None,
+        prompt: Callable[..., Begun | None] | None,
         lane: Lane,
         clock: Clock,
         tries: Tries,
@@ -98,7 +100,8 @@ class Express:
         calm = lane.calm
         if self.prompt is None or request.target.startswith(_OURS):
             return False
-        if not calm and lane.is_open(self.clock.now()):
+        now = self.clock.now()
+        if not calm and lane.is_open(now):
             return False
         found = ordinary(request.fields)
         if found is not None:
@@ -113,19 +116,20 @@ class Express:
             fields.append(forwarded(caller, host))
         safe = request.method in SAFE_METHODS
         if key is not None:
-            return not safe and self._begin_keyed(request, fields, key, done)
+            return not safe and self._begin_keyed(request, fields, key, done, now)
         if not calm:
             if safe:
                 return False
             onwards = Request(request.method, request.target, fields, request.body)
-            passage = plain(onwards, self.options, began_at=self.clock.now())
-            return self.save(passage, done)
+            return self.save(plain(onwards, self.options, began_at=now), done, now)
         fields.append(FIRST)
         onwards = Request(request.method, request.target, fields, request.body)
         repeat = self.options.repeats(request.method)
-        return self.prompt(onwards, Plain(self, onwards, done), repeat=repeat)
+        return self.prompt(onwards, Plain(self, onwards, done, now), repeat=repeat) is not None
 
-    def _begin_keyed(self, request: Request, fields: list[Field], key: bytes, done: _Done) -> bool:
+    def _begin_keyed(
+        self, request: Request, fields: list[Field], key: bytes, done: _Done, now: Instant
+    ) -> bool:
         options = self.options
         name = read_key((key,), chars_max=options.key_max_chars)
         if options.claims or type(name) is not str:
@@ -138,7 +142,6 @@ class Express:
         known_as = named(scope, name)
         onwards = Request(request.method, request.target, fields, request.body)
         print_ = fingerprint(onwards)
-        now = self.clock.now()
         recent = self.custody.recent.get(known_as)
         if recent is not None and recall(recent, fingerprint=print_, now=now).do is Do.REPLAY:
             done(replayed(recent, self.retention))  # it is over (I3): nobody else is trying it
@@ -164,9 +167,8 @@ class Express:
             return False
         return True
 
-    def save(self, passage: Passage, done: _Done) -> bool:
+    def save(self, passage: Passage, done: _Done, now: Instant) -> bool:
         """Steps 6 and 7, for what was not tried. False: the other road has something to say."""
-        now = self.clock.now()
         if self.custody.admit(now) is not None:
             return False
         entry = self.saving.waiting(passage, None, now)
@@ -183,10 +185,10 @@ class Plain:
 
     __slots__ = ("_began_at", "_done", "_express", "_sent")
 
-    def __init__(self, express: Express, sent: Request, done: _Done) -> None:
+    def __init__(self, express: Express, sent: Request, done: _Done, now: Instant) -> None:
         self._express = express
         self._sent = sent
-        self._began_at = express.clock.now()
+        self._began_at = now
         self._done = done
 
     def __call__(self, answer: Answer) -> None:
@@ -253,11 +255,13 @@ class Keyed:
             sent = passage.request
             onwards = Request(sent.method, sent.target, [*sent.fields, FIRST], sent.body)
             passage.tried = True
-            if express.prompt(onwards, self.answered, repeat=True):
+            if express.prompt(onwards, self.answered, repeat=True) is not None:
                 return
             passage.tried = False
-        elif not express.lane.is_open(express.clock.now()) and express.save(passage, self.end):
-            return
+        else:
+            now = express.clock.now()
+            if not express.lane.is_open(now) and express.save(passage, self.end, now):
+                return
         self._over(express.other.passed(passage))
 
     def answered(self, answer: Answer) -> None:

@@ -180,7 +180,6 @@ _encode = msgspec.json.Encoder().encode
 
 
 @lru_cache(maxsize=1024)
-@lru_cache(maxsize=256)
 def proxy_status(error: str, detail: str = "", *, received: int = 0) -> Field:
     """The Proxy-Status field (RFC 9209 §2): who answered, and why."""
     value = "unspool"

@@ -184,6 +184,10 @@ def describe(entry: Entry, *, now: Instant, survives: str) -> Receipt:
             reason=entry.reason,
             where=_MOVED if moved else "Responsibility has come back to you.",
         )
+    next_at = None  # it is held
+    if entry.due_at != NEVER:
+        at_once = entry.due_at <= message.accepted_at
+        next_at = accepted_at if at_once else stamp(entry.due_at)
     return Receipt(
         mine,
         name,
@@ -192,9 +196,9 @@ def describe(entry: Entry, *, now: Instant, survives: str) -> Receipt:
         trail,
         message.name,
         stamp(message.expires_at),
-        entry.due_at == NEVER,
+        next_at is None,
         entry.leased_until > now,
-        None if entry.due_at == NEVER else stamp(max(entry.due_at, message.accepted_at)),
+        next_at,
     )
 
 

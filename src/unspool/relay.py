@@ -113,7 +113,7 @@ class Relay:
         self.tries: Final = Tries(clock=clock)
         """Which keys are being tried here just now: whoever brings requests in by another way, too,
         takes his turn."""
-        self._express = Express(
+        self.begin: Final = Express(
             other=self,
             options=options,
             secret=secret,
@@ -124,7 +124,8 @@ class Relay:
             clock=clock,
             tries=self.tries,
             via=self._via,
-        )
+        ).begin
+        """The usual, without a coroutine. See ingress.protocol.Express."""
         self._live = 0
 
     async def __call__(self, request: Request, caller: Caller, /) -> Response:
@@ -147,10 +148,6 @@ class Relay:
         return problem("internal")
 
     # --- the express road: see express.py ----------------------------------------------------
-
-    def begin(self, request: Request, caller: Caller, done: Callable[[Response], None], /) -> bool:
-        """The usual, without a coroutine. See ingress.protocol.Express."""
-        return self._express.begin(request, caller, done)
 
     def take_over(
         self, road: Coroutine[Any, Any, Response], done: Callable[[Response], None]

@@ -359,6 +359,42 @@ async def test_a_stale_connection_is_no_licence_to_repeat() -> None:
 
 
 @both_loops
+async def test_an_attempt_that_is_abandoned_gives_its_connection_up_and_tells_nobody() -> None:
+    """On the connection that was at hand, and on the one that is being opened in its place."""
+
+    async def never_again(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await peer.gone()
+
+    async def never(peer: Peer) -> None:
+        await peer.request()
+        await peer.gone()
+
+    told: list[Answer] = []
+    async with Hostile(never_again, answers(GOOD)) as server, to(server) as transport:
+        assert transport.begin(POST, told.append, repeat=True) is None  # none is at hand
+        good(await transport.attempt(POST))
+        begun = transport.begin(POST, told.append, repeat=True)
+        assert begun is not None
+        await eventually(lambda: len(server.requests) == 2)
+        begun.abandon()
+        begun.abandon()
+        await eventually(lambda: server.open == 0)
+        assert transport.statistics().busy == 0
+    async with Hostile(_dies_on_the_second, never) as server, to(server) as transport:
+        good(await transport.attempt(POST))
+        begun = transport.begin(POST, told.append, repeat=True)
+        assert begun is not None
+        await eventually(lambda: [got.connection for got in server.requests] == [0, 0, 1])
+        begun.abandon()
+        await eventually(lambda: server.open == 0)
+        assert transport.statistics().busy == 0
+    assert told == []
+
+
+@both_loops
 async def test_it_is_repeated_once_and_on_a_fresh_connection() -> None:
     """Four idle connections, all of which die under their second request."""
 

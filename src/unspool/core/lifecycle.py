@@ -17,7 +17,16 @@ from typing import Final
 
 from .fields import kept
 from .message import Answer, Attempt, Failure, Instant, Message, Response, Sent, Value
-from .outcome import Outcome, cause_of, is_busy, is_unknown, judge, repeatable, retry_after
+from .outcome import (
+    Judgement,
+    Outcome,
+    cause_of,
+    is_busy,
+    is_unknown,
+    judge,
+    repeatable,
+    retry_after,
+)
 from .schedule import Pace, next_due
 
 TRAIL_MAX: Final = 24
@@ -135,9 +144,12 @@ def extended(trail: tuple[Attempt, ...], attempt: Attempt) -> tuple[Attempt, ...
     return (*trail[:TRAIL_FIRST], *trail[TRAIL_FIRST + 1 :], attempt)
 
 
-def attempted(number: int, answer: Answer, *, at: Instant) -> Attempt:
+def attempted(
+    number: int, answer: Answer, *, at: Instant, judgement: Judgement | None = None
+) -> Attempt:
+    """An attempt for the trail. `judgement`: of this answer, where it is known already."""
     status, cause = cause_of(answer)
-    sent = answer.sent if isinstance(answer, Failure) else judge(answer).sent
+    sent = answer.sent if isinstance(answer, Failure) else (judgement or judge(answer)).sent
     return Attempt(number, at, status, cause[:200], sent.value, _location(answer))
 
 
@@ -146,7 +158,7 @@ def _location(answer: Answer) -> str:
     if isinstance(answer, Failure) or answer.status // 100 not in (2, 3):
         return ""
     for name, value in answer.fields:
-        if name.lower() == b"location" and len(value) <= LOCATION_MAX:
+        if len(name) == 8 and name.lower() == b"location" and len(value) <= LOCATION_MAX:
             return value.decode("latin-1")
     return ""
 
@@ -191,8 +203,8 @@ def decide(
     policy: Policy,
 ) -> Verdict:
     """What becomes of a saved message after an attempt. Pure; total over answers."""
-    trail = extended(trail, attempted(attempt, answer, at=began_at))
     judgement = judge(answer)
+    trail = extended(trail, attempted(attempt, answer, at=began_at, judgement=judgement))
     if message.name and is_unknown(answer):
         return bounced(Reason.UNKNOWN, now=now, keeping=policy.keeping, trail=trail)
     busy = bool(message.name) and is_busy(answer)  # what it waits for will be its answer

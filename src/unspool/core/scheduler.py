@@ -25,6 +25,10 @@ from .message import AT_ONCE, NEVER, Destination, Instant, Value
 
 ATTEMPTS_MAX: Final = 100
 SHARE_MIN: Final = 5
+FEW: Final = 16
+"""Free places are few until there are so many to each that is taken. A commit costs as much as ten
+messages in it, so nearly the whole window at once is best; that holds with two cores, too, where
+half a window at a time would keep both at work."""
 LANES_MAX: Final = 256
 """Destinations looked at in one survey."""
 POLL_MS: Final = 30_000
@@ -94,6 +98,16 @@ class Scheduler(msgspec.Struct):
                 wants[destination] = room
                 free -= room
         return wants
+
+    def few(self) -> bool:
+        """Are the free places few beside those that are taken? Then it is worth a moment to see
+        whether more of them come free (see FEW)."""
+        busy = windows = 0
+        for lane in self._lanes.values():
+            if lane.busy:
+                busy += lane.busy
+                windows += max(lane.busy, lane.window)
+        return FEW * busy > min(windows, self.attempts_max) - busy
 
     def served(self, wants: Mapping[Destination, int]) -> None:
         """These were leased, in this order: the next turn is behind the last of them."""

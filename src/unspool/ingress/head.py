@@ -11,6 +11,7 @@ from __future__ import annotations
 import http
 from typing import Final
 
+from ..core.fields import Kinds, name_of
 from ..core.message import Response
 
 _LINES: Final[dict[int, tuple[bytes, bytes]]] = {
@@ -21,9 +22,20 @@ _LINES: Final[dict[int, tuple[bytes, bytes]]] = {
     for status in http.HTTPStatus
 }
 
-_LENGTHS: Final = frozenset({4, 10, 14, 17})
-"""Of the names that need a look: date, connection, keep-alive, content-length, transfer-…"""
 FRAMING: Final = frozenset({b"connection", b"keep-alive", b"content-length", b"transfer-encoding"})
+_DATE: Final = 1
+_FRAMES: Final = 1_000_000
+
+
+def _classify(name: bytes) -> int:
+    return _FRAMES if name in FRAMING else _DATE if name == b"date" else 0
+
+
+_KINDS: Final = Kinds(_classify)
+
+# In C from end to end: half the time of a loop, at every field of every answer.
+_kind: Final = _KINDS.__getitem__
+_line: Final = b": ".join
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE: Final = b"Connection: close\r\n"
@@ -52,20 +64,19 @@ def head(response: Response, *, framing: bytes, date: bytes) -> bytes:
     status = response.status
     if status < 200:
         raise Unwritable(f"{status} is not the status of a final answer")
-    lines = [status_line(status, response.reason)]
-    count = 2
-    for name, value in response.fields:
-        if len(name) in _LENGTHS:
-            lower = name.lower()
-            if lower in FRAMING:
-                continue
-            if lower == b"date":
-                date = b""
-        lines += (name, b": ", value, b"\r\n")
-        count += 1
-    lines += (date, framing, b"\r\n")
-    written = b"".join(lines)
-    count += (date != b"") + framing.count(b"\n")
+    fields = response.fields
+    # One sum tells whether there is a Date, and whether there is framing to be left out.
+    kinds = sum(map(_kind, map(name_of, fields)))
+    if kinds:
+        if kinds >= _FRAMES:
+            fields = [field for field in fields if _KINDS[field[0]] != _FRAMES]
+        if kinds % _FRAMES:
+            date = b""
+    line = status_line(status, response.reason)
+    lines = b"\r\n".join(map(_line, fields))
+    between = b"\r\n" if lines else b""
+    written = b"".join((line, lines, between, date, framing, b"\r\n"))
+    count = len(fields) + 2 + (date != b"") + framing.count(b"\n")
     # One pass over the bytes for all three: every CR and every LF is one of ours, and no NUL.
     if len(written) - len(written.translate(None, _ENDS_A_LINE)) != 2 * count:
         raise Unwritable("a field or the reason has CR, LF or NUL in it")

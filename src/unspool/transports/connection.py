@@ -30,8 +30,9 @@ from .incoming import PREFACE, Incoming
 from .liveness import Probe, said_goodbye
 from .stream import Stream
 
-STALE_AFTER_S: Final = 0.005
-"""A connection unused for less was seen alive by the event loop just now."""
+STALE_AFTER_S: Final = 0.02
+"""A connection unused for less was seen alive by the event loop just now; and nobody closes for
+idleness so soon."""
 JOIN_MAX_BYTES: Final = 16 * 1024
 """A body up to this is copied behind its head, to go out in one piece."""
 LONG_ANSWER_S: Final = 1.0

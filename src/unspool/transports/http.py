@@ -91,23 +91,25 @@ class HttpTransport:
             return await self._once_more(head, request, answer.sent)
         return answer
 
-    def begin(self, request: Request, done: Callable[[Answer], None], /, *, repeat: bool) -> bool:
-        """The same without waiting, where a connection is at hand; False: nothing was begun."""
+    def begin(
+        self, request: Request, done: Callable[[Answer], None], /, *, repeat: bool
+    ) -> Told | None:
+        """The same without waiting, where a connection is at hand; None: nothing was begun."""
         pool = self._pool
         if not self._idle or request.rest is not None:
-            return False
+            return None
         try:
             head = render(request, self._host)
         except Unsendable:
-            return False
+            return None
         connection = self._idle.pop() if repeat else pool.sound()
         if connection is None:
-            return False
+            return None
         if not pool.brisk:
             pool.hurry()
         told = Told(self, connection, head, request, repeat, done)
         connection.send_for(told, head, request.body, request.method == b"HEAD")
-        return True
+        return told
 
     async def _once_more(self, head: bytes, request: Request, sent: Sent) -> Answer:
         """On a new connection, after a used one had died without us knowing."""
@@ -123,7 +125,7 @@ class HttpTransport:
 
     def once_more(
         self, head: bytes, request: Request, sent: Sent, done: Callable[[Answer], None]
-    ) -> None:
+    ) -> asyncio.Task[Answer]:
         """As `_once_more`, for somebody who does not wait."""
         task = asyncio.get_running_loop().create_task(self._once_more(head, request, sent))
         self._repeats.add(task)
@@ -134,6 +136,7 @@ class HttpTransport:
                 done(task.result())
 
         task.add_done_callback(tell)
+        return task
 
     async def aclose(self) -> None:
         """Close idle connections and give up the busy ones."""
@@ -143,7 +146,9 @@ class HttpTransport:
 class Told:
     """Whoever began an attempt without waiting for it: told at once, in the middle of a read."""
 
-    __slots__ = ("_answered", "_connection", "_done", "_head", "_repeat", "_request", "_transport")
+    __slots__ = (
+        "_again", "_answered", "_connection", "_done", "_head", "_repeat", "_request", "_transport",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -161,6 +166,7 @@ class Told:
         self._repeat = repeat
         self._done = done
         self._answered = False
+        self._again: asyncio.Task[Answer] | None = None
 
     def done(self) -> bool:
         return self._answered
@@ -172,9 +178,19 @@ class Told:
             and self._connection.stale
             and (self._repeat or answer.sent is Sent.NEVER)
         ):
-            self._transport.once_more(self._head, self._request, answer.sent, self._done)
+            self._again = self._transport.once_more(
+                self._head, self._request, answer.sent, self._done
+            )
         else:
             self._done(answer)
+
+    def abandon(self) -> None:
+        """Nobody waits for it any longer."""
+        if self._again is not None:
+            self._again.cancel()
+        elif not self._answered:
+            self._answered = True
+            self._connection.close()
 
 
 def parse(origin: str, *, tls: ssl.SSLContext | None) -> Origin:

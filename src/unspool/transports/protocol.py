@@ -19,12 +19,22 @@ from typing import Protocol
 from ..core.message import Answer, Request
 
 
+class Begun(Protocol):
+    """An attempt that is under way."""
+
+    def abandon(self) -> None:
+        """Nobody waits for it any longer: its connection is given up, and nobody is told."""
+        ...
+
+
 class Prompt(Protocol):
     """What a transport may offer besides: an attempt that is under way when the call returns."""
 
-    def begin(self, request: Request, done: Callable[[Answer], None], /, *, repeat: bool) -> bool:
-        """True: it was sent, and `done` gets the Answer, exactly once, perhaps before this returns.
-        False: nothing was begun (no connection is at hand); `attempt` it. `done` must not raise."""
+    def begin(
+        self, request: Request, done: Callable[[Answer], None], /, *, repeat: bool
+    ) -> Begun | None:
+        """It was sent, and `done` gets the Answer, exactly once, perhaps before this returns.
+        None: nothing was begun (no connection is at hand); `attempt` it. `done` must not raise."""
         ...
 
 

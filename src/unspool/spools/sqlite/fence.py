@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...core.lifecycle import LIFE, State, Verdict
+from ...core.lifecycle import LIFE, Verdict
 from ..protocol import Lease
-from .schema import SPOILT
+from .schema import SPOILT, STATES
 
 Token = tuple[int, int, int, bytes]
 """Of an entry as it is now: row, state, attempt, nonce."""
@@ -24,4 +24,4 @@ def is_under(token: Token | None, lease: Lease) -> bool:
 
 def may_settle(token: Token, lease: Lease, verdict: Verdict) -> bool:
     """The fence, and a state that the verdict can end."""
-    return is_under(token, lease) and type(verdict) in LIFE[State(token[1])]
+    return is_under(token, lease) and type(verdict) in LIFE[STATES[token[1]]]

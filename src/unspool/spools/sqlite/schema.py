@@ -381,7 +381,7 @@ def entry_of(row: Sequence[Any]) -> Entry:
             repeat == 1, None if request is None else record.unpack_request(request),
         )  # fmt: skip
         return Entry(
-            message, _STATES[state], due_at, attempt, leased_until, known.trail,
+            message, STATES[state], due_at, attempt, leased_until, known.trail,
             None if answer is None else record.unpack_answer(answer),
             known.stored, known.reason, known.settled_at, keep_until, answer_until,
         )  # fmt: skip
@@ -389,5 +389,6 @@ def entry_of(row: Sequence[Any]) -> Entry:
         raise record.Spoilt(f"a column is not what was written: {error}") from error
 
 
-_STATES: Final = tuple(State)
+STATES: Final = tuple(State)
+"""By their numbers."""
 _FRESH: Final = Status()

@@ -26,7 +26,7 @@ import apsw
 import msgspec
 from msgspec.structs import replace
 
-from ...core.lifecycle import LIFE, State, Verdict
+from ...core.lifecycle import LIFE, Verdict
 from ...core.message import Destination, Instant, Key
 from ...core.record import Spoilt
 from ...errors import Corrupt, Unavailable
@@ -58,6 +58,7 @@ from .schema import (
     RENEWABLE,
     SEIZABLE,
     SEIZE,
+    STATES,
     SWEEPABLE,
     TOKENS,
     abandoned,
@@ -260,7 +261,7 @@ class SqliteStore:
                     write_ends(self._db, ends)
                     ends = {}
                 ends[token[0]] = (lease, verdict)
-                after = LIFE[State(token[1])][type(verdict)]
+                after = LIFE[STATES[token[1]]][type(verdict)]
                 if after is None:
                     del tokens[key]
                 else:
