@@ -94,9 +94,9 @@ class Blocks:
             raise _second(step)
         self._open.add(step)
 
-    def is_known(self, step: str) -> None:
-        """The record of this very run is there. Raises `Misconfigured` where that was written into
-        a transaction that was joined, and is no news."""
+    def found(self, step: str) -> None:
+        """The record of this very run is there. Raises `Misconfigured` where it was written into a
+        transaction that was joined: it is no news then."""
         if step in self._joined:
             raise _second(step)
 
@@ -247,7 +247,7 @@ class Commit:
                 " run, and that work is unharmed. Give each new work a key of its own."
             )
         if attempt == self.attempt:
-            self._blocks.is_known(self._step)
+            self._blocks.found(self._step)
         found = unpack(bytes(value), self._type)
         self.value = found if self._decode is None else self._decode(found)
         self.attempt = attempt

@@ -31,6 +31,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
@@ -380,10 +381,12 @@ def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
         )
     except (BaseError, ValueError) as error:  # what is in the URL, or in AWS_… around it
         raise _misconfigured(url, str(error).partition("\n")[0]) from error
+    elsewhere = os.environ.get("AWS_ENDPOINT", "")  # which obstore heeds, and `aws` does not
+    there = {"endpoint": elsewhere} if _is_origin(elsewhere) else {}
     return S3Queue(
         store,
         called=f"{bucket}/{prefix}",
-        look=listing(f"{bucket}/{prefix}", config),
+        look=listing(f"{bucket}/{prefix}", there | config),
         prefix=prefix,
         survives=Survives[survives],
         limits=limits,

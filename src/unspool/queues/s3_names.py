@@ -36,10 +36,10 @@ _LAST: Final = "\U0010fffd"
 
 
 def listing(called: str, config: Mapping[str, str]) -> str:
-    """`config`: what the URL says of endpoint and region; credentials are where they were found."""
+    """`config`: what is said of endpoint and region; credentials are where they were found."""
     words = ["aws", "s3", "ls", f"s3://{called}/"]
     for name, flag in (("endpoint", "--endpoint-url"), ("region", "--region")):
-        words += [flag, config[name]] if name in config else []
+        words += [flag, config[name]] if config.get(name) else []
     return shlex.join(words)
 
 
