@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from .core.fields import Kinds
+from .core.fields import Kinds, name_of
 from .core.idempotency import Unreadable, minted
 from .core.lifecycle import Keeping, State, ended_as
 from .core.message import SAFE_METHODS, Answer, Cause, Field, Instant, Request, Response, Sent
@@ -39,7 +39,7 @@ MARKS: Final = frozenset(
     }
 )
 """What we say of a key beside an answer: one of us behind another says it, too."""
-_IS_MARK: Final = Kinds(lambda name: name in MARKS)
+_is_mark: Final = Kinds(lambda name: name in MARKS).__getitem__
 _GOES_AGAIN: Final = Kinds(lambda name: name != NO_STORE[0].lower() and name not in MARKS)
 TIMEOUTS: Final = frozenset(
     {Cause.HTTP_RESPONSE_TIMEOUT, Cause.CONNECTION_READ_TIMEOUT, Cause.CONNECTION_WRITE_TIMEOUT}
@@ -137,7 +137,7 @@ def with_fields(response: Response, *fields: Field) -> Response:
     """The answer with more fields. Of our marks those that are said anew stand once."""
     r = response
     before = r.fields
-    if [field for field in before if _IS_MARK[field[0]]]:
+    if any(map(_is_mark, map(name_of, before))):
         before = without(before, *(name.lower() for name, _ in fields))
     return Response(r.status, r.reason, [*before, *fields], r.body, r.rest, r.length)
 
