@@ -451,6 +451,26 @@ async def test_what_is_being_tried_is_left_alone(unspool: Run, spool: Spool) -> 
     assert list(await spool.settle([(lease, verdict)])) == [True]
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["serve", "--spool", "amqp://h/"], b"is a queue, and no spool"),
+        (["queue", "--spool", "s3://parked/orders"], b"is a queue, and no spool"),
+        (["collect", "postgres://h/mail"], b"is a spool, and no queue"),
+        (["collect", "--collect", "sqlite:///unspool.db"], b"is a spool, and no queue"),
+        (["serve", "--collect", "sqlite:///unspool.db"], b"is a spool, and no queue"),
+    ],
+)
+def test_a_queue_is_no_spool_and_a_spool_is_no_queue(
+    unspool: Run, words: list[str], says: bytes
+) -> None:
+    """Told apart in words, and refused as any other misuse is, before anything has started."""
+    found = unspool(*words, UNSPOOL_TO="http://127.0.0.1:9")
+    assert found.returncode == os.EX_CONFIG
+    assert says in found.stderr
+    assert b"delivers to" not in found.stderr
+
+
 async def test_one_unknown_key_does_not_stop_the_others(unspool: Run, spool: Spool) -> None:
     key = await put(spool, "k1")
     result = unspool("hold", "nobody", "k1")

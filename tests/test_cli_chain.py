@@ -72,3 +72,25 @@ async def test_nothing_can_be_looked_at(tmp_path: Path) -> None:
     done = unspool(tmp_path, "queue", "--spool", "sqlite:///a.db", "--spool", "sqlite:///b.db")
     assert done.returncode == os.EX_NOINPUT
     assert "there is no spool at a.db" in done.stderr
+
+
+async def test_two_messages_under_one_key_are_told_apart(tmp_path: Path) -> None:
+    """A key that was accepted away while home was not to be asked may wait at both: what is done is
+    done to home's, and it is said that there is another, and how that is reached."""
+    spools = [f"sqlite:///{tmp_path}/{name}.db" for name in ("first", "second")]
+    for url in spools:
+        await put(url, "order-7")
+    flags = [word for url in spools for word in ("--spool", url)]
+    key = f"{'order-7':.<22}"
+    for word in ("order-7", key):
+        shown = unspool(tmp_path, "show", word, *flags)
+        assert shown.returncode == 0, shown.stderr
+        assert f"what {spools[0]} has" in shown.stderr
+        assert f"unspool show {key} --spool {spools[1]}" in shown.stderr
+    dropped = unspool(tmp_path, "drop", "order-7", *flags)
+    assert dropped.stdout.startswith("order-7: dropped")
+    command = dropped.stderr.partition("for that: unspool ")[2].split()
+    assert "dropped" not in unspool(tmp_path, "show", "order-7", "--spool", spools[1]).stdout
+    assert unspool(tmp_path, *command).stdout.startswith("order-7: dropped")
+    await put(spools[0], "alone")
+    assert not unspool(tmp_path, "show", "alone", *flags).stderr

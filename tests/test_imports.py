@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,14 +87,16 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield ".".join(parts), path
 
 
-def imports(name: str, path: Path) -> Iterator[str]:
+def imports(
+    name: str, path: Path, of: Callable[[ast.Module], Iterable[ast.AST]] = ast.walk
+) -> Iterator[str]:
     """The full names of what a module imports; `unspool.` before what is ours."""
     package = ["unspool", *name.split(".")]
     if path.stem != "__init__":
         package.pop()
     elif name == "__init__":
         package = ["unspool"]
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in of(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -102,6 +104,80 @@ def imports(name: str, path: Path) -> Iterator[str]:
             stem = ".".join([*base, *([node.module] if node.module else [])])
             # `from . import x` may mean the module x or a name in the package.
             yield from (f"{stem}.{alias.name}" for alias in node.names)
+
+
+CIRCLES = {
+    frozenset({"client.receipt", "client.results"}):
+        "a result names its receipt, and what became of a receipt is a result: for types alone",
+    frozenset({"transports.connection", "transports.home"}):
+        "a connection knows where it comes home to, and that holds connections: for types alone",
+    frozenset({"ingress.connection", "ingress.http", "ingress.writing"}):
+        "a connection names the door that it came through, which makes connections: types alone",
+}  # fmt: skip
+"""Modules that know one another all the same, and why. None of them imports itself when it runs."""
+
+
+def at_once(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """What runs when a module is imported: not functions, nor what is for types alone."""
+    for node in nodes:
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from at_once(node.orelse)
+        else:
+            yield from at_once(ast.iter_child_nodes(node))
+
+
+def graph(of: Callable[[ast.Module], Iterable[ast.AST]]) -> dict[str, set[str]]:
+    """Module: the modules of ours that it imports. The package itself is there before them all."""
+    paths = dict(modules())
+    found: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        names = found[name] = set()
+        for full in imports(name, path, of):
+            below = full.removeprefix("unspool.")
+            if full != below and below != "__version__":
+                stem = below.rpartition(".")[0]
+                names.add(below if below in paths else stem if stem in paths else "__init__")
+    return found
+
+
+def circles(known: dict[str, set[str]]) -> set[frozenset[str]]:
+    """The largest sets of modules of which each reaches each."""
+
+    def reach(start: str) -> set[str]:
+        seen: set[str] = set()
+        left = [start]
+        while left:
+            new = known[left.pop()] - seen
+            seen |= new
+            left += new
+        return seen
+
+    reached = {name: reach(name) for name in known}
+    return {
+        frozenset(other for other in reached[name] if name in reached[other])
+        for name in known
+        if name in reached[name]
+    }
+
+
+def test_no_module_imports_itself() -> None:
+    """Over however many others: which of them was imported first would decide what works."""
+    assert circles(graph(lambda module: at_once(module.body))) == set()
+
+
+def test_the_circles_that_remain_are_known() -> None:
+    """Neither for types, nor hidden in a function, does a module come back to itself, but for those
+    of the table; and one that is undone leaves it."""
+    assert circles(graph(ast.walk)) == {*CIRCLES}
+
+
+def test_circles_are_found() -> None:
+    """Of one, of two and of three; and what only leads into one is none."""
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": {"d"}, "e": set[str]()}
+    assert circles(arrows) == {frozenset("bc"), frozenset("d")}
 
 
 def layer(name: str) -> str:

@@ -9,13 +9,17 @@
 
 A status is never invented for the service: what it answered is passed back as it is, and what is
 ours is a problem document. Either way Proxy-Status says what happened (RFC 9209).
+
+Where one of us is behind another (a relay, `Retry`, a middleware), what is said of the key stands
+once: as it is where the sender asks, which is the outermost.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from .core.fields import Kinds
+from .core.fields import Kinds, name_of
 from .core.idempotency import Unreadable, minted
 from .core.lifecycle import Keeping, State, ended_as
 from .core.message import SAFE_METHODS, Answer, Cause, Field, Instant, Request, Response, Sent
@@ -26,7 +30,17 @@ from .spools.protocol import Entry
 
 REPLAYED: Final[Field] = (b"Idempotent-Replayed", b"true")
 NO_STORE: Final[Field] = (b"Cache-Control", b"no-store")
-_GOES_AGAIN: Final = Kinds(lambda name: name != NO_STORE[0].lower())
+MARKS: Final = frozenset(
+    {
+        b"idempotency-retention",
+        b"idempotency-stored",
+        b"idempotent-replayed",
+        b"unspool-answered-at",
+    }
+)
+"""What we say of a key beside an answer: one of us behind another says it, too."""
+_is_mark: Final = Kinds(lambda name: name in MARKS).__getitem__
+_GOES_AGAIN: Final = Kinds(lambda name: name != NO_STORE[0].lower() and name not in MARKS)
 TIMEOUTS: Final = frozenset(
     {Cause.HTTP_RESPONSE_TIMEOUT, Cause.CONNECTION_READ_TIMEOUT, Cause.CONNECTION_WRITE_TIMEOUT}
 )
@@ -44,7 +58,7 @@ def replayed(entry: Entry, *more: Field) -> Response:
     fields = [field for field in answer.fields if _GOES_AGAIN[field[0]]]
     fields += (REPLAYED, NO_STORE, (b"Unspool-Answered-At", stamp(entry.settled_at).encode()))
     if not entry.stored:
-        fields.append((b"Unspool-Body-Kept", b"?0"))
+        fields = [*without(fields, b"unspool-body-kept"), (b"Unspool-Body-Kept", b"?0")]
     fields += more
     return Response(answer.status, answer.reason, fields, answer.body)
 
@@ -120,9 +134,16 @@ def retention(keeping: Keeping) -> Field:
 
 
 def with_fields(response: Response, *fields: Field) -> Response:
-    """The answer with more fields."""
+    """The answer with more fields. Of our marks those that are said anew stand once."""
     r = response
-    return Response(r.status, r.reason, [*r.fields, *fields], r.body, r.rest, r.length)
+    before = r.fields
+    if any(map(_is_mark, map(name_of, before))):
+        before = without(before, *(name.lower() for name, _ in fields))
+    return Response(r.status, r.reason, [*before, *fields], r.body, r.rest, r.length)
+
+
+def without(fields: Sequence[Field], *names: bytes) -> list[Field]:
+    return [field for field in fields if field[0].lower() not in names]
 
 
 def closed(request: Request, response: Response) -> Response:

@@ -68,26 +68,40 @@ class Requests:
         self.session.close()
 
 
+def _of(package: ModuleType, library: Any) -> None:
+    """httpx or httpx2, blocking or not: what they raise."""
+    library.package = package
+    library.connect_error = package.ConnectError
+    library.read_error = library.large_error = package.ReadError
+    library.late_error = package.ReadTimeout
+    library.every_error = package.HTTPError
+
+
+def _asked(package: ModuleType, path: str, asked: dict[str, Any]) -> str:
+    """What is asked, as they have it; where."""
+    if asked.pop("digest", False):
+        asked["auth"] = package.DigestAuth("u", "p")
+    return str(asked.pop("url", path))
+
+
+def _answered(got: Any) -> Answer:
+    ours = got.extensions["unspool"]
+    return Answer(got.status_code, dict(got.headers), got.content, str(got.url), ours)
+
+
 class Httpx:
+    package: ModuleType
+
     def __init__(self, package: ModuleType, url: str, servers: Any = (), **options: Any) -> None:
-        self.connect_error = package.ConnectError
-        self.read_error = package.ReadError
-        self.late_error = package.ReadTimeout
-        self.large_error = package.ReadError
-        self.every_error = package.HTTPError
-        self._package = package
+        _of(package, self)
         self.transport = unspool.httpx.Transport(servers, **options)
         self.session = package.Client(
             base_url=url, transport=self.transport, follow_redirects=True, timeout=None
         )
 
     def ask(self, method: str, path: str, **asked: Any) -> Answer:
-        if asked.pop("digest", False):
-            asked["auth"] = self._package.DigestAuth("u", "p")
-        path = asked.pop("url", path)
-        got = self.session.request(method, path, **asked)
-        ours = got.extensions["unspool"]
-        return Answer(got.status_code, dict(got.headers), got.content, str(got.url), ours)
+        path = _asked(self.package, path, asked)
+        return _answered(self.session.request(method, path, **asked))
 
     def drain(self) -> Any:
         return self.transport.client.drain(5)
@@ -121,28 +135,21 @@ class Looped:
 
 
 class AsyncHttpx(Looped):
+    package: ModuleType
+
     def __init__(self, package: ModuleType, url: str, servers: Any = (), **options: Any) -> None:
         super().__init__()
-        self.connect_error = package.ConnectError
-        self.read_error = package.ReadError
-        self.late_error = package.ReadTimeout
-        self.large_error = package.ReadError
-        self.every_error = package.HTTPError
-        self._package = package
+        _of(package, self)
         self.transport = unspool.httpx.AsyncTransport(servers, **options)
         self.session = package.AsyncClient(
             base_url=url, transport=self.transport, follow_redirects=True, timeout=None
         )
 
     def ask(self, method: str, path: str, **asked: Any) -> Answer:
-        if asked.pop("digest", False):
-            asked["auth"] = self._package.DigestAuth("u", "p")
-        path = asked.pop("url", path)
+        path = _asked(self.package, path, asked)
         if isinstance(asked.get("content"), Iterator):
             asked["content"] = _soon(asked["content"])
-        got = self.run(self.session.request(method, path, **asked))
-        ours = got.extensions["unspool"]
-        return Answer(got.status_code, dict(got.headers), got.content, str(got.url), ours)
+        return _answered(self.run(self.session.request(method, path, **asked)))
 
     def drain(self) -> Any:
         return self.run(self.transport.client.drain(5))

@@ -19,12 +19,14 @@ from unspool import (
     Unknown,
 )
 from unspool.client import Bounced, Settled
+from unspool.client.adapter import stands
 from unspool.client.events import Ended, News, Tried
+from unspool.client.receipt import Receipt
 from unspool.core.idempotency import minted_at
 from unspool.core.lifecycle import State
-from unspool.core.message import Request
+from unspool.core.message import Cause, Failure, Request, Sent
 from unspool.custody import Custody
-from unspool.errors import Busy, Misconfigured, Reused, Unavailable
+from unspool.errors import Busy, Misconfigured, Reused, Saved, Unavailable
 from unspool.problems import problem
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Acceptance, Entry
@@ -667,3 +669,18 @@ async def test_closing_is_clean_and_a_closed_client_says_so() -> None:
     assert world.servers["a"].closed
     with pytest.raises(Exception, match="it is closed"):
         await client.post("/orders", json=1)
+
+
+async def test_a_command_that_is_told_runs_nothing_else() -> None:
+    """Where a receipt is comes from the relay: pasted into a shell it is one word."""
+
+    async def silent(request: object, *, timeout_ms: int) -> Failure:
+        return Failure(Cause.CONNECTION_REFUSED, "refused", Sent.NEVER)
+
+    path = "/_unspool/receipts/x;reboot"
+    receipt = Receipt(where="https://a.example", key="k", path=path, ask=silent)
+    with pytest.raises(Unavailable) as caught:
+        await receipt.status()
+    assert str(caught.value).endswith(f"curl 'https://a.example{path}'")
+    with pytest.raises(Saved, match="curl 'https:"):
+        stands(Accepted(receipt))

@@ -27,7 +27,7 @@ from unspool.core.lifecycle import State
 from unspool.core.message import Destination, Instant, Key, Request, Response
 from unspool.core.record import Spoilt
 from unspool.errors import Full, Misconfigured, Missing, NoSpool, PromiseBroken, Unavailable
-from unspool.spools.nats.address import read_url
+from unspool.spools.nats.address import not_connected, read_url
 from unspool.spools.nats.index import Index
 from unspool.spools.nats.link import Link
 from unspool.spools.nats.open import open_nats
@@ -539,6 +539,33 @@ def test_a_url_in_full() -> None:
     assert "cret" not in place.address.shown
     assert (place.replicas, place.address.tls) == (3, True)
     assert read_url("nats://to%2Fken@a/b").address.token == "to/ken"
+
+
+@pytest.mark.parametrize(
+    ("url", "command"),
+    [
+        ("nats://h/b", "nats --server h:4222"),
+        ("nats://me:hunter2@[::1]:1,b/b?tls=yes",
+         "nats --server 'tls://[::1]:1,tls://b:4222' --user me"),
+        ("nats://hunter2@h/b", "nats --server h:4222"),
+        ("nats://h/b?creds=/my%20creds", "nats --server h:4222 --creds '/my creds'"),
+    ],
+)  # fmt: skip
+def test_how_an_operator_asks(url: str, command: str) -> None:
+    """Every command that is told names the very servers, ready for a shell; never a secret."""
+    address = read_url(url).address
+    down = str(not_connected(address, OSError("refused"), ""))
+    assert down.endswith(f"runs: {command} server check connection")
+    assert "hunter2" not in down
+
+
+async def test_a_server_that_went_away() -> None:
+    """Also what is told later names the server."""
+    with nats() as server:
+        async with opened(server.url()) as [spool]:
+            server.kill()
+            with pytest.raises(Unavailable, match=f"nats --server 127.0.0.1:{server.port} stream"):
+                await spool.accept([waiting("a")])
 
 
 # -- servers that will not do --------------------------------------------------------------------

@@ -10,14 +10,16 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
-from ports import free_port
+from servers.pasted import pasted
 from servers.postgres import Postgres, postgres, standby_of
 from unspool.admin.plan import plan_of
 from unspool.errors import Misconfigured, Missing, Newer, NoSpool, PromiseBroken, Unavailable
 from unspool.settings import Settings
 from unspool.spools.open import open_spool, reach_spool
+from unspool.spools.postgres.errors import TABLE, translate
 from unspool.spools.postgres.form import Found, refuse
 from unspool.spools.postgres.rows import FORM, FORMS
 from unspool.spools.postgres.spool import PostgresSpool
@@ -310,10 +312,51 @@ async def test_wrong_credentials_say_so(schema: str) -> None:
             await open_spool(server.spool(schema).replace("/postgres?", "/nowhere?"))
 
 
-async def test_nobody_listens_there(schema: str) -> None:
-    with pytest.raises(Unavailable, match="pg_isready") as caught:
-        await open_spool(f"postgres://me:hunter2@127.0.0.1:{free_port()}/db")
-    assert "hunter2" not in str(caught.value)
+def test_nobody_listens_there() -> None:
+    """The sentence ends with a command that asks the very server, as it stands: no while it is
+    down, yes when it is up again."""
+    with postgres() as server:
+        server.kill()
+        with pytest.raises(Unavailable, match="pg_isready") as caught:
+            asyncio.run(open_spool(server.spool("x").replace("unspool@", "unspool:hunter2@")))
+        assert "hunter2" not in str(caught.value)
+        assert pasted(caught.value, behind="runs: ").returncode == 2
+        server.start()
+        assert pasted(caught.value, behind="runs: ").returncode == 0
+        nowhere = server.spool("x").replace("/postgres?", "/no'where?")
+        with pytest.raises(Misconfigured, match="is in no database") as caught:
+            asyncio.run(open_spool(nowhere))
+        assert not pasted(caught.value, behind="Make one: ").stderr
+        nobody = f"createuser -h 127.0.0.1 -p {server.port} nobody$"
+        with pytest.raises(Misconfigured, match=nobody):
+            asyncio.run(open_spool(nowhere.replace("unspool@", "nobody@")))
+
+
+@pytest.mark.parametrize(
+    ("url", "command"),
+    [
+        ("postgres://me:hunter2@db:5433/mail?schema=a&connections=4&deadline_ms=900",
+         "psql -d 'user=me dbname=mail host=db port=5433'"),
+        ("postgres://[::1]/mail?sslmode=require", "psql -d 'dbname=mail host=::1 sslmode=require'"),
+        ("postgres://a,b/mail?target_session_attrs=read-write",
+         "psql -d 'dbname=mail host=a,b port=, target_session_attrs=read-write'"),
+        ("postgres:///?host=/run/pg&password=hunter2&sslpassword=hunter2", "psql -d host=/run/pg"),
+        ("postgres://", "psql"),
+    ],
+)  # fmt: skip
+def test_how_an_operator_asks(url: str, command: str) -> None:
+    """Every command that is told names the very server that is meant, ready for a shell, with all
+    that libpq has to know of it but a password."""
+    target = read_target(url)
+    assert target.command("psql") == command
+    lost = translate(OSError("gone"), target, committing=True)
+    assert str(lost).endswith(f"{command} -c 'TABLE pg_stat_activity'")
+    for state, (_, _, help_) in TABLE.items():
+        error = psycopg.errors.lookup(state)("no")
+        told = str(translate(error, target, committing=False))
+        assert "psql" not in help_ or command in told
+        assert "{" not in told
+        assert "hunter2" not in told
 
 
 async def test_somebody_listens_and_never_answers() -> None:

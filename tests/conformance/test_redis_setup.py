@@ -9,8 +9,10 @@ import time
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from ports import free_port
+from servers.pasted import pasted
 from servers.redis import Redis, redis
 from unspool.errors import (
     Misconfigured,
@@ -27,7 +29,8 @@ from unspool.spools.redis.link import Patience
 from unspool.spools.redis.rows import FORM
 from unspool.spools.redis.server import judge, parse_info
 from unspool.spools.redis.spool import RedisSpool
-from unspool.spools.redis.url import split
+from unspool.spools.redis.trouble import Stage, translate
+from unspool.spools.redis.url import read_url
 from unspool.testing.conformance.values import (
     LEASED_UNTIL,
     NOW,
@@ -69,10 +72,10 @@ def test_what_it_promises(
     info: dict[str, str], config: dict[str, str], survives: Survives, waits: bool
 ) -> None:
     """The promise is what the server's own settings make of it; never `machine`."""
-    measured = judge(info, config, where="redis://x")
+    measured = judge(info, config, read_url("redis://x"))
     assert (measured.survives, measured.waits) == (survives, waits)
     if survives < Survives.POWER:
-        assert "redis-cli CONFIG SET appendfsync always" in measured.detail
+        assert "redis-cli -h x -p 6379 CONFIG SET appendfsync always" in measured.detail
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_what_it_refuses(change: dict[str, str], error: type[UnspoolError], says
     """Where messages would be lost, or cannot be written, nothing is opened, and a sentence says
     why and how to mend it."""
     with pytest.raises(error, match=says):
-        judge({**GOOD, **change}, ALWAYS, where="redis://x")
+        judge({**GOOD, **change}, ALWAYS, read_url("redis://x"))
 
 
 def test_info_is_read() -> None:
@@ -399,10 +402,42 @@ async def test_replicas_and_clusters() -> None:
         await RedisSpool.open(server.url)
 
 
-async def test_nobody_there() -> None:
-    """Refused at once."""
-    with pytest.raises(NotDone, match=r"cannot be reached.*Nothing was done"):
-        await RedisSpool.open(f"redis://127.0.0.1:{free_port()}")
+def test_nobody_there() -> None:
+    """Refused at once, with a command that can be pasted as it stands: it asks that very server,
+    and gets an answer once it is up again."""
+    with redis() as server:
+        server.kill()
+        with pytest.raises(NotDone, match=r"cannot be reached.*Nothing was done") as caught:
+            asyncio.run(RedisSpool.open(server.url))
+        assert pasted(caught.value, behind="Is it there: ").returncode != 0
+        server.start()
+        assert pasted(caught.value, behind="Is it there: ").stdout == "PONG\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "command"),
+    [
+        ("redis://h", "redis-cli -h h -p 6379"),
+        ("redis://h:7/0", "redis-cli -h h -p 7"),
+        ("valkey://[::1]:6380/3?name=a", "valkey-cli -h ::1 -p 6380 -n 3"),
+        ("redis://:hunter2@h", "redis-cli -h h -p 6379 --askpass"),
+        ("redis://m%24e:hunter2@h", "redis-cli -h h -p 6379 --user 'm$e' --askpass"),
+        ("rediss://h?ssl_ca_certs=/a%20b&ssl_certfile=c&ssl_keyfile=k",
+         "redis-cli -h h -p 6379 --tls --sni h --cacert '/a b' --cert c --key k"),
+        ("valkeys://[::1]?ssl_cert_reqs=none", "valkey-cli -h ::1 -p 6379 --tls --insecure"),
+    ],
+)  # fmt: skip
+def test_how_an_operator_asks(url: str, command: str) -> None:
+    """Every command that is told names the very server that is meant, ready for a shell; the client
+    of whose scheme it is; and never a password."""
+    place = read_url(url)
+    assert place.cli == command
+    down = translate(ConnectionError("refused"), place, at=Stage.CONNECTING)
+    full = translate(
+        ResponseError("OOM command not allowed when used memory"), place, at=Stage.ASKED
+    )
+    assert str(down).endswith(f"Is it there: {command} PING")
+    assert str(full).endswith(f"Make room: {command} INFO memory")
 
 
 @pytest.mark.parametrize(
@@ -417,7 +452,8 @@ async def test_nobody_there() -> None:
 )
 def test_urls(url: str, made: tuple[str, str]) -> None:
     """Server, database and name; a password stays as it is."""
-    assert split(url) == made
+    place = read_url(url)
+    assert (place.url, place.name) == made
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,25 @@ def test_a_repeat_gets_the_same_answer_and_nothing_runs(shop: Shop) -> None:
     assert "last" not in again.cookies
 
 
+def test_what_is_said_of_a_key_stands_once(shop: Shop) -> None:
+    """Of a view that passes on what another of ours has said, the middleware says its own."""
+    first, again = shop.post("/plain/marked"), shop.post("/plain/marked")
+    for answer in (first, again):
+        assert answer["Idempotency-Retention"] == "answer=86400, key=2592000"
+        assert answer[REPLAYED] == "true"
+
+
+@pytest.mark.parametrize("path", ["/plain/cookie", "/atomic/cookie"])
+def test_a_cookie_that_no_server_can_write_frees_no_key(shop: Shop, path: str) -> None:
+    """A character above U+00FF fits into no field: what becomes of that answer is Django's affair
+    and its server's. The view has run, so the key is taken, and a repeat gets the answer."""
+    assert shop.post(path).cookies["name"].value == "\u017dofie"
+    del shop.client.cookies["name"]  # it would send what no browser was given
+    again = shop.post(path)
+    assert (again.status_code, again.content, again[REPLAYED]) == (201, b"made", "true")
+    assert shop.orders == 1
+
+
 def test_without_a_key_nothing_is_different(shop: Shop) -> None:
     for _ in range(2):
         assert "Idempotency-Retention" not in shop.post("/create", None)

@@ -9,7 +9,8 @@ from pathlib import Path
 from django.core.management import get_commands
 
 from unspool.middleware.django.checks import CHECKS
-from unspool.middleware.django.keeper import FOR_A_ROUTE, KNOWN, OURS
+from unspool.middleware.django.keeper import KNOWN, OURS
+from unspool.middleware.django.route import FOR_A_ROUTE
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 

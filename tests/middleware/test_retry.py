@@ -15,6 +15,7 @@ import httpx2 as httpx
 import pytest
 from asgikit import Caller, Reply, SharedMemory, lifespan
 
+from unspool.answers import MARKS
 from unspool.core.lifecycle import State
 from unspool.errors import Misconfigured
 from unspool.middleware.asgi import Idempotency, Retry
@@ -319,6 +320,31 @@ async def test_idempotency_within_retry_is_one_effect() -> None:
         assert (await receipt(call, saved))["status"] == 201
         await direct
     assert effects == ["charged"]
+
+
+async def test_what_is_said_of_a_key_stands_once() -> None:
+    """Both know the key, and the sender hears of it from the outer one alone: on a first answer, on
+    one that the inner knew already, on a replay, and on one that was not remembered."""
+    shop, spool = Shop(), SharedMemory()
+    inner = Idempotency(
+        shop, spool=spool, scope=lambda _: "anna", survives="nothing", name="in",
+        key_ms=86_400_000, answer_ms=1_000,
+    )  # fmt: skip
+    async with running(inner, SharedMemory()) as call:
+        first, again = await call(key="a"), await call(key="a")
+        assert (await Caller(inner)(key="b")).status == 201
+        known, replay = await call(key="b"), await call(key="b")
+        spool.settles = False
+        unsaid = await call(key="c")
+    assert len(shop.scopes) == 3
+    for reply in (first, again, known, replay, unsaid):
+        names = [name.lower() for name, _ in reply.headers]
+        assert [name for name in {*names} & MARKS if names.count(name) > 1] == []
+        assert reply["idempotency-retention"] == "answer=86400, key=2592000"
+    assert [one["idempotent-replayed"] for one in (first, again, known, replay)] == [
+        None, "true", "true", "true",
+    ]  # fmt: skip
+    assert unsaid["idempotency-stored"] == "false"
 
 
 async def test_callers_are_kept_apart() -> None:

@@ -79,6 +79,21 @@ def test_a_repeat_gets_the_same_answer_and_nothing_runs(open_shop: OpenShop) -> 
     assert again["Content-Length"] == "7"
 
 
+def test_twice_around_one_application_is_once(open_shop: OpenShop) -> None:
+    """The inner one sees that the request runs under a key, as the ASGI one does: one record, and
+    one mark of each kind."""
+    inner = open_shop(bare=True)  # the referee does not know what is ours in the environ
+    outer = Idempotency(inner.app, spool="memory:", scope=by_user, survives="nothing", name="out")
+    try:
+        first, again = (call(outer, environ_of(body=b"{}", key="k1")) for _ in "12")
+    finally:
+        outer.close()
+    assert (first.code, again.code, inner.orders.count) == (201, 201, 1)
+    for answer in (first, again):
+        assert answer["Idempotency-Retention"] == "answer=86400, key=2592000"
+    assert (first["Idempotent-Replayed"], again["Idempotent-Replayed"]) == ("", "true")
+
+
 def test_another_body_under_the_key_is_refused(open_shop: OpenShop) -> None:
     """422, and the first is unharmed."""
     shop = open_shop()

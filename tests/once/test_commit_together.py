@@ -448,6 +448,38 @@ def test_the_blocks_of_a_run(file: sqlite3.Connection) -> None:
         assert done.known
 
 
+def test_the_blocks_of_a_run_in_somebody_else_s_transaction(file: sqlite3.Connection) -> None:
+    """A second one under the same name, or without any, is refused there too, and never skipped in
+    silence: whether the transaction is still open, or was committed in between. One that was undone
+    with it may be done again."""
+    for committed in (False, True):
+        ctx = running(1 + committed)
+        file.execute("DELETE FROM unspool_once")
+        with ctx.commit(file) as done:
+            assert done.joined
+            file.execute("INSERT INTO orders VALUES ('tea')")
+        if committed:
+            file.commit()
+        with pytest.raises(Misconfigured, match=r'without a name.*step="ship"'), ctx.commit(file):
+            raise AssertionError("it must not run")
+        with ctx.commit(file, step="ship") as done:
+            assert not done.known
+        with pytest.raises(Misconfigured, match="'ship'"), ctx.commit(file, step="ship"):
+            raise AssertionError("it must not run")
+        file.rollback()
+        with running(2 + committed).commit(file) as done:
+            assert done.known is committed
+        file.commit()
+    undone = running()
+    file.execute("DELETE FROM unspool_once")
+    for _ in "12":
+        with undone.commit(file) as done:
+            assert done.joined
+            assert not done.known
+        file.rollback()
+        file.execute("DELETE FROM unspool_once")
+
+
 def test_a_failed_block_may_be_tried_again_in_the_same_run(file: sqlite3.Connection) -> None:
     ctx = running()
     with contextlib.suppress(KeyError), ctx.commit(file):

@@ -343,7 +343,7 @@ def test_refused(
 def test_ended(tmp_path: Path) -> None:
     """What cannot work ends with the exit code of its kind, in one line."""
     cases: list[tuple[tuple[str, ...], int, str]] = [
-        (("nats://127.0.0.1/orders",), 78, "names no queue"),
+        (("nats://127.0.0.1/orders",), 78, "is a spool, and no queue"),
         (("gearman://127.0.0.1", "--survives", "machine"), 78, "Nothing was collected"),
         (("gearman://127.0.0.1:1", "--once"), 75, "cannot be reached"),
     ]

@@ -16,7 +16,7 @@ from ports import free_port
 from servers.gearmand import Gearmand, gearmand
 from unspool.errors import Full, Misconfigured, Unavailable
 from unspool.queues.gearman import GearmanQueue, open_gearman
-from unspool.queues.gearman_line import Limits, Server
+from unspool.queues.gearman_line import Limits, Server, look
 from unspool.queues.gearman_packets import Kind, pack
 from unspool.queues.protocol import PAYLOAD_MAX_BYTES, Survives
 
@@ -90,8 +90,10 @@ async def test_nobody() -> None:
     queue = queue_at(free_port())
     with pytest.raises(Unavailable, match="cannot be reached"):
         await queue.put([b"one"])
-    with pytest.raises(Unavailable, match="gearadmin --status"):
+    with pytest.raises(Unavailable, match=r"gearadmin --status -h 127.0.0.1 -p \d+$"):
         await queue.take(limit=1, wait_ms=60_000)
+    assert look(Server("::1")) == "gearadmin --status -h ::1 -p 4730"
+    assert look(Server("a;b")) == "gearadmin --status -h 'a;b' -p 4730"
     nowhere = GearmanQueue([Server("nowhere.invalid")], limits=QUICK)
     with pytest.raises(Unavailable):
         await nowhere.put([b"one"])

@@ -27,7 +27,7 @@ from unspool.queues.rabbitmq import (
     next_at_once,
     open_rabbitmq,
 )
-from unspool.queues.rabbitmq_place import Limits, Place
+from unspool.queues.rabbitmq_place import Limits, Place, place_of
 from unspool.testing.queues import QueueConformance
 
 pytest.importorskip("aio_pika")
@@ -102,8 +102,26 @@ async def test_many_callers_wait_for_one_deadline_together() -> None:
 
 async def test_nobody() -> None:
     """10. A refused connection says so."""
-    with pytest.raises(Unavailable, match="cannot be reached"):
-        await queue_at(free_port()).put([b"one"])
+    port = free_port()
+    with pytest.raises(Unavailable, match=rf"cannot be reached.*Try: nc -vz 127.0.0.1 {port}$"):
+        await queue_at(port).put([b"one"])
+
+
+@pytest.mark.parametrize(
+    ("url", "look", "permissions"),
+    [
+        ("amqp://me:hunter2@h", "nc -vz h 5672", "rabbitmqctl list_permissions -p /"),
+        ("amqp://[::1]:7/shop", "nc -vz ::1 7", "rabbitmqctl list_permissions -p shop"),
+        ("amqps://[::1]/a%20b", "openssl s_client -connect '[::1]:5671'",
+         "rabbitmqctl list_permissions -p 'a b'"),
+    ],
+)  # fmt: skip
+def test_how_an_operator_asks(url: str, look: str, permissions: str) -> None:
+    """The commands that are told are about the very server and vhost, ready for a shell."""
+    place, _ = place_of(url)
+    assert place.look == look
+    assert place.ctl("list_permissions") == permissions
+    assert place.ctl("authenticate_user", "o'me") == """rabbitmqctl authenticate_user 'o'"'"'me'"""
 
 
 @pytest.mark.parametrize(
@@ -258,7 +276,7 @@ async def test_a_queue_that_is_not_durable(server: RabbitMQ, name: str) -> None:
     await declared(server, name, durable=False)
     queue = queue_at(server.port, name)
     for _ in "12":
-        with pytest.raises(PromiseBroken, match=f"rabbitmqctl delete_queue {name}"):
+        with pytest.raises(PromiseBroken, match=f"rabbitmqctl delete_queue -p / {name}"):
             await queue.put([b"one"])
     with pytest.raises(PromiseBroken):
         await queue.take(limit=1, wait_ms=0)

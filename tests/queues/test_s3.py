@@ -19,6 +19,7 @@ from unspool.errors import Misconfigured, Missing, Unavailable
 from unspool.queues.open import open_queue
 from unspool.queues.protocol import PAYLOAD_MAX_BYTES, Queue, Survives
 from unspool.queues.s3 import Limits, open_s3
+from unspool.queues.s3_names import listing
 from unspool.testing.queues import QueueConformance
 
 pytest.importorskip("obstore")
@@ -200,11 +201,18 @@ async def test_an_environment_that_makes_no_sense(monkeypatch: pytest.MonkeyPatc
         await open_s3("s3://shop/orders").put([b"one"])
 
 
-async def test_nobody() -> None:
-    """10. A refused connection."""
-    queue = open_s3(f"s3://shop/orders?endpoint=http://127.0.0.1:{free_port()}", limits=QUICK)
-    with pytest.raises(Unavailable):
+async def test_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10. A refused connection, and the command asks there, and not at Amazon."""
+    there = f"http://127.0.0.1:{free_port()}"
+    queue = open_s3(f"s3://shop/orders?endpoint={there}&region=eu-x", limits=QUICK)
+    command = f"aws s3 ls s3://shop/orders/ --endpoint-url {there} --region eu-x"
+    with pytest.raises(Unavailable, match=rf"Try: {command}$"):
         await queue.put([b"one"])
+    monkeypatch.setenv("AWS_ENDPOINT", there)
+    with pytest.raises(Unavailable, match=rf"--endpoint-url {there}$"):
+        await open_s3("s3://shop/orders", limits=QUICK).put([b"one"])
+    at_six = listing("shop/orders", {"endpoint": "http://[::1]:9"})
+    assert at_six == "aws s3 ls s3://shop/orders/ --endpoint-url 'http://[::1]:9'"
 
 
 def test_collected(server: Moto, prefix: str, tmp_path: Path) -> None:

@@ -11,24 +11,20 @@ It listens on loopback alone and ends with the tests, whatever becomes of them.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
 import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from ports import free_port
 
-from .stopped import stop
+from .process import end, missing, started, stop, until
 
 START_S: Final = 15
 
@@ -36,15 +32,8 @@ START_S: Final = 15
 def program(name: str) -> str:
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if found is None:
-        absent = f"{name} is not installed (Debian: gearman-job-server, gearman-tools)"
-        if os.environ.get("CI"):
-            pytest.fail(absent)
-        pytest.skip(absent)
+        missing(name, "apt-get install gearman-job-server gearman-tools")
     return found
-
-
-def _dies_with_us() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Gearmand:
@@ -65,25 +54,12 @@ class Gearmand:
         ]  # fmt: skip
         if os.getuid() == 0:
             command += ["--user", pwd.getpwuid(0).pw_name]
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_dies_with_us
-        )
-        until = time.monotonic() + START_S
-        while time.monotonic() < until:
-            try:
-                self.status()
-            except OSError:
-                if self._process.poll() is not None:
-                    break
-                time.sleep(0.02)
-            else:
-                return
-        pytest.fail(f"gearmand did not start: {' '.join(command)}")
+        self._process = started(command)
+        until(lambda: self.say("status"), self._process, within_s=START_S)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         if self._process is not None:
-            self._process.send_signal(number)
-            self._process.wait()
+            end(self._process, number)
             self._process = None
 
     def pause(self) -> None:

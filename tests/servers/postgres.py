@@ -17,14 +17,12 @@ to. Whatever becomes of the tests, it ends with them.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
 import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +31,8 @@ from typing import Any, Final
 import pytest
 
 from ports import free_port
+
+from .process import end, missing, started, until
 
 PLACES: Final = "/usr/lib/postgresql"
 """Where Debian keeps its versions."""
@@ -92,12 +92,11 @@ class Postgres:
 
     def start(self, *, wait: bool = True) -> None:
         options = [f"--{name}={value}" for name, value in self.settings.items()]
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                run_as(self.who, [_need("postgres"), "-D", str(self.data), *options]),
-                stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
-                preexec_fn=_dies_with_us if self.who is None else None,
-            )  # fmt: skip
+        self.process = started(
+            run_as(self.who, [_need("postgres"), "-D", str(self.data), *options]),
+            log=self.folder / "log", cwd=self.folder,
+            dies_by=signal.SIGQUIT if self.who is None else None,
+        )  # fmt: skip
         if wait:
             _until_it_answers(self, self.process, self.folder / "log")
 
@@ -135,12 +134,7 @@ class Postgres:
         """SIGINT: sessions are ended. SIGQUIT: as if it had crashed; it recovers at the start."""
         if self.process is None:
             return
-        self.process.send_signal(signal_)
-        try:
-            self.process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end(self.process, signal_)
         self.process = None
 
     def conninfo(self, database: str = "postgres") -> str:
@@ -183,14 +177,8 @@ class Postgres:
 def _need(name: str) -> str:
     found = program(name)
     if found is None:
-        assert not os.environ.get("CI"), "PostgreSQL is missing, and CI promises it"
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+        missing("PostgreSQL", "apt-get install postgresql")
     return found
-
-
-def _dies_with_us() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGQUIT)
 
 
 def run_as(who: pwd.struct_passwd | None, command: Sequence[str]) -> list[str]:
@@ -263,12 +251,8 @@ def standby_of(server: Postgres, *, settings: dict[str, str] | None = None) -> I
 def _until_it_answers(server: Postgres, process: subprocess.Popen[bytes], log: Path) -> None:
     import psycopg
 
-    until = time.monotonic() + START_S
-    while True:
-        try:
-            psycopg.connect(server.conninfo(), connect_timeout=5).close()
-            return
-        except psycopg.OperationalError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.05)
+    def answers() -> bool:
+        psycopg.connect(server.conninfo(), connect_timeout=5).close()
+        return True
+
+    until(answers, process, within_s=START_S, log=log, trouble=(psycopg.OperationalError,))

@@ -12,7 +12,6 @@ on loopback alone, with an epmd of its own, and ends with the tests, whatever be
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -20,17 +19,14 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from ports import free_port
 
-from .stopped import stop
+from .process import missing, started, stop, until
 
 PLACES: Final = "/usr/lib/rabbitmq/lib"
 """Debian's. The one in /usr/sbin changes to the user rabbitmq, and keeps things in /var."""
@@ -55,15 +51,8 @@ def program() -> str:
     found = sorted(Path(PLACES).glob("rabbitmq_server-*/sbin/rabbitmq-server"))
     epmd = shutil.which("epmd")
     if not found or epmd is None:
-        absent = "RabbitMQ is not installed (Debian: rabbitmq-server)"
-        if os.environ.get("CI"):
-            pytest.fail(absent)
-        pytest.skip(absent)
+        missing("RabbitMQ", "apt-get install rabbitmq-server")
     return str(found[-1])
-
-
-def _dies_with_us() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class RabbitMQ:
@@ -104,14 +93,8 @@ class RabbitMQ:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none",
         }
 
-    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
-        with (self._folder / "out").open("ab") as out:
-            spawned = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._environ(),
-                preexec_fn=_dies_with_us, start_new_session=True,
-            )  # fmt: skip
-        self._processes.append(spawned)
-        return spawned
+    def _spawn(self, *command: str) -> None:
+        self._processes.append(started(command, log=self._folder / "out", env=self._environ()))
 
     def start(self) -> None:
         epmd = shutil.which("epmd") or "epmd"
@@ -119,17 +102,13 @@ class RabbitMQ:
         self._spawn(program())
 
     def wait(self) -> None:
-        server = self._processes[-1]
-        until = time.monotonic() + START_S
-        while time.monotonic() < until and server.poll() is None:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as sock:
-                sock.settimeout(5)
-                sock.sendall(b"AMQP\0\0\x09\x01")
-                if sock.recv(1):
-                    return
-            time.sleep(0.05)
-        told = (self._folder / "out").read_text(errors="replace")
-        pytest.fail(f"RabbitMQ did not start: {told[-2000:]}")
+        until(self._says, self._processes[-1], within_s=START_S, log=self._folder / "out")
+
+    def _says(self) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), 5) as sock:
+            sock.settimeout(5)
+            sock.sendall(b"AMQP\0\0\x09\x01")
+            return sock.recv(1)
 
     def kill(self) -> None:
         while self._processes:

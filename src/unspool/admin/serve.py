@@ -32,6 +32,7 @@ from ..ingress.http import Door
 from ..ingress.limits import Limits as DoorLimits
 from ..ingress.listen import Opened, listener, open_listener
 from ..node import Node
+from ..queues.open import open_queue
 from ..settings import Settings
 from ..spools.chain.spool import ChainSpool
 from ..spools.desk.serving import Desk, open_desk
@@ -86,6 +87,8 @@ def serve(settings: Settings) -> int:
 
 async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) -> int:
     told = ears()
+    collect = settings.collect if first else ()
+    queues = [await open_queue(url) for url in collect]  # what makes no sense starts nothing
     spool = await open_for(settings)
     desks: list[Desk] = []
     transport = _transport(settings)
@@ -106,7 +109,7 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 50)
         notify("READY=1")
-        async with collecting(settings.collect if first else (), node):
+        async with collecting(collect, queues, node):
             await told.wait()
         notify("STOPPING=1")
         log.info("draining: no new requests; in flight: %d", door.statistics().connections)

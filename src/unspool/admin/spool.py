@@ -91,6 +91,12 @@ class Desk(msgspec.Struct, frozen=True):
 
         return self.spool.place(entry) if isinstance(self.spool, ChainSpool) else ""
 
+    async def beside(self, entry: Entry) -> list[tuple[str, Entry]]:
+        """What another of several spools has under the same key, and the spool's URL."""
+        from ..spools.chain.spool import ChainSpool
+
+        return await self.spool.beside(entry) if isinstance(self.spool, ChainSpool) else []
+
     async def named(self, word: str) -> list[Entry]:
         """The entry of this spool key or receipt, or those of this Idempotency-Key. No requests."""
         from ..receipts import read_token
@@ -104,7 +110,10 @@ class Desk(msgspec.Struct, frozen=True):
         if not name:
             return []
         rows = await self.spool.browse(Query(name=name), after=None, limit=MATCHES_MAX)
-        found = await self.spool.find([row.message.key for row in rows]) if rows else ()
+        keys = [
+            *dict.fromkeys(row.message.key for row in rows)
+        ]  # of several spools two may have it
+        found = await self.spool.find(keys) if keys else ()
         return [entry for entry in found if entry is not None]
 
     async def whole(self, entry: Entry) -> Entry:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import enum
 import re
+import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -217,7 +218,7 @@ def stands(result: Result, *, request: object = None) -> Response | None:
             return result.response
         case Accepted():
             who = f"{result.receipt.where} has taken responsibility for it"
-            tail = f" Ask: curl {result.receipt.url}" if result.receipt.url else ""
+            tail = f" Ask: curl {shlex.quote(result.receipt.url)}" if result.receipt.url else ""
         case Queued():
             who = "it is in the outbox, and is sent from there"
             tail = " See what waits: unspool outbox list"

@@ -28,7 +28,7 @@ from .events import News, OnEvent
 from .handover import Foreign, Relay, Taker
 from .options import RELAYS, Options
 from .outbox import LEASE_MS, Outbox
-from .passing import Carried, End
+from .passing import Carried, End, carry
 from .plan import Terms
 from .record import number_of, restored, result_of, taken_by
 from .results import Fate, Queued, Settled
@@ -49,9 +49,9 @@ class Background:
     async def attempt(self, wire: Wire, /, *, repeat: bool) -> Answer:
         now = self._route.now()
         request = restored(wire, repeat=repeat, now=now, deadline_ms=self._deadline_ms)
-        carried = await self._route.carry(
-            request, deadline_ms=self._deadline_ms, outbox=False, first=number_of(wire),
-            background=True,
+        carried = await carry(
+            self._route, request, deadline_ms=self._deadline_ms, outbox=False,
+            first=number_of(wire), background=True,
         )  # fmt: skip
         return answer_of(carried)
 

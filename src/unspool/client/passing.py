@@ -1,15 +1,19 @@
 """One request on its pass over servers and queues: asks the plan what is next, and does it.
 
-    carried = await Passing(route, request, …).run()
+    carried = await carry(route, request, deadline_ms=…, outbox=True)
 
-The only loop of the route. It ends: every step takes an attempt, a queue, or the rest of the time.
+`carried.end` is how it ended: an answer that stands, taken by somebody, uncertain, to be kept, or
+given up. Callers who wait and the outbox's dispatcher go the same way, over the same health and
+budgets, so that what is sent later does not crowd out what is sent now.
+
+The only loop over a route. It ends: every step takes an attempt, a queue, or the rest of the time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
@@ -44,9 +48,7 @@ from .plan import (
 from .receipt import Receipt, receipt_path
 from .request import Request
 from .results import Try
-
-if TYPE_CHECKING:
-    from .route import Route
+from .route import Route
 
 IN_PROGRESS: Final = Judgement(
     Outcome.ERROR, Sent.REFUSED, Weather.ALIVE, why="an earlier attempt is still being worked on"
@@ -76,7 +78,16 @@ class Carried(Value, frozen=True):
     maybe: bool = False
 
 
-class Passing:
+async def carry(
+    route: Route, request: Request, *, deadline_ms: int, outbox: bool, first: int = 1,
+    background: bool = False,
+) -> Carried:  # fmt: skip
+    """`first`: the number of its next attempt; `outbox`: it may be kept afterwards."""
+    route.asked()
+    return await _Passing(route, request, deadline_ms, outbox, first, background).run()
+
+
+class _Passing:
     """One request on its pass."""
 
     def __init__(

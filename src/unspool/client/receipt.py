@@ -16,6 +16,7 @@ That the relay does not answer changes nothing: it has the request. `wait` goes 
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar
 
@@ -201,7 +202,7 @@ class Receipt:
         if not told:
             raise Unavailable(
                 f"{self.where} answered {answer.status} when it was asked for a receipt. It has the"
-                f" request all the same. Ask again: curl {self.url}"
+                f" request all the same. Ask again: curl {shlex.quote(self.url)}"
             )
         return told
 
@@ -212,7 +213,7 @@ class Receipt:
     def _silent(self, failure: Failure) -> Unavailable:
         return Unavailable(
             f"{self.where} did not answer ({failure.detail or failure.cause}). It has the request"
-            f" all the same. Ask again: curl {self.url}"
+            f" all the same. Ask again: curl {shlex.quote(self.url)}"
         )
 
 

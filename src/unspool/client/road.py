@@ -25,7 +25,7 @@ from .endings import answered, undelivered, unknown
 from .known import Known, reused
 from .outbox import Outbox, Reserved
 from .parts import Parts
-from .passing import Carried, End
+from .passing import Carried, End, carry
 from .record import result_of, taken_by
 from .request import Request
 from .results import Accepted, Bounced, Queued, Result
@@ -55,8 +55,8 @@ class Road:
                 return self._already(outbox, request, known)
         if outbox is not None and self._stands_behind(outbox, request, reserved):
             return await self._kept(outbox, request, Carried(End.KEEP), reserved)
-        carried = await self._route.carry(
-            request, deadline_ms=deadline_ms, outbox=outbox is not None
+        carried = await carry(
+            self._route, request, deadline_ms=deadline_ms, outbox=outbox is not None
         )
         if outbox is None:
             return self._ended(request, carried)

@@ -1,10 +1,8 @@
-"""The route: one pass of a request over the servers, then the queues. Does what the plan says.
+"""The route: the servers, then the queues, and how they do. `passing` goes over it.
 
-    carried = await route.carry(request, deadline_ms=…, outbox=True)
-
-`carried.end` is how it ended: an answer that stands, taken by somebody, uncertain, to be kept, or
-given up. Callers who wait and the outbox's dispatcher go the same way, over the same health and
-budgets, so that what is sent later does not crowd out what is sent now.
+    route.facts(…)                               what the plan decides by
+    server, answer = await route.attempt(…)      one try, or two where it hedges
+    route.takers                                 who may be asked to take over
 
 On the wire each attempt carries its number (`Unspool-Attempt`) and what is left of the deadline in
 seconds (`Unspool-Deadline`), so that layers below neither repeat what is repeated here nor work for
@@ -38,7 +36,6 @@ from .budget import Budget, Hedges, Throttle, Usual
 from .events import Offered, OnEvent, Tried
 from .handover import Taker, attempt, receipt_at
 from .health import Health
-from .passing import Carried, Passing
 from .plan import (
     Facts,
     Terms,
@@ -88,16 +85,11 @@ class Route:
         self._answer_max_bytes = answer_max_bytes
         self._recovered = recovered
 
-    async def carry(
-        self, request: Request, *, deadline_ms: int, outbox: bool, first: int = 1,
-        background: bool = False,
-    ) -> Carried:  # fmt: skip
-        """`first`: the number of its next attempt; `outbox`: it may be kept afterwards."""
+    def asked(self) -> None:
+        """Another request begins."""
         now = self._clock.now()
         self.budget.asks(now)
         self.hedges.request(now)
-        passing = Passing(self, request, deadline_ms, outbox, first, background)
-        return await passing.run()
 
     def terms_for(self, request: Request) -> Terms:
         if not request.attempts_max:

@@ -6,8 +6,9 @@
         session.add(Order(…))
         done.value = {"id": 7}           # what a repeat is given; None unless said
 
-A run of several blocks names each: `running.commit(session, step="ship")`. Without a name they
-would be one, and the second would be told that it is known.
+A run of several blocks names each: `running.commit(session, step="ship")`. Two of one name, or
+without any, are refused, in a transaction that was joined as in their own: the second would be told
+that it is known, and be skipped.
 
 `session` is the application's own: see `commit_sessions` for which are understood, and for who
 commits. An asynchronous one wants `async with`. `running.commit(session)` is the same with the key,
@@ -32,7 +33,9 @@ Does not: undo what the block did elsewhere. A mail that was sent is sent; use `
 
 Bugs: an owner that is paused between its last look and the database's commit, while its successor
 has answered without a co-commit, still commits; and in a transaction that was joined that look is
-at the end of the block. `encode` and `decode` are not awaited. Values come back as plain data
+at the end of the block. A run that goes through a block again, because nobody told it whether the
+transaction that it had joined was committed, is refused where it was; its next attempt is told that
+it is known. `encode` and `decode` are not awaited. Values come back as plain data
 (dict, list, str) unless `type` says what they were.
 """
 
@@ -75,28 +78,42 @@ WRITE: Final = (
 
 
 class Blocks:
-    """Of one run: which blocks are open, and which it has committed."""
+    """Of one run: which blocks are open, which it has committed, and which it has written into a
+    transaction that is somebody else's to commit."""
 
-    __slots__ = ("_kept", "_open")
+    __slots__ = ("_joined", "_kept", "_open")
 
     def __init__(self) -> None:
         self._open: set[str] = set()
         self._kept: set[str] = set()
+        self._joined: set[str] = set()
 
     def begin(self, step: str) -> None:
         """Raises `Misconfigured` where two would be taken for one."""
         if step in self._open or step in self._kept:
-            raise Misconfigured(
-                f"This run has had its co-commit {step!r} already, and the second would be taken"
-                " for the first. Nothing was run by it. Name each of them:"
-                ' running.commit(session, step="ship")'
-            )
+            raise _second(step)
         self._open.add(step)
 
-    def end(self, step: str, *, kept: bool) -> None:
+    def found(self, step: str) -> None:
+        """The record of this very run is there. Raises `Misconfigured` where it was written into a
+        transaction that was joined: it is no news then."""
+        if step in self._joined:
+            raise _second(step)
+
+    def end(self, step: str, *, written: bool, joined: bool) -> None:
         self._open.discard(step)
-        if kept:
-            self._kept.add(step)
+        if written:
+            # What was joined may yet be undone by whoever opened it, and be tried again.
+            (self._joined if joined else self._kept).add(step)
+
+
+def _second(step: str) -> Misconfigured:
+    which = f"co-commit {step!r}" if step else "co-commit without a name"
+    return Misconfigured(
+        f"This run has had its {which} already, and the second would be taken for the first."
+        " Nothing was run by it. Name each of them:"
+        ' running.commit(session, step="ship")'
+    )
 
 
 class Commit:
@@ -159,7 +176,7 @@ class Commit:
         try:
             yield from self._begin()
         except BaseException:
-            self._blocks.end(self._step, kept=False)
+            self._blocks.end(self._step, written=False, joined=self.joined)
             raise
 
     def _begin(self) -> Steps[None]:
@@ -229,6 +246,8 @@ class Commit:
                 f"The key {self._name!r} of {self._scope!r} was used for other work. Nothing was"
                 " run, and that work is unharmed. Give each new work a key of its own."
             )
+        if attempt == self.attempt:
+            self._blocks.found(self._step)
         found = unpack(bytes(value), self._type)
         self.value = found if self._decode is None else self._decode(found)
         self.attempt = attempt
@@ -237,13 +256,12 @@ class Commit:
     # --- its end ----------------------------------------------------------------------------
 
     def _leave(self, error: BaseException | None) -> Steps[None]:
-        kept = False
+        written = False
         try:
             yield from self._end(error)
-            # What was joined may yet be undone by whoever opened it, and be tried again.
-            kept = error is None and not self.known and not self.joined
+            written = error is None and not self.known
         finally:
-            self._blocks.end(self._step, kept=kept)
+            self._blocks.end(self._step, written=written, joined=self.joined)
 
     def _end(self, error: BaseException | None) -> Steps[None]:
         if error is not None:

@@ -82,8 +82,8 @@ class Idempotency:
         if environ["REQUEST_METHOD"] not in self._rules.methods:
             return self.app(environ, start_response)
         name = key_of(key_field(environ), rules=self._rules)
-        if name is None:
-            return self.app(environ, start_response)
+        if name is None or isinstance(environ.get("unspool"), Running):
+            return self.app(environ, start_response)  # no key; or it runs under it: we are twice
         if isinstance(name, Response):
             return _answered(name, environ, start_response)
         return self._keyed(environ, start_response, name)

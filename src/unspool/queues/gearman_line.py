@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from typing import Final
 
 from ..core.message import Value
@@ -174,7 +175,7 @@ class Line:
 
 
 def look(server: Server) -> str:
-    return f"gearadmin --status -h {server.host} -p {server.port}"
+    return f"gearadmin --status -h {shlex.quote(server.host)} -p {server.port}"
 
 
 def trouble(server: Server, what: str) -> Unavailable:

@@ -15,6 +15,7 @@ its object an async function from the URL to a Queue.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -22,6 +23,7 @@ from typing import Final
 
 from ..core.urls import concealed
 from ..errors import Misconfigured
+from ..spools.open import is_spool
 from .protocol import Queue
 
 GROUP: Final = "unspool.queues"
@@ -81,11 +83,23 @@ async def open_queue(url: str) -> Queue:
     plugged = _plugged()
     if colon and scheme in plugged:
         return await plugged[scheme]()(url)
+    if is_spool(url):
+        raise _spool(url)
     raise _unknown(url, scheme=scheme if colon else "", schemes=sorted({*OURS, *plugged}))
 
 
 def _plugged() -> dict[str, Callable[[], Opener]]:
     return {point.name: point.load for point in entry_points(group=GROUP)}
+
+
+def _spool(url: str) -> Misconfigured:
+    url = concealed(url)
+    return Misconfigured(
+        f"{url!r} is a spool, and no queue: a relay delivers from it, and nothing is collected."
+        f" Nothing was opened. In the smart client write outbox={url!r}. Take what it has into"
+        f" another spool: unspool move --from {shlex.quote(url)} --to sqlite:///unspool.db. Deliver"
+        f" what it has: unspool serve --spool {shlex.quote(url)}"
+    )
 
 
 def _unknown(url: str, *, scheme: str, schemes: list[str]) -> Misconfigured:

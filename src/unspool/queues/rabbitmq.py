@@ -124,6 +124,7 @@ class RabbitQueue:
         from aio_pika import DeliveryMode, Message
         from aio_pika.exceptions import DeliveryError, PublishError
 
+        place = self._place
         async with self._room:
             message = Message(payload, delivery_mode=DeliveryMode.PERSISTENT)
             try:
@@ -134,8 +135,8 @@ class RabbitQueue:
                 raise self._trouble(f"has no queue {queue} any more") from error
             except DeliveryError as error:  # a negative confirm
                 raise Full(
-                    f"RabbitMQ at {self._place} takes no more into {queue}. It was not handed over."
-                    " Try: rabbitmqctl list_queues name messages arguments"
+                    f"RabbitMQ at {place} takes no more into {queue}. It was not handed over."
+                    f" Try there: {place.ctl('list_queues', 'name', 'messages', 'arguments')}"
                 ) from error
             except (Unavailable, Misconfigured):
                 await self._let_go(channel)
@@ -266,8 +267,8 @@ class RabbitQueue:
         except (AuthenticationError, ProbableAuthenticationError) as error:
             raise Misconfigured(
                 f"RabbitMQ at {place} does not know the user {place.user}, or not with this "
-                "password. Nothing was handed over. Try: rabbitmqctl authenticate_user "
-                f"{place.user} PASSWORD"
+                "password. Nothing was handed over. Try there: "
+                f"{place.ctl('authenticate_user', place.user)}"
             ) from error
         except BaseException as error:
             if connection is not None:
@@ -275,8 +276,7 @@ class RabbitQueue:
             if "OpenOk" in str(error.__cause__):  # let in, and then shown the door
                 raise Misconfigured(
                     f"RabbitMQ at {place} has no vhost {place.vhost} for the user {place.user}. "
-                    "Nothing was handed over. Try: rabbitmqctl list_permissions -p "
-                    f"{place.vhost}"
+                    f"Nothing was handed over. Try there: {place.ctl('list_permissions')}"
                 ) from error
             raise
         self._connections[channel] = connection
@@ -298,7 +298,7 @@ class RabbitQueue:
                 raise PromiseBroken(
                     f"the queue {queue} of RabbitMQ at {self._place} is not durable: a restart "
                     "would lose what it has. Nothing was handed over. Delete it, or name another: "
-                    f"rabbitmqctl delete_queue {queue}"
+                    f"{self._place.ctl('delete_queue', queue)}"
                 ) from error
         except BaseException:
             await self._let_go(channel)
@@ -345,15 +345,15 @@ class RabbitQueue:
             if any(word in str(error) for word in ("ACCESS_REFUSED", "NOT_FOUND")):
                 raise Misconfigured(
                     f"RabbitMQ at {self._place} does not let the user {self._place.user} do that: "
-                    f"{error}. Nothing was handed over. Try: rabbitmqctl list_permissions -p "
-                    f"{self._place.vhost}"
+                    f"{error}. Nothing was handed over. Try there: "
+                    f"{self._place.ctl('list_permissions')}"
                 ) from error
             raise self._trouble(f"{what}: {error}") from error
 
     def _trouble(self, what: str) -> Unavailable:
         return Unavailable(
             f"RabbitMQ at {self._place} {what}. What it has confirmed, it keeps; what was under way"
-            " may or may not be there, and is safe to hand over again. Try: rabbitmqctl status"
+            f" may or may not be there, and is safe to hand over again. Try: {self._place.look}"
         )
 
     def _must_be_open(self) -> None:

@@ -9,6 +9,7 @@ and none is the vhost `/`.
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -41,7 +42,19 @@ class Place(Value, frozen=True):
     tls: bool
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def look(self) -> str:
+        """Is this very server there? For a shell, anywhere."""
+        if self.tls:
+            return shlex.join(["openssl", "s_client", "-connect", str(self)])
+        return shlex.join(["nc", "-vz", self.host, str(self.port)])
+
+    def ctl(self, verb: str, *arguments: str) -> str:
+        """RabbitMQ's own command, which is given on the server's host."""
+        within = [] if verb == "authenticate_user" else ["-p", self.vhost]
+        return shlex.join(["rabbitmqctl", verb, *within, *arguments])
 
 
 def place_of(url: str) -> tuple[Place, str]:

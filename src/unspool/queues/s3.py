@@ -31,6 +31,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
@@ -41,7 +42,7 @@ from ..core.message import Value
 from ..core.urls import concealed
 from ..errors import Full, Misconfigured, Missing, Unavailable, UnspoolError
 from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large, unique
-from .s3_names import FULL, OPERATOR, behind, code_in, strange
+from .s3_names import FULL, OPERATOR, behind, code_in, listing, strange
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -86,13 +87,15 @@ class S3Queue:
         store: S3Store,
         *,
         called: str,
+        look: str = "",
         prefix: str = PREFIX,
         survives: Survives = Survives.NOTHING,
         limits: Limits | None = None,
     ) -> None:
-        """`called`: the place as it may be shown."""
+        """`called`: the place as it may be shown; `look`: the command that asks it."""
         self._store: Final = store
         self._called: Final = called
+        self._command: Final = look or listing(called, {})
         self._prefix: Final = prefix
         self._limits: Final = limits or Limits()
         self._room: Final = asyncio.Semaphore(AT_ONCE)
@@ -294,8 +297,7 @@ class S3Queue:
         if code in OPERATOR:
             return Misconfigured(
                 f"{self._called}: {OPERATOR[code]} ({code}). Nothing was handed over. Look at the "
-                "URL, AWS_REGION and AWS_ACCESS_KEY_ID, and try: aws s3 ls "
-                f"s3://{self._called.partition('/')[0]}"
+                f"URL, AWS_REGION and AWS_ACCESS_KEY_ID, and try: {self._command}"
             )
         if code in FULL:
             return Full(
@@ -307,7 +309,7 @@ class S3Queue:
     def _trouble(self, what: str) -> Unavailable:
         return Unavailable(
             f"{self._called} {what}. What it has, it keeps; what was under way may or may not be "
-            f"there, and is safe to hand over again. Try: aws s3 ls s3://{self._called}/"
+            f"there, and is safe to hand over again. Try: {self._command}"
         )
 
     def _must_be_open(self) -> None:
@@ -379,9 +381,12 @@ def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
         )
     except (BaseError, ValueError) as error:  # what is in the URL, or in AWS_… around it
         raise _misconfigured(url, str(error).partition("\n")[0]) from error
+    elsewhere = os.environ.get("AWS_ENDPOINT", "")  # which obstore heeds, and `aws` does not
+    there = {"endpoint": elsewhere} if _is_origin(elsewhere) else {}
     return S3Queue(
         store,
         called=f"{bucket}/{prefix}",
+        look=listing(f"{bucket}/{prefix}", there | config),
         prefix=prefix,
         survives=Survives[survives],
         limits=limits,

@@ -2,6 +2,7 @@
 
     code_in(text) -> code          which OPERATOR and FULL explain
     strange(text) -> name          that obstore does not take, though S3 does: `orders//7.json`
+    listing("shop/orders", {…})    `aws s3 ls`, of the very place, ready for a shell
     behind(name, prefix) -> name   where a list can go on: the least behind it that is a name
 
 obstore gives a page of a list whole or not at all, and begins it behind a name that it takes. So
@@ -11,6 +12,8 @@ what sorts before a strange name on the same page (of a thousand) is not seen wh
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Mapping
 from typing import Final
 
 OPERATOR: Final = {
@@ -30,6 +33,14 @@ _named: Final = re.compile(
 ).search
 _controls: Final = re.compile(r"[\x00-\x1f\x7f]").search
 _LAST: Final = "\U0010fffd"
+
+
+def listing(called: str, config: Mapping[str, str]) -> str:
+    """`config`: what is said of endpoint and region; credentials are where they were found."""
+    words = ["aws", "s3", "ls", f"s3://{called}/"]
+    for name, flag in (("endpoint", "--endpoint-url"), ("region", "--region")):
+        words += [flag, config[name]] if config.get(name) else []
+    return shlex.join(words)
 
 
 def code_in(text: str) -> str:

@@ -16,6 +16,7 @@ its object an async function from the URL to a Spool.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
@@ -28,6 +29,8 @@ from ..errors import InUse, Misconfigured, Missing
 from .protocol import Spool
 
 GROUP: Final = "unspool.spools"
+QUEUES: Final = "unspool.queues"
+"""The group of the queues that others add."""
 
 Opener = Callable[[str], Awaitable[Spool]]
 
@@ -127,6 +130,10 @@ ON_DISK: Final = frozenset({"leveldb", "log", "sqlite"})
 OF_ONE_PROCESS: Final = frozenset({"leveldb", "log"})
 
 
+QUEUE_SCHEMES: Final = frozenset({"amqp", "amqps", "gearman", "s3"})
+"""What `queues/open.py` has and is no spool; who names one here is told where it belongs."""
+
+
 def path_of(url: str) -> Path | None:
     """Where on this machine's disks a spool is; None where that is not ours to know."""
     scheme, slashes, path = url.partition(":///")
@@ -143,15 +150,23 @@ def of_one_process(url: str) -> bool:
     return url.partition(":")[0] in OF_ONE_PROCESS
 
 
+def is_spool(url: str) -> bool:
+    """Is this the URL of a spool, as far as its scheme tells?"""
+    scheme, colon, _ = url.partition(":")
+    return bool(colon) and (scheme in OURS or scheme in _plugged(GROUP))
+
+
 async def open_spool(url: str) -> Spool:
     """Raises `Misconfigured` for a URL that names no spool, and what the spool itself raises."""
     scheme, colon, _ = url.partition(":")
     if opener := OURS.get(scheme) if colon else None:
         return await opener(url)
-    plugged = {point.name: point for point in entry_points(group=GROUP)}
+    plugged = _plugged(GROUP)
     if colon and scheme in plugged:
-        found: Opener = plugged[scheme].load()
+        found: Opener = plugged[scheme]()
         return await found(url)
+    if colon and (scheme in QUEUE_SCHEMES or scheme in _plugged(QUEUES)):
+        raise _queue(url)
     raise _unknown(url, scheme=scheme if colon else "", schemes=sorted({*OURS, *plugged}))
 
 
@@ -180,6 +195,19 @@ async def reach_spool(url: str, *, create: bool = True) -> Spool:
             return await DeskSpool.open(folder)  # it began to serve meanwhile
         except NobodyServes:
             raise error from None
+
+
+def _plugged(group: str) -> dict[str, Callable[[], Opener]]:
+    return {point.name: point.load for point in entry_points(group=group)}
+
+
+def _queue(url: str) -> Misconfigured:
+    url = concealed(url)
+    return Misconfigured(
+        f"{url!r} is a queue, and no spool: it hands messages on, and nobody can look one up there."
+        f" Nothing was opened. In the smart client write queues=[{url!r}]. Bring what it has into a"
+        f" spool: unspool serve --spool sqlite:///unspool.db --collect {shlex.quote(url)}"
+    )
 
 
 def _unknown(url: str, *, scheme: str, schemes: list[str]) -> Misconfigured:

@@ -66,6 +66,13 @@ def meets(request: Any, kind: str) -> HttpResponse:
     if kind == "forget" and request.unspool:
         request.unspool.forget()
     crash.now(request, "before")
+    if kind == "marked":
+        marks = {"Idempotency-Retention": "answer=1, key=2", "Idempotent-Replayed": "true"}
+        return HttpResponse("of another's", headers=marks)
+    if kind == "cookie":
+        http = HttpResponse("made", status=201)
+        http.set_cookie("name", "\u017dofie")
+        return http
     return HttpResponse(kind, status=int(kind[7:]) if kind.startswith("answer") else 200)
 
 

@@ -139,7 +139,7 @@ def _tell(result: Any, *, include: bool, outbox: str) -> int:
         case Accepted(receipt):
             _say(f"saved by {receipt.where} under {result.key}; it will be delivered")
             if receipt.url:
-                _say(f"ask for it: curl {receipt.url}")
+                _say(f"ask for it: curl {shlex.quote(receipt.url)}")
             return os.EX_TEMPFAIL
         case Queued(key):
             _say(f"saved in {outbox} under {key}; it will be delivered")

@@ -7,6 +7,7 @@ stdout with --body, byte for byte, unless that is a terminal and the body would 
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -41,7 +42,7 @@ def show(
     """
 
     async def work(desk: Desk) -> int:
-        entry = await desk.whole(await the_one(desk, key))
+        entry = await desk.whole(await the_one(desk, key, verb="show"))
         hidden = frozenset() if reveal else CREDENTIALS | frozenset(desk.settings.scope_fields)
         if body:
             _body(entry)
@@ -55,8 +56,9 @@ def show(
     return using(work, spool=spool, config=config)
 
 
-async def the_one(desk: Desk, word: str) -> Entry:
-    """The entry that `word` names, or an error that lists what it may mean."""
+async def the_one(desk: Desk, word: str, *, verb: str) -> Entry:
+    """The entry that `word` names, or an error that lists what it may mean. Where another of
+    several spools has one under the same key, that is said, with the command that reaches it."""
     found = await desk.named(word)
     if not found:
         raise NoSuch(
@@ -74,6 +76,14 @@ async def the_one(desk: Desk, word: str) -> Entry:
         raise Ambiguous(
             f"{more}{len(found)} messages are called {wording.plain(word)}; use one of these "
             f"keys:\n{rows}"
+        )
+    for url, other in await desk.beside(found[0]):
+        click.echo(
+            f"unspool: {wording.label(found[0])} is here what {desk.place(found[0])} has. There is"
+            f" another message under this key at {url} ({wording.condition(other, now=desk.now())})"
+            f"; for that: unspool {verb} {shlex.quote(wording.plain(other.message.key))}"
+            f" --spool {shlex.quote(url)}",
+            err=True,
         )
     return found[0]
 

@@ -175,7 +175,7 @@ async def _these(desk: Desk, verb: Verb, keys: Sequence[str], *, dry_run: bool) 
     worst = 0
     for key in keys:
         try:
-            entry = await the_one(desk, key)
+            entry = await the_one(desk, key, verb=verb.name)
         except (NoSuch, Ambiguous) as error:
             click.echo(f"unspool: {wording.said(str(error))}", err=True)
             worst = max(worst, error.exit_code)

@@ -2,10 +2,11 @@
 
     response_of(http)      what Django answered, as the gate remembers it; a stream as its fact
     http_of(response)      a refusal or a replay, as Django answers
-    add_fields(http, …)    what the gate says beside what Django answered
+    mark(http, …)          what the gate says beside what Django answered
 
 Django's own answer goes on to the middlewares above as it is, with its cookies, its stream and its
-`close`; only what is remembered of it is made here.
+`close`; only what is remembered of it is made here. Cookies are the first caller's (B4): whatever
+is in them, and be it what no server can write, the answer stands, for the view has run.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ def response_of(http: Any) -> Response:
         for name, value in http.items()
         if str(name).lower() != "content-length"
     ]
-    for cookie in http.cookies.values():
-        fields.append((b"Set-Cookie", cookie.OutputString().encode("latin-1")))
     reason = str(http.reason_phrase).encode("latin-1", "replace")
     if getattr(http, "streaming", False):
         declared = str(http.get("Content-Length", ""))
@@ -42,6 +41,13 @@ def http_of(response: Response) -> HttpResponse:
     del http["Content-Type"]  # it has one by default, and the kept answer may have had none
     add_fields(http, response.fields)
     return http
+
+
+def mark(http: Any, gated: Response, response: Response) -> None:
+    """What the gate says beside what Django answered; it says each once, and so do we."""
+    for name, value in gated.fields:
+        if (name, value) not in response.fields:
+            http[name.decode("latin-1")] = value.decode("latin-1")
 
 
 def add_fields(http: Any, fields: Sequence[Field]) -> None:

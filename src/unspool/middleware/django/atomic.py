@@ -33,7 +33,7 @@ from ...problems import problem
 from ..commit import VALUE_MAX_BYTES
 from ..gate import RETRY_S
 from .answer import http_of, response_of
-from .route import Passing, request_among
+from .passing import Passing, request_among
 
 log: Final = logging.getLogger("unspool.middleware")
 

@@ -13,7 +13,6 @@ unless given) and the options that all the middlewares have (`middleware.options
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, Final, cast
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
@@ -30,13 +29,11 @@ from ..options import KEEPING, RULES, TENURE, Options, read
 from ..portal import Portal
 from ..principal import Steady, checked_scope
 from ..wsgi import principal_of
-from .route import Route
+from .route import Route, nearest
 
 OURS: Final = ("spool", "scope", "using")
 """What UNSPOOL has besides the options of all middlewares."""
 KNOWN: Final = frozenset({*OURS, *RULES, *TENURE, *KEEPING, "survives"})
-FOR_A_ROUTE: Final = RULES - {"name"}
-"""The options that a view may say for itself."""
 
 
 class Keeper:
@@ -128,8 +125,3 @@ def read_settings() -> dict[str, Any]:
         except ImportError as error:
             raise ImproperlyConfigured(f'UNSPOOL["scope"] cannot be found: {error}') from error
     return {**given, "scope": scope}
-
-
-def nearest(name: str, known: frozenset[str]) -> str:
-    near = get_close_matches(name, sorted(known), n=1)
-    return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(sorted(known))}."

@@ -44,9 +44,10 @@ from ..gate import RETRY_S, Principal, key_of
 from ..running import Running
 from ..visit import AsyncHand, Hand
 from ..wsgi import fields_of, key_field, target_of
-from .answer import add_fields, http_of, response_of
+from .answer import http_of, mark, response_of
 from .keeper import Keeper
-from .route import PASSING, Passing, Route, route_of
+from .passing import PASSING, Passing
+from .route import Route, route_of
 
 log: Final = logging.getLogger("unspool.middleware")
 
@@ -263,7 +264,7 @@ def finished(gated: Response, answers: list[Answered]) -> Any:
     if not answers:
         return http_of(gated)
     [(http, response)] = answers
-    add_fields(http, gated.fields[len(response.fields) :])
+    mark(http, gated, response)
     return http
 
 

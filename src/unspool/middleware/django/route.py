@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, Final
 
 from asgiref.sync import iscoroutinefunction
@@ -27,13 +28,14 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from ...core.message import Response
-from ..gate import Gate, Rules, key_of
-from ..running import Running
+from ..gate import Rules, key_of
+from ..options import RULES
+from .passing import PASSING, Passing, request_among
 
 MARK: Final = "unspool_route"
 """The attribute of a view that has its Route."""
-PASSING: Final = "_unspool"
-"""The attribute of a request that has its Passing."""
+FOR_A_ROUTE: Final = RULES - {"name"}
+"""The options that a view may say for itself."""
 
 
 class Route:
@@ -48,21 +50,6 @@ class Route:
         self.options: Final = options
 
 
-class Passing:
-    """One request on its way through: the middleware tells the view."""
-
-    __slots__ = ("gate", "inside", "rules", "running", "using")
-
-    def __init__(self, *, rules: Rules, gate: Gate, using: str) -> None:
-        self.rules: Final = rules
-        self.gate: Final = gate
-        self.using: Final = using
-        self.running: Running | None = None
-        """None: it came without a key."""
-        self.inside = False
-        """Is a marked view running?"""
-
-
 def idempotent(
     view: Callable[..., Any] | None = None,
     *,
@@ -71,8 +58,6 @@ def idempotent(
     **options: Any,
 ) -> Any:
     """See the head of this file. Raises `ImproperlyConfigured` for what is refused."""
-    from .keeper import FOR_A_ROUTE, nearest
-
     for name in options:
         if name not in FOR_A_ROUTE:
             known = FOR_A_ROUTE | {"atomic", "using"}
@@ -188,17 +173,6 @@ def own_rules(rules: Rules, route: Route) -> Rules:
     )
 
 
-def request_among(args: tuple[Any, ...]) -> Any:
-    """A view's request: the first argument, or the second of a method."""
-    for one in args[:2]:
-        if hasattr(one, "META") and hasattr(one, "method"):
-            return one
-    raise ImproperlyConfigured(
-        "@idempotent found no request among the first two arguments: it goes on views and on"
-        " methods of views."
-    )
-
-
 def route_of(view: Callable[..., Any] | None, method: str) -> Route | None:
     """What the view of a URL says for a method: its own mark, its class's, or its action's."""
     if view is None:
@@ -210,3 +184,8 @@ def route_of(view: Callable[..., Any] | None, method: str) -> Route | None:
         handler = getattr(kind, actions.get(method.lower(), method.lower()), None)
         found = getattr(handler, MARK, None) or getattr(getattr(kind, "dispatch", None), MARK, None)
     return found if isinstance(found, Route) else None
+
+
+def nearest(name: str, known: frozenset[str]) -> str:
+    near = get_close_matches(name, sorted(known), n=1)
+    return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(sorted(known))}."

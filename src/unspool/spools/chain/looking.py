@@ -143,6 +143,18 @@ class Looking:
             return home
         return None
 
+    async def beside(self, entry: Entry) -> list[tuple[int, Entry]]:
+        """What other custodians have under the key of this one, which speaks for it."""
+        rows = await self._ranks.each(
+            self._ranks.ups, lambda spool: spool.find([entry.message.key])
+        )
+        here = self._ranks.where(entry)
+        return [
+            (index, one)
+            for index, [one] in rows.items()
+            if one is not None and index != here and not moved(one)
+        ]
+
     # --- for people -------------------------------------------------------------------------
 
     async def browse(

@@ -261,6 +261,11 @@ class ChainSpool:
         """The entry of this receipt, where another one speaks for its key."""
         return await self._looking.other(key, nonce)
 
+    async def beside(self, entry: Entry) -> list[tuple[str, Entry]]:
+        """What lies under the key of this entry elsewhere (2), with the spool's name."""
+        found = await self._looking.beside(entry)
+        return [(self.ranks.all[index].name, one) for index, one in found]
+
     async def browse(
         self, query: Query, /, *, after: Key | None, limit: int, requests: bool = False
     ) -> Sequence[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import ssl
 from collections.abc import Mapping
 from typing import Final
@@ -33,6 +34,16 @@ class Address(Value, frozen=True):
     token: str | None = None
     credentials: str | None = None
     """A file."""
+
+    @property
+    def cli(self) -> str:
+        """How an operator asks these very servers, from a shell. A password stands in
+        NATS_PASSWORD, where he has set that; never here."""
+        scheme = "tls://" if self.tls else ""
+        words = ["nats", "--server", ",".join(f"{scheme}{server}" for server in self.servers)]
+        words += ["--creds", self.credentials] if self.credentials else []
+        words += ["--user", self.user] if self.user else []
+        return shlex.join(words)
 
 
 class Place(Value, frozen=True):
@@ -115,7 +126,7 @@ def not_connected(address: Address, error: BaseException, complaint: str) -> Exc
     if file and isinstance(error, FileNotFoundError | PermissionError | ValueError):
         return Misconfigured(
             f"The credentials in {file} for {address.shown} cannot be read ({error}). Nothing was"
-            f" opened. Mend ?creds= in --spool, or the file: ls -l {file}"
+            f" opened. Mend ?creds= in --spool, or the file: ls -l {shlex.quote(file)}"
         )
     if isinstance(error, ImportError):
         return Missing(
@@ -129,14 +140,14 @@ def not_connected(address: Address, error: BaseException, complaint: str) -> Exc
         return Misconfigured(
             f"The NATS server of {address.shown} does not let us in ({text}). Nothing was opened."
             " Mend the name, password, token or ?creds= file in --spool, and try them:"
-            f" nats --server {address.servers[0]} account info"
+            f" {address.cli} account info"
         )
     if isinstance(error, ssl.SSLError):
         return Misconfigured(
             f"TLS with the NATS server of {address.shown} failed ({text}). Nothing was opened. See"
-            f" what it shows: openssl s_client -connect {address.servers[0]}"
+            f" what it shows: openssl s_client -connect {shlex.quote(address.servers[0])}"
         )
     return Unavailable(
         f"No NATS server answers for {address.shown} ({text}). Nothing was opened, and nothing is"
-        f" lost. See whether it runs: nats --server {address.servers[0]} server check connection"
+        f" lost. See whether it runs: {address.cli} server check connection"
     )

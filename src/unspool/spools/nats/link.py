@@ -65,6 +65,7 @@ class Link:
         self.wire: Final = wire
         self.names: Final = wire.names
         self.shown: Final = wire.address.shown
+        self.cli: Final = wire.address.cli
         self.replicated = False
         """Then not every server knows the last of everything: its leader is asked."""
         self._at_once: Final = asyncio.Semaphore(AT_ONCE)
@@ -194,7 +195,7 @@ class Link:
         if not found.get("error"):
             raise Broken(
                 f"Something other than JetStream answers for {self.names.prefix}> at"
-                f" {self.shown}. Nothing was opened. See who: nats stream info"
+                f" {self.shown}. Nothing was opened. See who: {self.cli} stream info"
                 f" {self.names.stream}"
             )
 

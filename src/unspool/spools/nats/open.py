@@ -117,7 +117,7 @@ async def open_nats(url: str, *, create: bool = True) -> NatsSpool:
             raise Misconfigured(
                 f"The bucket of {link.shown} may have less than {ROOM_MIN_BYTES} bytes,"
                 " too few to end what is in it once it is full. Nothing was opened. Give it more:"
-                f" nats stream edit {link.names.stream} --max-bytes 1GB"
+                f" {link.cli} stream edit {link.names.stream} --max-bytes 1GB"
             )
         watch = Watch(link, arrivals.ring)
         watches.append(watch)
@@ -197,7 +197,7 @@ async def _stream(link: Link, place: Place, *, create: bool) -> dict[str, Any]:
         raise Misconfigured(
             f"The NATS server of {link.shown} does not let us have the stream {name}"
             f" ({error}). Nothing was opened. Mend the account or --spool, and see:"
-            " nats account info; nats stream ls"
+            f" {link.cli} stream ls"
         ) from error
     return found
 
@@ -219,8 +219,8 @@ async def _ours(link: Link, found: dict[str, Any]) -> dict[str, Any]:
         raise Misconfigured(
             f"The bucket {link.names.bucket} of {link.shown} has"
             f" {found['state']['messages']} messages of another program. Nothing was opened, and"
-            " nothing of it was touched. Name another bucket; see whose it is: nats stream info"
-            f" {name}"
+            " nothing of it was touched. Name another bucket; see whose it is:"
+            f" {link.cli} stream info {name}"
         )
     if mark is not None and mark != FORM:
         raise Misconfigured(
@@ -241,7 +241,7 @@ async def _ours(link: Link, found: dict[str, Any]) -> dict[str, Any]:
         raise PromiseBroken(
             f"The stream {name} of {link.shown} has {key}={config.get(key)} where the spool"
             f" needs {value}: it could lose or not keep apart what was accepted. Nothing was"
-            f" opened. Set it back: nats stream edit {name}"
+            f" opened. Set it back: {link.cli} stream edit {name}"
         )
     return found
 
@@ -252,8 +252,8 @@ def _promises(place: Place, config: Mapping[str, Any], *, version: str) -> Promi
     if place.machine and replicas < 2:
         raise PromiseBroken(
             f"{place.address.shown} says survives=machine, and its bucket has one replica, on one"
-            " host. Nothing was opened. Give it three, or leave that out: nats stream edit"
-            f" {place.names.stream} --replicas 3"
+            " host. Nothing was opened. Give it three, or leave that out:"
+            f" {place.address.cli} stream edit {place.names.stream} --replicas 3"
         )
     if in_memory:
         survives = Survives.NOTHING

@@ -246,14 +246,14 @@ class Wire:
         return Unavailable(
             f"The spool {self.address.shown} did not do this ({why}); {done}. What was accepted"
             " before is kept there. It is asked again by itself; see how it is:"
-            f" nats stream info {self.names.stream}"
+            f" {self.address.cli} stream info {self.names.stream}"
         )
 
     def full(self, why: str) -> Full:
         return Full(
             f"The spool {self.address.shown} has no more room ({why}). Nothing of this was done,"
             " and everything accepted before is kept. See what takes it:"
-            f" nats stream info {self.names.stream}"
+            f" {self.address.cli} stream info {self.names.stream}"
         )
 
     def too_large(self, size: int) -> Full:

@@ -8,6 +8,7 @@ been sent; else it is not, and that is `Unavailable`. The codes are of PostgreSQ
 
 from __future__ import annotations
 
+import shlex
 from typing import Final
 
 import psycopg
@@ -15,7 +16,7 @@ import psycopg
 from ...errors import Corrupt, Full, Misconfigured, NotDone, Unavailable, UnspoolError
 from .target import Target
 
-_LOOK: Final = "See how it does: psql -c 'TABLE pg_stat_activity'"
+_LOOK: Final = "See how it does: {psql} -c 'TABLE pg_stat_activity'"
 
 _STANDBY: Final = (
     NotDone,
@@ -41,12 +42,12 @@ TABLE: Final[dict[str, tuple[type[UnspoolError], str, str]]] = {
     "XX001": (
         Corrupt,
         "is damaged on the server's disk",
-        "Restore it, or save what can be read: pg_dump; pg_amcheck",
+        "Restore it, or save what can be read: {pg_dump}",
     ),
     "XX002": (
         Corrupt,
         "has a damaged index on the server's disk",
-        "Build it anew: psql -c 'REINDEX SCHEMA unspool'",
+        "Build it anew: {psql} -c 'REINDEX SCHEMA {schema}'",
     ),
     "42P01": (
         NotDone,
@@ -56,10 +57,11 @@ TABLE: Final[dict[str, tuple[type[UnspoolError], str, str]]] = {
     "42501": (
         Misconfigured,
         "lets this user not do what a spool must",
-        "Give it the schema: ALTER SCHEMA unspool OWNER TO …",
+        "Give it the schema: ALTER SCHEMA {schema} OWNER TO …",
     ),
 }
-"""SQLSTATE: whose it is, what the spool does, and what helps. In each the batch did not happen."""
+"""SQLSTATE: whose it is, what the spool does, and what helps (see `_filled`). In each the batch did
+not happen."""
 
 _AT_CONNECT: Final = (
     ("password authentication failed", "does not know this user with this password"),
@@ -84,33 +86,52 @@ def translate(
     spool = f"The spool {target.shown}"
     text = " ".join(str(error).split()) or type(error).__name__
     if connecting:
-        return _at_connect(text, spool)
+        return _at_connect(text, target)
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     if state in TABLE and not late:
         kind, what, help_ = TABLE[state]
-        help_ = help_.replace("SCHEMA unspool", f"SCHEMA {target.schema}")
         return kind(
             f"{spool} {what} ({text}). Nothing of this was done, and everything accepted before is"
-            f" kept. {help_}"
+            f" kept. {_filled(help_, target)}"
         )
     what = "did not answer in time" if late else f"broke off ({text})"
+    look = _filled(_LOOK, target)
     if committing:
         return Unavailable(
             f"{spool} {what}. It may or may not have done this; repeat it under the same key."
-            f" {_LOOK}"
+            f" {look}"
         )
-    return NotDone(f"{spool} {what}. Nothing of this was done; repeat it. {_LOOK}")
+    return NotDone(f"{spool} {what}. Nothing of this was done; repeat it. {look}")
 
 
-def _at_connect(text: str, spool: str) -> UnspoolError:
+def _filled(help_: str, target: Target) -> str:
+    """With the commands that ask the very server, and the schema."""
+    for program in ("psql", "pg_dump"):
+        help_ = help_.replace(f"{{{program}}}", target.command(program))
+    return help_.replace("{schema}", target.schema)
+
+
+def _flags(target: Target) -> list[str]:
+    """For what takes no other way to say where."""
+    found = [(flag, target.parameters.get(name)) for flag, name in (("-h", "host"), ("-p", "port"))]
+    return [word for flag, value in found if value for word in (flag, str(value))]
+
+
+def _at_connect(text: str, target: Target) -> UnspoolError:
+    spool = f"The spool {target.shown}"
     kept = "Nothing of this was done, and what was accepted is kept."
     if "database" in text and "does not exist" in text:
-        return Misconfigured(f"{spool} is in no database ({text}). {kept} Make one: createdb …")
+        make = target.command("createdb", option="--maintenance-db", dbname="postgres")
+        name = shlex.quote(str(target.parameters.get("dbname", "")))
+        return Misconfigured(f"{spool} is in no database ({text}). {kept} Make one: {make} {name}")
     if "role" in text and "does not exist" in text:
-        return Misconfigured(f"{spool} is not for this user ({text}). {kept} Make it: createuser …")
+        make = shlex.join(["createuser", *_flags(target), str(target.parameters.get("user", "…"))])
+        return Misconfigured(f"{spool} is not for this user ({text}). {kept} Make it: {make}")
+    psql = target.command("psql")
     for words, what in _AT_CONNECT:
         if words in text:
-            return Misconfigured(f"{spool} {what} ({text}). {kept} Try it: psql with the same URL")
+            return Misconfigured(f"{spool} {what} ({text}). {kept} Try it: {psql}")
     return NotDone(
-        f"{spool} cannot be reached ({text}). {kept} See whether the server runs: pg_isready"
+        f"{spool} cannot be reached ({text}). {kept} See whether the server runs:"
+        f" {target.command('pg_isready')}"
     )

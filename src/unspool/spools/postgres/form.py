@@ -81,7 +81,8 @@ async def prepare(link: Link, *, create: bool = True) -> tuple[Promises, str]:
     if promises.survives < Survives.POWER:
         log.warning(
             "the spool's server would lose messages at a power cut: %s. See its settings:"
-            " psql -c 'SHOW fsync' -c 'SHOW full_page_writes'", promises.detail,
+            " %s -c 'SHOW fsync' -c 'SHOW full_page_writes'", promises.detail,
+            target.command("psql"),
         )  # fmt: skip
     return promises, COMMITS.get(found.synchronous_commit, "on")
 

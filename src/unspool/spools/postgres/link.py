@@ -246,8 +246,7 @@ async def in_turn(
         raise NotDone(
             f"The spool {target.shown} was busy for too long with what had come before, over at"
             f" most {target.connections} connections. Nothing of this was done; repeat it. See what"
-            " they do:"
-            " psql -c 'TABLE pg_stat_activity'"
+            f" they do: {target.command('psql')} -c 'TABLE pg_stat_activity'"
         ) from error
     try:
         yield
@@ -279,7 +278,7 @@ def unconfirmed(target: Target) -> Unavailable:
     return Unavailable(
         f"The spool {target.shown} wrote this, and its standby has not confirmed it in time. It may"
         " or may not outlive the host; repeat it under the same key. See who replicates:"
-        " psql -c 'TABLE pg_stat_replication'"
+        f" {target.command('psql')} -c 'TABLE pg_stat_replication'"
     )
 
 

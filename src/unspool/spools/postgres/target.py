@@ -1,6 +1,7 @@
 """Which server, which database, which schema: the spool's URL, read.
 
     target = read_target("postgres://me:secret@db1,db2/mail?schema=orders&connections=4")
+    target.command("psql")       psql -d 'user=me dbname=mail host=db1,db2'
 
 All that libpq knows may stand in the query (sslmode, sslrootcert, target_session_attrs, host …);
 ours are `schema` (unspool), `connections` (8) and `deadline_ms` (5000). What the URL leaves out,
@@ -10,11 +11,12 @@ libpq takes from its own variables and files: PGPASSWORD, ~/.pgpass, service fil
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Any, Final
 from zlib import crc32
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ...core.message import Value
 from ...core.urls import concealed
@@ -37,6 +39,7 @@ DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "15000",
 }
+SECRET: Final = frozenset({"password", "sslpassword", "oauth_client_secret"})
 _PORTS: Final = re.compile(r"[0-9,]*")
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 
@@ -57,6 +60,16 @@ class Target(Value, frozen=True):
     def lock_class(self) -> int:
         """Which advisory locks are this spool's: the first of their two numbers."""
         return crc32(b"unspool " + self.schema.encode()) - 2**31
+
+    def command(self, program: str, *, option: str = "-d", **others: str) -> str:
+        """One of PostgreSQL's own, asked of this very server, ready for a shell. It finds the
+        password where we do, or asks for it. `others`: instead of what the URL says."""
+        said = {
+            name: value
+            for name, value in {**self.parameters, **others}.items()
+            if name not in SECRET and DEFAULTS.get(name) != value
+        }
+        return shlex.join([program, option, make_conninfo(**said)]) if said else program
 
 
 def read_target(url: str) -> Target:

@@ -1,6 +1,6 @@
 """Link: one Redis or Valkey, asked by script, with a deadline for everything.
 
-    link = Link(url, name)
+    link = Link(read_url(url))
     await link.open()                                  measures the server; makes or finds the spool
     answer = await link.call("accept", items=…, durable=True)
     await link.close()
@@ -30,7 +30,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from ...core.message import Value
-from ...core.urls import concealed
 from ...errors import (
     Full,
     Misconfigured,
@@ -44,6 +43,7 @@ from ...errors import (
 from .rows import FORM, Rows, strings, word
 from .server import SETTINGS, Measured, honest, judge, lowered, parse_info
 from .trouble import Stage, translate
+from .url import Place
 
 CONNECTIONS_MAX: Final = 8
 IDLE_S: Final = 30.0
@@ -83,17 +83,16 @@ class _Asked(Value, frozen=True):
 
 
 class Link:
-    def __init__(self, url: str, name: str, patience: Patience | None = None) -> None:
+    def __init__(self, place: Place, patience: Patience | None = None) -> None:
         self._patience: Final = patience or Patience()
-        self.where: Final = concealed(url)
-        """The server, for people."""
-        self.about: Final = f"{{{name}}}:about".encode()
-        self.bell: Final = f"{{{name}}}:bell".encode()
+        self.place: Final = place
+        self.about: Final = f"{{{place.name}}}:about".encode()
+        self.bell: Final = f"{{{place.name}}}:bell".encode()
         self.corrupt = 0
         """Records set aside."""
         self.rings = 0
         self.measured: Measured | None = None
-        self._pool: Final[Any] = _pool(url, self._patience)
+        self._pool: Final[Any] = _pool(place.url, self._patience)
         self._id = b""
         self._idle: list[tuple[float, Any]] = []
         self._places: Final = asyncio.Semaphore(CONNECTIONS_MAX)
@@ -123,19 +122,19 @@ class Link:
     def _not_ours(self, kind: bytes, what: str) -> UnspoolError:
         if kind == b"V":
             return Newer(
-                f"The spool at {self.where} has the form {what}, and this unspool reads"
+                f"The spool at {self.place.shown} has the form {what}, and this unspool reads"
                 f" {FORM.decode()}. Nothing was changed. Install the newer one: pip install -U"
                 " unspool"
             )
         if kind == b"N":
             return NoSpool(
-                f"There is no spool {word(self.about[1:-7])!r} in {self.where}: nothing was ever"
-                " accepted there, and looking makes none. Name the one that the relay has: --spool"
-                " redis://HOST/0?name=orders"
+                f"There is no spool {word(self.about[1:-7])!r} in {self.place.shown}: nothing was"
+                " ever accepted there, and looking makes none. Name the one that the relay has:"
+                " --spool redis://HOST/0?name=orders"
             )
         return Misconfigured(
-            f"At {self.where} the key {what} belongs to another program. Nothing was changed. Give"
-            " the spool a name of its own: unspool serve --spool redis://HOST/0?name=orders"
+            f"At {self.place.shown} the key {what} belongs to another program. Nothing was"
+            " changed. Give the spool a name of its own: unspool serve --spool redis://HOST/0?name=orders"
         )
 
     # -- calls -----------------------------------------------------------------------------------
@@ -150,7 +149,7 @@ class Link:
     ) -> bytes:
         """`durable`: synced when it returns; or whether to, told from the answer."""
         if self._closed:
-            raise NotDone(f"The spool at {self.where} is closed. Nothing was done.")
+            raise NotDone(f"The spool at {self.place.shown} is closed. Nothing was done.")
         if sum(map(len, items)) > BATCH_MAX_BYTES:
             raise Full(
                 f"{len(items)} requests are more than {BATCH_MAX_BYTES >> 20} MiB in one batch."
@@ -179,7 +178,7 @@ class Link:
         except (trouble.RedisError, OSError, TimeoutError) as error:
             if not isinstance(error, trouble.ResponseError):
                 await self._drop_idle()
-            found = translate(error, where=self.where, at=Stage.ASKED)
+            found = translate(error, self.place, at=Stage.ASKED)
             if self._id and not isinstance(found, Refused):
                 found = Unavailable(str(found))
             raise found from error
@@ -230,12 +229,12 @@ class Link:
             synced = await self._synced(connection)
         except (trouble.RedisError, OSError) as error:
             await self._drop_idle()
-            raise translate(error, where=self.where, at=Stage.TAKEN) from error
+            raise translate(error, self.place, at=Stage.TAKEN) from error
         if not synced:
             raise Unavailable(
-                f"{self.where} took the batch and has not synced it within"
+                f"{self.place.shown} took the batch and has not synced it within"
                 f" {self._patience.sync_ms} ms: it may or may not be kept. Repeat it under its key."
-                " See what the disk does: redis-cli INFO persistence"
+                f" See what the disk does: {self.place.cli} INFO persistence"
             )
 
     async def _synced(self, connection: Any) -> bool:
@@ -265,7 +264,7 @@ class Link:
                 await connection.disconnect(nowait=True)
             if isinstance(error, trouble.RedisError | OSError):
                 await self._drop_idle()
-                raise translate(error, where=self.where, at=Stage.CONNECTING) from error
+                raise translate(error, self.place, at=Stage.CONNECTING) from error
             raise
         return connection
 
@@ -279,16 +278,16 @@ class Link:
                 break
             config |= {word(pairs[0]): word(pairs[1])} if pairs else {}
         before, tried = self.measured, self._tried
-        now = judge(info, config, where=self.where, before=before)
+        now = judge(info, config, self.place, before=before)
         if now.waits:
             if now.run != tried:
                 self._honest = await self._waits_for_the_disk(connection)
                 tried = now.run
-            now = now if self._honest else lowered(now)
+            now = now if self._honest else lowered(now, self.place)
         if before is not None and now.survives < before.survives:
             raise NotDone(
-                f"{self.where} promised more when the spool was opened ({before.detail}) than now"
-                f" ({now.detail}). Nothing was done; start unspool again where that is meant."
+                f"{self.place.shown} promised more when the spool was opened ({before.detail}) than"
+                f" now ({now.detail}). Nothing was done; start unspool again where that is meant."
             )
         self.measured, self._tried = now, tried
         self._measured_at = asyncio.get_running_loop().time()
@@ -301,8 +300,8 @@ class Link:
             await self._touch(connection)
             if not await self._synced(connection):
                 raise NotDone(
-                    f"{self.where} does not sync within {self._patience.sync_ms} ms. Nothing was"
-                    " done. See what the disk does: redis-cli INFO persistence"
+                    f"{self.place.shown} does not sync within {self._patience.sync_ms} ms. Nothing"
+                    f" was done. See what the disk does: {self.place.cli} INFO persistence"
                 )
         return honest((loop.time() - began) * 1000)
 

@@ -1,6 +1,6 @@
 """What a Redis or Valkey, as it is set up now, makes of a message: measured, not believed.
 
-    measured = judge(parse_info(info), config)      raises what keeps a spool from being opened
+    measured = judge(parse_info(info), config, place)   raises what keeps a spool from being opened
     measured.survives · .waits · .detail
 
     eviction              it would throw messages away: refused
@@ -30,14 +30,16 @@ from typing import Final
 from ...core.message import Value
 from ...errors import Misconfigured, NotDone, PromiseBroken
 from ..protocol import Survives
+from .url import Place
 
 LEAST: Final = (6, 2)
 HAS_WAITAOF: Final = (7, 2)
 TOGETHER_MS: Final = 300
 BETTER: Final = (
-    "redis-cli CONFIG SET appendfsync always && redis-cli CONFIG SET no-appendfsync-on-rewrite no"
-    " && redis-cli CONFIG REWRITE"
+    "{cli} CONFIG SET appendfsync always && {cli} CONFIG SET no-appendfsync-on-rewrite no"
+    " && {cli} CONFIG REWRITE"
 )
+"""How a promise is bettered; {cli} is how the server is asked."""
 SETTINGS: Final = ("appendfsync", "no-appendfsync-on-rewrite")
 
 
@@ -50,18 +52,22 @@ class Measured(Value, frozen=True):
     """Which run of the server this was measured in."""
 
 
+def _better(place: Place) -> str:
+    return BETTER.replace("{cli}", place.cli)
+
+
 def honest(second_ms: float) -> bool:
     """Did the second of two writes, one behind the other, wait for a sync of its own?"""
     return second_ms >= TOGETHER_MS
 
 
-def lowered(measured: Measured) -> Measured:
+def lowered(measured: Measured, place: Place) -> Measured:
     """Its WAITAOF does not wait."""
     return Measured(
         Survives.PROCESS,
         False,
         measured.detail + " (answers before it has synced): a power cut takes the last writes; mend"
-        f" it: {BETTER}",
+        f" it: {_better(place)}",
         measured.run,
     )
 
@@ -76,18 +82,19 @@ def parse_info(text: bytes) -> dict[str, str]:
 def judge(
     info: Mapping[str, str],
     config: Mapping[str, str],
+    place: Place,
     *,
-    where: str,
     before: Measured | None = None,
 ) -> Measured:
     """`config` holds those of SETTINGS that the server shows. `before`: the last time. Raises
     `Misconfigured`, `PromiseBroken`, `NotDone`."""
+    where, cli = place.shown, place.cli
     name, version = _version(info)
     server = f"{name} {info.get('valkey_version') or info.get('redis_version', '?')}"
     if version < LEAST:
         raise Misconfigured(
             f"{where} is {server}, which is too old for a spool: it takes Redis 6.2 or newer, or"
-            f" Valkey. Nothing was opened. See what runs there: redis-cli INFO server"
+            f" Valkey. Nothing was opened. See what runs there: {cli} INFO server"
         )
     if info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1":
         raise Misconfigured(
@@ -97,7 +104,7 @@ def judge(
     if info.get("loading") == "1":
         raise NotDone(
             f"{where} is still reading its data from the disk. Nothing was opened, and nothing is"
-            " lost. Start again in a moment; see how far it is: redis-cli INFO persistence"
+            f" lost. Start again in a moment; see how far it is: {cli} INFO persistence"
         )
     if info.get("role") == "slave":
         raise NotDone(
@@ -111,16 +118,16 @@ def judge(
         raise NotDone(
             f"{where} is writing its AOF for the first time, or anew for the first time, which"
             " cannot be told apart; and until the first is done, what it is given is lost with it."
-            " Nothing was done. Start again in a moment; see how far: redis-cli INFO persistence"
+            f" Nothing was done. Start again in a moment; see how far: {cli} INFO persistence"
         )
     policy = info.get("maxmemory_policy", "noeviction")
     if info.get("maxmemory", "0") != "0" and policy != "noeviction":
         raise PromiseBroken(
             f"{where} throws keys away when its memory is full (maxmemory-policy {policy}):"
             " accepted messages would be lost without a word. Nothing was opened. Mend it:"
-            " redis-cli CONFIG SET maxmemory-policy noeviction && redis-cli CONFIG REWRITE"
+            f" {cli} CONFIG SET maxmemory-policy noeviction && {cli} CONFIG REWRITE"
         )
-    return _durability(info, config, server=server, version=version)
+    return _durability(info, config, place, server=server, version=version)
 
 
 def _version(info: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
@@ -131,15 +138,20 @@ def _version(info: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
 
 
 def _durability(
-    info: Mapping[str, str], config: Mapping[str, str], *, server: str, version: tuple[int, ...]
+    info: Mapping[str, str],
+    config: Mapping[str, str],
+    place: Place,
+    *,
+    server: str,
+    version: tuple[int, ...],
 ) -> Measured:
     run = info.get("run_id", "")
     if info.get("aof_enabled", "0") != "1":
         return Measured(
             Survives.NOTHING,
             False,
-            f"{server}, no AOF: a restart of the server loses everything; mend it: redis-cli CONFIG"
-            f" SET appendonly yes && {BETTER}",
+            f"{server}, no AOF: a restart of the server loses everything; mend it: {place.cli}"
+            f" CONFIG SET appendonly yes && {_better(place)}",
             run,
         )
     policy = config.get("appendfsync")
@@ -154,6 +166,6 @@ def _durability(
     return Measured(
         Survives.PROCESS,
         False,
-        f"{told}: a power cut takes the last writes; mend it: {BETTER}",
+        f"{told}: a power cut takes the last writes; mend it: {_better(place)}",
         run,
     )

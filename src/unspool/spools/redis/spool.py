@@ -71,7 +71,7 @@ from .rows import (
     with_answer,
     word,
 )
-from .url import split
+from .url import read_url
 
 POLL_S: Final = 1.0
 SWEEP_KEYS: Final = 500
@@ -99,7 +99,7 @@ class RedisSpool:
     async def open(cls, url: str, *, create: bool = True, patience: Patience | None = None) -> Self:
         """`create`: make it where it is not. Raises `Misconfigured`, `PromiseBroken`, `Newer`,
         `Unavailable`, `NoSpool`."""
-        link = Link(*split(url), patience)
+        link = Link(read_url(url), patience)
         await link.open(create=create)
         return cls(link)
 
@@ -357,9 +357,9 @@ class RedisSpool:
 
     def _corrupt(self, count: int) -> Corrupt:
         return Corrupt(
-            f"{count} record(s) in the spool at {self._link.where} failed their crc. They were set"
-            " aside with all their bytes; nothing is run under their keys, and the rest goes on."
-            " See them: unspool queue --corrupt"
+            f"{count} record(s) in the spool at {self._link.place.shown} failed their crc. They"
+            " were set aside with all their bytes; nothing is run under their keys, and the rest"
+            " goes on. See them: unspool queue --corrupt"
         )
 
     async def aclose(self) -> None:

@@ -1,6 +1,6 @@
 """Redis' trouble in the words of clause 12: what it said, what that means, and one command.
 
-translate(error, where="redis://…", at=Stage.ASKED) -> Full | NotDone | Unavailable | Misconfigured
+    translate(error, place, at=Stage.ASKED) -> Full | NotDone | Unavailable | Misconfigured
 
 Whether a batch happened is known where no connection was had, and where Redis refuses the first
 write of a script: for want of memory, of a disk, of replicas. What stops a script at a later write
@@ -16,6 +16,7 @@ from typing import Final
 import redis.exceptions as trouble
 
 from ...errors import Full, Misconfigured, NotDone, Unavailable, UnspoolError
+from .url import Place
 
 
 class Stage(enum.Enum):
@@ -29,15 +30,13 @@ class Stage(enum.Enum):
     """It was done, and may not be on the disk yet, whatever was said after that."""
 
 
-_PASSWORD: Final = (
-    "does not take this user and password. Nothing was done. Try them: redis-cli --askpass PING"
-)
+_PASSWORD: Final = "does not take this user and password. Nothing was done. Try them: {cli} PING"
 _ASKS: Final = (
     "asks for a password. Nothing was done. Give it one: unspool serve --spool"
     " redis://USER:PASSWORD@HOST/0"
 )
 _LOADING: Final = (
-    "is still reading its data from the disk. Nothing was done. See how far it is: redis-cli INFO"
+    "is still reading its data from the disk. Nothing was done. See how far it is: {cli} INFO"
     " persistence"
 )
 SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
@@ -46,7 +45,7 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
         Full,
         (
             "is out of memory (maxmemory). Nothing of this batch was done; what was "
-            "accepted earlier is there, and is delivered. Make room: redis-cli INFO memory"
+            "accepted earlier is there, and is delivered. Make room: {cli} INFO memory"
         ),
     ),
     (
@@ -54,7 +53,7 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
         NotDone,
         (
             "has become a replica and takes no writes. Nothing was done. Name its master: "
-            "redis-cli INFO replication"
+            "{cli} INFO replication"
         ),
     ),
     (
@@ -62,7 +61,7 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
         NotDone,
         (
             "cannot write to its disk, and so takes no writes. Nothing was done. See why: "
-            "redis-cli INFO persistence"
+            "{cli} INFO persistence"
         ),
     ),
     ("BusyLoadingError", NotDone, _LOADING),
@@ -71,7 +70,7 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
         NotDone,
         (
             "has fewer replicas than it was told to have. Nothing was done. See them: "
-            "redis-cli INFO replication"
+            "{cli} INFO replication"
         ),
     ),
     (
@@ -81,13 +80,13 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
             "does not have the spool any more that was opened: it was flushed, restarted "
             "without its data, or another server answers. Nothing was done. If what it held "
             "is really lost, start unspool again, and it begins anew. See what is there: "
-            "redis-cli INFO keyspace"
+            "{cli} INFO keyspace"
         ),
     ),
     (
         "BUSY",
         NotDone,
-        "is busy with somebody's script. Nothing was done. See which: redis-cli SLOWLOG GET",
+        "is busy with somebody's script. Nothing was done. See which: {cli} SLOWLOG GET",
     ),
     (
         "MovedError",
@@ -115,7 +114,7 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
         Misconfigured,
         (
             "does not let this user do what a spool needs. It may have been done in part; "
-            "repeat it under its key. See who it is, and what it may: redis-cli ACL WHOAMI"
+            "repeat it under its key. See who it is, and what it may: {cli} ACL WHOAMI"
         ),
     ),
     (
@@ -123,7 +122,7 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
         Misconfigured,
         (
             "does not let this user touch what a spool needs. It may have been done in part; "
-            "repeat it under its key. See who it is, and what it may: redis-cli ACL WHOAMI"
+            "repeat it under its key. See who it is, and what it may: {cli} ACL WHOAMI"
         ),
     ),
     (
@@ -136,34 +135,34 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
         ),
     ),
 )
-"""What the server's word has in it, who must act, and the sentence."""
+"""What the server's word has in it, who must act, and the sentence; {cli} is how it is asked."""
 
 
-def translate(error: Exception, *, where: str, at: Stage) -> UnspoolError:
+def translate(error: Exception, place: Place, *, at: Stage) -> UnspoolError:
+    where, cli = place.shown, place.cli
     said = str(error).rstrip(".")
     if at is Stage.TAKEN:
         return Unavailable(
             f"{where} took the batch, and broke off before it had synced it ({said}): it may or may"
-            " not be kept. Repeat it under its key. See what the disk does: redis-cli INFO"
-            " persistence"
+            f" not be kept. Repeat it under its key. See what the disk does: {cli} INFO persistence"
         )
     named = f"{type(error).__name__} {said}"  # the library takes some of its words away
     for sign, kind, meaning in SAID:
         if sign in named:
-            return kind(f"{where} {meaning}")
+            return kind(f"{where} {meaning.replace('{cli}', cli)}")
     if isinstance(error, trouble.TimeoutError | TimeoutError):
         said = "it does not answer in time"
     if at is Stage.CONNECTING:
         return NotDone(
             f"{where} cannot be reached, or broke off ({said}). Nothing was done. Is it there:"
-            " redis-cli PING"
+            f" {cli} PING"
         )
     if isinstance(error, trouble.ResponseError):
         return Unavailable(
             f"{where} refused: {said}. It may or may not have happened; repeat it under its key."
-            " See the server's log, and: redis-cli PING"
+            f" See the server's log, and: {cli} PING"
         )
     return Unavailable(
         f"{where} cannot be reached, or broke off ({said}). What was under way may or may not have"
-        " happened; repeat it under its key. Is it there: redis-cli PING"
+        f" happened; repeat it under its key. Is it there: {cli} PING"
     )
