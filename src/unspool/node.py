@@ -223,7 +223,7 @@ class Node:
             await asyncio.gather(self._counting, return_exceptions=True)
         if self._running is not None:
             self.dispatcher.wake()
-            await self._running
+            await asyncio.gather(self._running, return_exceptions=True)  # cancelled, perhaps
             self._running = None
             await self.dispatcher.stop(drain_ms=drain_ms)  # what it had just leased when told
         await self.custody.drain()

@@ -125,6 +125,22 @@ def test_a_turn_is_one_processes_and_goes_with_it(tmp_path: Path) -> None:
     assert Turn.at("memory:", shop).take()
 
 
+async def test_with_every_task_cancelled_the_client_still_lets_go(tmp_path: Path) -> None:
+    """As a signal handler does that goes through all tasks: file and turn are another's to have."""
+    url = f"sqlite:///{tmp_path / 'o.db'}"
+    client = World(a=OK).client(outbox=url)
+    parts = await client.ready()
+    assert parts.outbox is not None
+    while not parts.outbox.sends:
+        await asyncio.sleep(0.001)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await client.aclose()
+    turn = Turn.at(url, parts.outbox.destination)
+    assert turn.take()
+    turn.give_up()
+
+
 async def test_what_has_an_order_does_not_overtake_what_waits(tmp_path: Path) -> None:
     """While anything waits, it goes through the outbox, and out in its order."""
     world = World(a=DOWN)

@@ -255,6 +255,5 @@ async def test_with_every_task_cancelled_the_stop_waits_for_nothing() -> None:
             task.cancel()
         await asyncio.sleep(0.1)
         before = asyncio.get_running_loop().time()
-        await it.node.dispatcher.stop(drain_ms=60_000)
+        await it.node.stop(drain_ms=60_000)
         assert asyncio.get_running_loop().time() < before + 1
-        it.node._running = None

@@ -333,7 +333,7 @@ class Outbox:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.dispatcher.stop(drain_ms=drain_ms)
         if self._running is not None:
-            await self._running
+            await asyncio.gather(self._running, return_exceptions=True)  # cancelled, perhaps
             await self.dispatcher.stop(drain_ms=drain_ms)
         try:
             await self.custody.drain()
