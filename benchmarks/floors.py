@@ -1,7 +1,7 @@
 """Floors: the parts of the relay alone, with nothing decided between them.
 
-    bare                httptools on both sides, heads written anew; nothing of ours: nothing is looked
-                        at, limited, timed or recovered. Any relay in Python costs at least this
+    bare                httptools on both sides, heads written anew: nothing is looked at, limited,
+                        timed or recovered. Any relay in Python costs at least this
     door                a constant answer from the door
     door, transport     each request goes on as it came, each answer comes back as it came
     door, spool         each request's body goes into the SQLite spool as an entry made beforehand,
