@@ -11,6 +11,7 @@ accept    the service is down: 202 after the sync; against Restate /send
 redeliver a backlog of 50 000, once the service is back
 latency   what the relay adds at 1000 requests a second
 memory    resident: idle, busy, with a backlog
+floors    the door, the transport and the spool alone, with nothing decided between them
 inside    the ASGI middleware in an application, against none and against other packages
 client    the smart client and its adapters when all is well, against bare aiohttp, httpx2, requests
 
@@ -38,7 +39,7 @@ from pathlib import Path
 
 import click
 
-from . import client, custody, inside, machine, passing, restate, spools, table
+from . import client, custody, floors, inside, machine, passing, restate, spools, table
 from .bench import Bench, Row
 from .process import Failed
 
@@ -50,6 +51,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "redeliver": custody.redeliver,
     "latency": passing.latency,
     "memory": custody.memory,
+    "floors": floors.floors,
     "inside": inside.inside,
     "client": client.client,
 }

@@ -29,11 +29,13 @@ class Outgoing:
         self._waiting: list[Flushes] = []
 
     def add(self, one: Flushes) -> None:
-        if not self._waiting:
+        waiting = self._waiting
+        if not waiting:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._waiting.append(one)
+        waiting.append(one)
 
     def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting = self._waiting
+        self._waiting = []
         for one in waiting:
             one.flush()

@@ -189,7 +189,7 @@ async def first_part(
 async def send_answer(response: Response, head_only: bool, receive: Receive, send: Send) -> None:
     rest = response.rest
     try:
-        head(response, framing=b"", date=b"")  # servers differ in whether they look for CR and LF
+        head(response, b"", b"")  # servers differ in whether they look for CR and LF
     except Unwritable as fault:
         log.error("An answer cannot be written: %s; the caller gets a 500", fault)
         if rest is not None:

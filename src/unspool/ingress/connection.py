@@ -84,12 +84,11 @@ class Connection(asyncio.Protocol):
         self._refusal: Refusal | None = None
         self._waiter: asyncio.Future[Turn] | None = None
         self._busy = self._eof = self._paused = False
-        self._lingering_until_ms = 0
         self._since_ms = door.now_ms
         self._watched_message: object = None
         self._watched_phase = IDLE
         self._waited_ms = self._body_idle_ms = self._body_seen_bytes = 0
-        self.served = 0
+        self.served = self._lingering_until_ms = 0
 
     def __repr__(self) -> str:
         peer = self._caller.peer if hasattr(self, "_caller") else "nobody yet"
@@ -184,7 +183,8 @@ class Connection(asyncio.Protocol):
     def _told(self, response: Response) -> None:
         """The answer to what took the express road."""
         writing = self._writing
-        self._let_go(_SOMETHING)
+        if self._handled_bytes:
+            self._let_go(_SOMETHING)
         if writing.lost:
             if response.rest is not None:
                 response.rest.close()
@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol):
         else:
             self.served += 1
             writing.small(response)
-            if self._queue or self._eof or writing.full or self._reading.expecting:
+            if self._queue or self._eof or writing.drained or self._reading.expecting:
                 self._wake((_SOMETHING, WAKE))
             else:
                 self._busy = False

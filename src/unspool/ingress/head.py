@@ -51,15 +51,13 @@ class Unwritable(Exception):
 
 
 def status_line(status: int, reason: bytes) -> bytes:
-    known = _LINES.get(status)
-    if known is not None and (not reason or reason == known[0]):
-        return known[1]
+    """Of a status that has no name, or not this one."""
     if not 200 <= status <= 999:
         raise Unwritable(f"{status} is not the status of a final answer")
     return b"HTTP/1.1 %d %b\r\n" % (status, reason)
 
 
-def head(response: Response, *, framing: bytes, date: bytes) -> bytes:
+def head(response: Response, framing: bytes, date: bytes) -> bytes:
     """The head, with its empty line. `framing` and `date` are whole lines of ours, or empty."""
     status = response.status
     if status < 200:
@@ -72,7 +70,12 @@ def head(response: Response, *, framing: bytes, date: bytes) -> bytes:
             fields = [field for field in fields if _KINDS[field[0]] != _FRAMES]
         if kinds % _FRAMES:
             date = b""
-    line = status_line(status, response.reason)
+    known = _LINES.get(status)
+    reason = response.reason
+    if known is not None and (not reason or reason == known[0]):
+        line = known[1]
+    else:
+        line = status_line(status, reason)
     lines = b"\r\n".join(map(_line, fields))
     between = b"\r\n" if lines else b""
     written = b"".join((line, lines, between, date, framing, b"\r\n"))
@@ -86,4 +89,4 @@ def head(response: Response, *, framing: bytes, date: bytes) -> bytes:
 def last_words(response: Response, *, date: bytes) -> bytes:
     """A whole answer of ours after which the connection ends."""
     framing = b"Content-Length: %d\r\n" % len(response.body) + CLOSE
-    return head(response, framing=framing, date=date) + response.body
+    return head(response, framing, date) + response.body

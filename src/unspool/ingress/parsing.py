@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from httptools import HttpRequestParser
 
+from ..core.fields import Kinds
 from ..core.message import Field, Request
 from .body import StreamedBody
 from .limits import Limits
@@ -42,8 +43,21 @@ _ORDINARY: Final = _HOST | _KEEP_ALIVE
 CHUNK_FRAME_BYTES: Final = 20
 """Free of charge per chunk: sixteen hex digits and two line ends."""
 
-_SPECIAL_LENGTHS: Final = frozenset({4, 6, 7, 10, 14, 17})
-"""Of host, expect, upgrade, connection, content-length, transfer-encoding."""
+_IS_LENGTH: Final = 1
+_IS_HOST: Final = 2
+_IS_CONNECTION: Final = 3
+_IS_TRANSFER: Final = 4
+_IS_UPGRADE: Final = 5
+_IS_EXPECT: Final = 6
+_SPECIAL: Final = {
+    b"content-length": _IS_LENGTH,
+    b"host": _IS_HOST,
+    b"connection": _IS_CONNECTION,
+    b"transfer-encoding": _IS_TRANSFER,
+    b"upgrade": _IS_UPGRADE,
+    b"expect": _IS_EXPECT,
+}
+_KINDS: Final = Kinds(lambda name: _SPECIAL.get(name, 0))
 
 
 SMALL_BYTES: Final = 16 * 1024
@@ -136,25 +150,25 @@ class Parsing:
             return  # a trailer: dropped (RFC 9110 §6.5.1)
         value = value.strip()
         self._fields.append((name, value))
-        if len(name) in _SPECIAL_LENGTHS:
-            lower = name.lower()
-            if lower == b"host":
-                self._flags |= _HOSTS if self._flags & _HOST else _HOST
-                if value not in known_hosts:
-                    check_host(value)
-            elif lower == b"content-length":
-                self._length = int(value)
-            elif lower == b"connection":
-                self._connection(value)
-            elif lower == b"transfer-encoding":
-                self._flags |= _TRANSFER
-                self._transfer = value if not self._transfer else b"repeated"
-            elif lower == b"expect":
-                # RFC 9110 §10.1.1: 417 is a MAY. What we do not know, the service may.
-                if value.lower() == b"100-continue":
-                    self._flags |= _EXPECT
-            elif lower == b"upgrade":
-                self._flags |= _UPGRADE
+        kind = _KINDS[name]
+        if not kind:
+            return
+        if kind == _IS_LENGTH:
+            self._length = int(value)
+        elif kind == _IS_HOST:
+            self._flags |= _HOSTS if self._flags & _HOST else _HOST
+            if value not in known_hosts:
+                check_host(value)
+        elif kind == _IS_CONNECTION:
+            self._connection(value)
+        elif kind == _IS_TRANSFER:
+            self._flags |= _TRANSFER
+            self._transfer = value if not self._transfer else b"repeated"
+        elif kind == _IS_UPGRADE:
+            self._flags |= _UPGRADE
+        elif value.lower() == b"100-continue":
+            # RFC 9110 §10.1.1: 417 is a MAY. What we do not know, the service may.
+            self._flags |= _EXPECT
 
     def _connection(self, value: bytes) -> None:
         named = words(value)

@@ -37,13 +37,21 @@ class Writing:
     """The writing half of one connection."""
 
     __slots__ = (
-        "_door", "_drained", "_held", "_rest", "_stuck_bytes", "_stuck_since", "_transport", "lost",
+        "_door",
+        "_held",
+        "_rest",
+        "_stuck_bytes",
+        "_stuck_since",
+        "_transport",
+        "drained",
+        "lost",
     )  # fmt: skip
 
     def __init__(self, door: Door, transport: asyncio.Transport) -> None:
         self._door = door
         self._transport = transport
-        self._drained: asyncio.Future[None] | None = None
+        self.drained: asyncio.Future[None] | None = None
+        """Set while the caller takes less than it is sent."""
         self._held = b""  # small answers of this turn: see outgoing
         self._rest: Reader | None = None
         self._stuck_bytes = 0
@@ -53,12 +61,12 @@ class Writing:
     # the socket's side
 
     def pause(self) -> None:
-        if self._drained is None:
-            self._drained = asyncio.get_running_loop().create_future()
+        if self.drained is None:
+            self.drained = asyncio.get_running_loop().create_future()
 
     def resume(self) -> None:
         self._stuck_since = self._door.now_ms
-        drained, self._drained = self._drained, None
+        drained, self.drained = self.drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
 
@@ -80,12 +88,12 @@ class Writing:
 
     @property
     def full(self) -> bool:
-        return self._drained is not None
+        return self.drained is not None
 
     async def drain(self) -> None:
         """Until the caller has taken most of what it was sent, or is gone."""
-        if self._drained is not None:
-            await self._drained
+        if self.drained is not None:
+            await self.drained
 
     def reset(self) -> None:
         """End the connection so that nobody can take what was sent for the whole.
@@ -110,39 +118,38 @@ class Writing:
                 self.flush()
             self._transport.write(data)
 
-    def _hold(self, data: bytes) -> None:
-        """At the end of this turn, with the others'."""
-        if self._held:
-            self._held += data
-            if len(self._held) > _JOIN_MAX_BYTES:
-                self.flush()  # so that back-pressure is felt
-        else:
-            self._held = data
-            self._door.outgoing.add(self)
-
     def flush(self) -> None:
         """What is held goes out. Before whatever ends the connection, or passes by `_hold`."""
-        held, self._held = self._held, b""
+        held = self._held
         if held:
-            with contextlib.suppress(RuntimeError):  # uvloop: closed, and about to tell us
+            self._held = b""
+            try:  # noqa: SIM105 - on the way of every answer, and free where nothing is raised
                 self._transport.write(held)
+            except RuntimeError:
+                pass  # uvloop: closed, and about to tell us
 
     def small(self, response: Response) -> None:
         """The fast path: everything is here, and the connection lives on."""
         body = response.body
         status = response.status
+        door = self._door
         try:
             if status == 204 or status == 304:
-                written = head(response, framing=_length_of(response), date=self._door.date)
+                written = head(response, _length_of(response), door.date)
                 body = b""
             else:
-                framing = b"Content-Length: %d\r\n" % len(body)
-                written = head(response, framing=framing, date=self._door.date)
+                written = head(response, b"Content-Length: %d\r\n" % len(body), door.date)
         except Unwritable as fault:
             self.small(self.mistake(f"An answer cannot be written: {fault}"))
             return
         if len(body) < _JOIN_MAX_BYTES:
-            self._hold(written + body)
+            if self._held:
+                self._held += written + body
+                if len(self._held) > _JOIN_MAX_BYTES:
+                    self.flush()  # so that back-pressure is felt
+            else:
+                self._held = written + body  # until the end of this turn, with the others'
+                door.outgoing.add(self)
         else:
             self.write(written)
             self.write(body)
@@ -173,7 +180,7 @@ class Writing:
             chunked = not head_only
         framing += CLOSE if not keep else KEEP_ALIVE if old else b""
         try:
-            written = head(response, framing=framing, date=self._door.date)
+            written = head(response, framing, self._door.date)
         except Unwritable as fault:
             if rest is not None:
                 rest.close()
@@ -199,8 +206,8 @@ class Writing:
         counted = left >= 0
         try:
             while True:
-                if self._drained is not None:
-                    await self._drained
+                if self.drained is not None:
+                    await self.drained
                 if self.lost:
                     return False
                 data = await rest.read()
