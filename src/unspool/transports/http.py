@@ -11,15 +11,16 @@ connection. A body up to `keep_max_bytes` comes whole; a larger or a slow one st
 A Failure says whether the request can have been received: `Sent.NEVER` until its first byte was
 written, `Sent.MAYBE` afterwards. A request that died on a connection which had been used before,
 without a byte of an answer, goes out once more on a new one if `repeat`; one that may not be
-repeated is sent only on a connection the kernel thinks well of.
+repeated is sent only on a connection that the kernel thinks well of, or that answered just now.
 
 Does not retry otherwise, follow redirects, decompress, cache, keep cookies, read proxies from the
 environment, or speak HTTP/2. TLS always verifies the certificate and the name.
 
 Known faults: a request of which a byte was given to the kernel counts as sent, although it may
 never have left the machine. An answer that comes before a streamed request was read to its end
-ends that request. A connection that dies in the few milliseconds between a check and the write
-costs a request that may not be repeated a Failure with `Sent.MAYBE`.
+ends that request. A connection that dies between a check, or an answer STALE_AFTER_S ago, and the
+write costs a request that may not be repeated a Failure with `Sent.MAYBE`: unless the loop hears of
+it within the turn, at whose end a request with a small body is written.
 """
 
 from __future__ import annotations
