@@ -196,6 +196,7 @@ class Deliveries:
             began_at=began_at,
             now=now,
             policy=self._policy,
+            judgement=judgement,
         )
         self.end(lease, verdict)
 

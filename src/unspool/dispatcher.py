@@ -96,6 +96,7 @@ class Dispatcher:
         """When what the latest round went by was seen too long ago."""
         self._awake = asyncio.Event()
         self._calm = asyncio.Event()
+        self._calm.set()
         self._stirred: set[Destination] = set()
         """Where places have come free since the latest round began."""
         self._stopping = False

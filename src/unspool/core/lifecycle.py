@@ -201,9 +201,12 @@ def decide(
     began_at: Instant,
     now: Instant,
     policy: Policy,
+    judgement: Judgement | None = None,
 ) -> Verdict:
-    """What becomes of a saved message after an attempt. Pure; total over answers."""
-    judgement = judge(answer)
+    """What becomes of a saved message after an attempt. Pure; total over answers. `judgement`: of
+    this answer, where it is known already."""
+    if judgement is None:
+        judgement = judge(answer)
     trail = extended(trail, attempted(attempt, answer, at=began_at, judgement=judgement))
     if message.name and is_unknown(answer):
         return bounced(Reason.UNKNOWN, now=now, keeping=policy.keeping, trail=trail)
