@@ -18,7 +18,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from difflib import get_close_matches
-from importlib.metadata import entry_points
 from typing import Final
 
 from ..core.urls import concealed
@@ -89,6 +88,8 @@ async def open_queue(url: str) -> Queue:
 
 
 def _plugged() -> dict[str, Callable[[], Opener]]:
+    from importlib.metadata import entry_points  # 2 MB, and only for schemes that are not ours
+
     return {point.name: point.load for point in entry_points(group=GROUP)}
 
 

@@ -20,7 +20,6 @@ import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -198,6 +197,8 @@ async def reach_spool(url: str, *, create: bool = True) -> Spool:
 
 
 def _plugged(group: str) -> dict[str, Callable[[], Opener]]:
+    from importlib.metadata import entry_points  # 2 MB, and only for schemes that are not ours
+
     return {point.name: point.load for point in entry_points(group=group)}
 
 
