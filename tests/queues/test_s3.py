@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -229,6 +231,35 @@ def test_collected(server: Moto, prefix: str, tmp_path: Path) -> None:
         return [one.payload for one in await queue.take(limit=9, wait_ms=2_000)]
 
     assert asyncio.run(aside()) == [b"no JSON"]
+
+
+SHORT = """
+import asyncio, sys
+from unspool.queues.open import open_queue
+
+async def main(url, body):
+    queue = await open_queue(url)
+    await queue.put([body])
+    await queue.aclose()
+
+asyncio.run(main(sys.argv[1], sys.argv[2].encode()))
+"""
+
+
+def test_a_short_program_ends_as_it_should(server: Moto, prefix: str) -> None:
+    """Handed over, and out at once: the process does not abort because a thread of the library
+    still had to do with Python. On a busy machine one in five did."""
+    url = server.url(f"shop/{prefix}")
+
+    def run(number: int) -> int:
+        command = [sys.executable, "-c", SHORT, url, f"body {number}"]
+        return subprocess.run(
+            command, stderr=subprocess.DEVNULL, timeout=60, check=False
+        ).returncode
+
+    with ThreadPoolExecutor(6) as pool:
+        assert {*pool.map(run, range(48))} == {0}
+    assert len(server.names("shop", f"{prefix}/")) == 48
 
 
 def test_the_page(server: Moto, tmp_path: Path) -> None:

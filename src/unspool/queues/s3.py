@@ -33,7 +33,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -43,6 +43,7 @@ from ..core.urls import concealed
 from ..errors import Full, Misconfigured, Missing, Unavailable, UnspoolError
 from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large, unique
 from .s3_names import FULL, OPERATOR, behind, code_in, listing, strange
+from .s3_threads import Threads, all_of, read_file
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -52,6 +53,8 @@ log: Final = logging.getLogger("unspool.queues")
 PREFIX: Final = "unspool"
 AT_ONCE: Final = 16
 """Files read or written at once."""
+OTHERS_AT_ONCE: Final = 4
+"""Lists and deletions beside them."""
 TAKE_BYTES: Final = 32 * 1024 * 1024
 """A take asks for no more."""
 PAGES_MAX: Final = 10_000
@@ -99,6 +102,7 @@ class S3Queue:
         self._prefix: Final = prefix
         self._limits: Final = limits or Limits()
         self._room: Final = asyncio.Semaphore(AT_ONCE)
+        self._threads: Final = Threads(AT_ONCE + OTHERS_AT_ONCE)
         self._held: Final[set[str]] = set()
         self._told: Final[set[str]] = set()
         self._after: str | None = None
@@ -124,7 +128,7 @@ class S3Queue:
 
     async def _write(self, prefix: str, payloads: Sequence[bytes]) -> None:
         began = asyncio.get_running_loop().time()
-        await _all(
+        await all_of(
             self._write_one(f"{prefix}/{unique(payload)}", payload, began) for payload in payloads
         )
 
@@ -136,8 +140,8 @@ class S3Queue:
             if self._failed_at >= began:  # who waits behind a failure has no deadline of his own
                 raise self._trouble("failed a moment ago, and was not asked again")
             with contextlib.suppress(AlreadyExistsError):  # these bytes, and no others
-                await obstore.put_async(
-                    self._store, path, payload, mode="create", use_multipart=False
+                await self._threads(
+                    obstore.put, self._store, path, payload, mode="create", use_multipart=False
                 )
 
     # --- bringing back ----------------------------------------------------------------------
@@ -151,7 +155,7 @@ class S3Queue:
             self._held.update(paths)
             found: list[Taken | None] = []
             try:
-                found = await _all(self._read(path) for path in paths)
+                found = await all_of(self._read(path) for path in paths)
             finally:
                 got = {one.handle.path for one in found if one and isinstance(one.handle, _Handle)}
                 self._held.difference_update({*paths} - got)
@@ -193,7 +197,7 @@ class S3Queue:
         for _ in range(PAGES_MAX):
             try:
                 async with self._translated():
-                    page = await anext(pages, None)
+                    page = await self._threads(next, pages, None)
             except Unavailable as error:
                 name = strange(str(error.__cause__))
                 if name is None or (start := behind(name, self._prefix)) is None:
@@ -206,22 +210,19 @@ class S3Queue:
             for meta in page:
                 yield meta
 
-    def _pages(self, start: str | None) -> AsyncIterator[Any]:
+    def _pages(self, start: str | None) -> Iterator[Any]:
         import obstore
 
         listing = obstore.list(self._store, f"{self._prefix}/", offset=start, chunk_size=1000)
-        return listing.__aiter__()
+        return iter(listing)
 
     async def _read(self, path: str) -> Taken | None:
-        import obstore
-
         async with self._room, self._translated():
             try:
-                result = await obstore.get_async(self._store, path)
-                payload = bytes(await result.bytes_async())
+                payload, tag = await self._threads(read_file, self._store, path)
             except FileNotFoundError:
                 return None  # another collector was quicker
-            return Taken(payload, path, _Handle(path, result.meta["e_tag"] or ""))
+            return Taken(payload, path, _Handle(path, tag))
 
     def _say(self, path: str, why: str) -> None:
         if path not in self._told and len(self._told) < 1000:
@@ -235,11 +236,11 @@ class S3Queue:
         import obstore
 
         held = [one for one in taken if _handle(one).path in self._held]
-        same = await _all(self._is_same(one) for one in held)
+        same = await all_of(self._is_same(one) for one in held)
         paths = [_handle(one).path for one, yes in zip(held, same, strict=True) if yes]
         if paths:
             async with self._translated():
-                await obstore.delete_async(self._store, paths)
+                await self._threads(obstore.delete, self._store, paths)
         await self.give_back(held)
 
     async def _is_same(self, one: Taken) -> bool:
@@ -251,7 +252,8 @@ class S3Queue:
             return True
         async with self._room, self._translated():
             try:
-                return (await obstore.head_async(self._store, handle.path))["e_tag"] == handle.tag
+                found = await self._threads(obstore.head, self._store, handle.path)
+                return bool(found["e_tag"] == handle.tag)
             except FileNotFoundError:
                 return False
 
@@ -266,6 +268,7 @@ class S3Queue:
     async def aclose(self) -> None:
         self._closed = True
         self._held.clear()
+        self._threads.end()
 
     # --- trouble ----------------------------------------------------------------------------
 
@@ -284,8 +287,8 @@ class S3Queue:
         except (BaseError, OSError) as error:
             self._failed_at = asyncio.get_running_loop().time()
             raise self._meant(str(error)) from error
-        except Exception as error:
-            if type(error).__name__ != "RustPanic":
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
                 raise
             raise Misconfigured(  # its way of saying that a setting is no URL
                 f"{self._called}: obstore gave up ({error}). Nothing was handed over. Look at "
@@ -320,15 +323,6 @@ class S3Queue:
 def _handle(one: Taken) -> _Handle:
     assert isinstance(one.handle, _Handle)
     return one.handle
-
-
-async def _all(calls: Any) -> list[Any]:
-    """All of them at once; the first error, once all have ended."""
-    ended = await asyncio.gather(*calls, return_exceptions=True)
-    for one in ended:
-        if isinstance(one, BaseException):
-            raise one
-    return ended
 
 
 def open_s3(url: str, *, limits: Limits | None = None) -> S3Queue:
