@@ -105,7 +105,7 @@ class Accept(Part):
 
     def begin(self, request: Request, caller: Caller, done: _Done, /) -> bool:
         self.count += 1
-        chance = self.count.to_bytes(11, "little")  # the first of them make the key
+        chance = self.count.to_bytes(8, "big") + b"key"  # the first eight make it: keys in order
         message = seal(
             request, key=mint(now=NOW, chance=chance), name="", nonce=chance, now=NOW,
             destination=Destination("http://127.0.0.1"), lifetime_ms=1_000, repeat=True, print_=b"",

@@ -1,19 +1,28 @@
-"""Taking: what becomes of a batch of newcomers, given what is known of their keys (2, 3). Pure.
+"""Taking and lending, for the spools that keep rows. Pure.
 
-answers, fresh = taken(entries, known)     `fresh`: what is to be written; known keys among them
-                                           are claims that were taken over, and go
+answers, fresh = taken(entries, known)     what becomes of a batch of newcomers, given what is known
+                                           of their keys (2, 3). `fresh`: what is to be written;
+                                           known keys among them are claims that were taken over,
+                                           and go
+lent = lend(rows, until, …)                leases of rows as they were before, and which rows are
+                                           spoilt, and are to be set aside (12)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
 from ..core.lifecycle import State
-from ..core.message import Key
+from ..core.message import Instant, Key, Value
+from ..core.record import Spoilt
 from .memory import bare
-from .protocol import Acceptance, Duplicate, Entry, Mismatch, New
+from .protocol import Acceptance, Duplicate, Entry, Lease, Mismatch, New
+
+Row = Sequence[Any]
+"""Its first column is the row's number."""
 
 
 def taken(
@@ -38,3 +47,37 @@ def taken(
         there[key] = fresh[key] = entry
         answers.append(New(entry))
     return answers, list(fresh.values())
+
+
+class Lent(Value, frozen=True):
+    """What came of rows that were to be leased."""
+
+    leases: list[Lease]
+    ids: list[int]
+    """Their rows, in the same order."""
+    spoilt: list[int]
+
+
+def lend(
+    rows: Sequence[Row],
+    until: Instant,
+    *,
+    entry_of: Callable[[Row], Entry],
+    abandoned: Callable[[Row], bool],
+    whole: bool = True,
+) -> Lent:
+    """`entry_of` raises `Spoilt`. `whole`: a message without its request is spoilt, whatever took
+    it."""
+    lent = Lent([], [], [])
+    for row in rows:
+        try:
+            entry = entry_of(row)
+            if whole and entry.message.request is None:
+                raise Spoilt("a message without its request")
+        except Spoilt:
+            lent.spoilt.append(row[0])
+            continue
+        leased = replace(entry, attempt=entry.attempt + 1, leased_until=until)
+        lent.leases.append(Lease(leased, until, abandoned(row)))
+        lent.ids.append(row[0])
+    return lent

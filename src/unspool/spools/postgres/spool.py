@@ -32,14 +32,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from msgspec.structs import replace
-
 from ...core.lifecycle import Deferred, State, Verdict
 from ...core.message import Destination, Instant, Key
-from ...core.record import Spoilt
 from ...errors import Broken, Corrupt, NotDone
 from ..arrivals import Arrivals
 from ..protocol import Acceptance, Damaged, Entry, LaneDue, Lease, New, Promises, Query, Tally
+from ..taking import lend
 from . import read, write
 from .bell import Bell
 from .form import measure, prepare
@@ -212,22 +210,10 @@ class PostgresSpool:
     async def _leased(
         self, rows: Sequence[Any], until: Instant, *, whole: bool = True
     ) -> list[Lease]:
-        """Rows as they were before. `whole`: a message without its request is spoilt."""
-        leases: list[Lease] = []
-        spoilt: list[int] = []
-        for row in rows:
-            try:
-                entry = entry_of(row)
-                if whole and entry.message.request is None:
-                    raise Spoilt("a message without its request")
-            except Spoilt:
-                spoilt.append(row[0])
-                continue
-            leased = replace(entry, attempt=entry.attempt + 1, leased_until=until)
-            leases.append(Lease(leased, until, abandoned(row)))
-        if spoilt:
-            await self._set_aside(spoilt)
-        return leases
+        lent = lend(rows, until, entry_of=entry_of, abandoned=abandoned, whole=whole)
+        if lent.spoilt:
+            await self._set_aside(lent.spoilt)
+        return lent.leases
 
     def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> _Soon[Sequence[bool]]:
         return self._soon(self._settle(settlements))

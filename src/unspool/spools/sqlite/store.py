@@ -24,11 +24,9 @@ from typing import Any, Final, Self
 
 import apsw
 import msgspec
-from msgspec.structs import replace
 
 from ...core.lifecycle import LIFE, Verdict
 from ...core.message import Destination, Instant, Key
-from ...core.record import Spoilt
 from ...errors import Corrupt, Unavailable
 from ..protocol import (
     Acceptance,
@@ -40,7 +38,7 @@ from ..protocol import (
     Query,
     Tally,
 )
-from ..taking import taken
+from ..taking import lend, taken
 from ..thread import Outcome, Work, alone
 from . import aside, read
 from .fence import is_under, may_settle
@@ -221,23 +219,12 @@ class SqliteStore:
     def _lease(
         self, rows: Sequence[Any], until: Instant, *, by: str = LEASE, whole: bool = True
     ) -> list[Lease]:
-        """`whole`: a message without its request is spoilt, whatever took it."""
-        leases: list[Lease] = []
-        ids: list[int] = []
-        for row in rows:
-            try:
-                entry = entry_of(row)
-                if whole and entry.message.request is None:
-                    raise Spoilt("a message without its request")
-            except Spoilt:
-                self._set_aside(row[0])
-                continue
-            leased = replace(entry, attempt=entry.attempt + 1, leased_until=until)
-            leases.append(Lease(leased, until, abandoned(row)))
-            ids.append(row[0])
-        if ids:
-            self._db.execute(by, (until, encode_json(ids).decode()))
-        return leases
+        lent = lend(rows, until, entry_of=entry_of, abandoned=abandoned, whole=whole)
+        for id_ in lent.spoilt:
+            self._set_aside(id_)
+        if lent.ids:
+            self._db.execute(by, (until, encode_json(lent.ids).decode()))
+        return lent.leases
 
     def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> list[bool]:
         with self._transaction():
