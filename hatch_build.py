@@ -46,7 +46,11 @@ def compiled(root: Path) -> Path:
 
     with tempfile.TemporaryDirectory() as temp:
         name = ".".join((*SOURCE.parent.parts[1:], SOURCE.stem))
-        extensions = cythonize([Extension(name, [str(root / SOURCE)])], build_dir=temp, quiet=True)
+        extensions = cythonize(
+            [Extension(name, [str(root / SOURCE)], extra_compile_args=["-g0"])],
+            build_dir=temp,
+            quiet=True,
+        )
         command = build_ext(Distribution({"name": "unspool", "ext_modules": extensions}))
         command.build_lib = command.build_temp = temp
         command.ensure_finalized()
