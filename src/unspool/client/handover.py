@@ -38,6 +38,7 @@ from ..problems import PREFIX, STILL_YOURS
 from ..queues.open import open_queue
 from ..queues.protocol import Queue
 from ..transports.protocol import Transport
+from ..transports.timed import timed
 from .receipt import Receipt, is_ours, receipt_path
 from .request import Request
 
@@ -229,13 +230,25 @@ def _well(task: asyncio.Task[Queue]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
 
 
-async def attempt(transport: Transport, wire: Wire, *, repeat: bool, timeout_ms: int) -> Answer:
-    """One try, for so long. What is cut off counts as maybe applied: nobody can tell from here."""
+async def attempt(
+    transport: Transport,
+    wire: Wire,
+    *,
+    repeat: bool,
+    timeout_ms: int,
+    reach_ms: int = 0,
+    sending: Callable[[], None] = lambda: None,
+) -> Answer:
+    """One try, for so long."""
     try:
-        async with asyncio.timeout(timeout_ms / 1000):
-            return await transport.attempt(wire, repeat=repeat)
-    except TimeoutError:
-        return Failure(Cause.HTTP_RESPONSE_TIMEOUT, f"no answer within {timeout_ms} ms", Sent.MAYBE)
+        return await timed(
+            transport,
+            wire,
+            repeat=repeat,
+            timeout_ms=timeout_ms,
+            reach_ms=reach_ms,
+            sending=sending,
+        )
     except Exception as error:
         if isinstance(error, RuntimeError) and "shutdown" in str(error):
             # Names are resolved in threads, and there are no more of those: nothing was sent.

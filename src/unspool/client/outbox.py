@@ -49,6 +49,7 @@ from ..core.scheduler import Scheduler
 from ..custody import Custody
 from ..dispatcher import Dispatcher
 from ..errors import CannotCreate, Full, Misconfigured, Refused, UnspoolError
+from ..spools.closing import closed
 from ..spools.open import open_spool, path_of
 from ..spools.protocol import Duplicate, Entry, Lease, Mismatch, New, Spool
 from ..transports.protocol import Transport
@@ -332,12 +333,15 @@ class Outbox:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.dispatcher.stop(drain_ms=drain_ms)
-        if self._running is not None:
-            await asyncio.gather(self._running, return_exceptions=True)  # cancelled, perhaps
-            await self.dispatcher.stop(drain_ms=drain_ms)
         try:
-            await self.custody.drain()
-            await self.spool.aclose()
+            if self._running is not None:
+                await asyncio.wait([self._running], timeout=drain_ms / 1000)
+                self._running.cancel()  # it waits for a disk that hangs
+                await asyncio.gather(self._running, return_exceptions=True)
+                await self.dispatcher.stop(drain_ms=drain_ms)
+            await self.custody.drain(within_ms=drain_ms)
+            if not await closed(self.spool):
+                log.warning("the outbox does not answer, and was not waited for; it is kept")
         finally:
             self._turn.give_up()
 
