@@ -47,6 +47,24 @@ def matches(expected: str, printed: str) -> bool:
     return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
 
 
+def _printed(script: list[str], folder: Path, environ: dict[str, str]) -> str:
+    try:
+        return subprocess.run(
+            ["bash", "-c", "\n".join(script)],
+            cwd=folder,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=90,
+            check=False,
+        ).stdout
+    except subprocess.TimeoutExpired as late:
+        so_far = (late.output or b"").decode("utf-8", "replace")
+        raise AssertionError(f"it hangs; it had printed:\n{so_far}") from None
+
+
 def run(
     session: list[Block], *, folder: Path, replace: Mapping[str, str], before: str = ""
 ) -> dict[int, tuple[int, str]]:
@@ -67,18 +85,7 @@ def run(
         # The pages rely on the default; two test runs at a time must not.
         "UNSPOOL_LISTEN": "127.0.0.1:" + replace["8700"],
     }
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(script)],
-        cwd=folder,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    printed = done.stdout
+    printed = _printed(script, folder, environ)
     for old, new in replace.items():
         printed = printed.replace(new, old)
     results: dict[int, tuple[int, str]] = {}
