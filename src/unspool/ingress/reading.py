@@ -27,7 +27,7 @@ from httptools import (
 )
 
 from .limits import Limits
-from .parsing import KEEP, OLD, Ledger, Parsing, Sink, head_too_large
+from .parsing import KEEP, OLD, TOO_MANY_BODIES, Ledger, Parsing, Sink, head_too_large
 from .strict import Refusal, grumble
 
 __all__ = ["BODY", "HEAD", "IDLE", "KEEP", "OLD", "Ledger", "Reading", "Sink"]
@@ -177,7 +177,7 @@ class Reading(Parsing):
         ledger.held_bytes += size - self._held
         self._held = size
         if growing and ledger.held_bytes > self._limits.bodies_max_bytes:
-            self._refuse("busy", "Too many bodies are being held.")
+            self._refuse("busy", TOO_MANY_BODIES)
 
     def continued(self) -> bool:
         """True once, if the sender is to be told 100 (Continue) now."""
