@@ -181,12 +181,13 @@ class Outbox:
 
     # --- taking in ---------------------------------------------------------------------------
 
-    def key(self, name: str) -> Key:
-        return identify(self._secret, scope=(), destination=self.destination, name=name)
+    def key(self, name: str, scope: Sequence[bytes]) -> Key:
+        """Of what the caller with these credentials calls so."""
+        return identify(self._secret, scope=scope, destination=self.destination, name=name)
 
-    async def find(self, name: str) -> Entry | None:
-        """What is known here of this name."""
-        return await self.custody.find(self.key(name))
+    async def find(self, name: str, scope: Sequence[bytes]) -> Entry | None:
+        """What is known here of this name of this caller's."""
+        return await self.custody.find(self.key(name, scope))
 
     async def reserve(
         self, request: Request, *, lifetime_ms: int
@@ -283,7 +284,7 @@ class Outbox:
     def _sealed(self, request: Request, now: Instant, lifetime_ms: int) -> Message:
         return message(
             request,
-            key=self.key(request.key),
+            key=self.key(request.key, request.scope),
             destination=self.destination,
             now=now,
             lifetime_ms=lifetime_ms,
