@@ -208,7 +208,7 @@ class _Passing:
         self._tries.append(one)
         route.report(Offered(request.key, one, self._background))
         if told.receipt_of is not None:
-            receipt = taker.receipt(request.key, told.receipt_of)
+            receipt = route.receipt_from(taker.where, request.key, told.receipt_of)
             return self._ended(End.TAKEN, receipt=receipt, by=taker.where, answer=told.receipt_of)
         if told.answer is not None:
             self._last = told.answer

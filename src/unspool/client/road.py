@@ -158,7 +158,7 @@ class Road:
     def _expect(self, outbox: Outbox, request: Request) -> None:
         self._known.queue(request)
         if self._watch is not None:
-            self._watch.expect(outbox.key(request.key), request.key)
+            self._watch.expect(outbox.key(request.key, request.scope), request.key)
 
     def _already(self, outbox: Outbox, request: Request, entry: Entry) -> Result:
         """The key is known here: what became of it, or that it still waits."""
@@ -194,7 +194,7 @@ async def _settled(outbox: Outbox, reserved: Reserved, carried: Carried) -> None
 async def _found(outbox: Outbox, request: Request) -> Entry | None:
     """What the outbox knows of this key. Trouble with it is no reason not to send."""
     try:
-        entry = await outbox.find(request.key)
+        entry = await outbox.find(request.key, request.scope)
     except UnspoolError as error:
         log.warning("the outbox does not tell whether it knows %s: %s", request.key, error)
         return None

@@ -34,10 +34,10 @@ from ..gather import gather
 from ..transports.protocol import Transport
 from .budget import Budget, Hedges, Throttle, Usual
 from .events import Offered, OnEvent, Tried
-from .handover import Taker, attempt, receipt_at
+from .handover import Relay, Taker, attempt, place_at, receipt_at
 from .health import Health
 from .plan import Attempt, Facts, Terms, hedge_after_ms
-from .receipt import Receipt
+from .receipt import Place, Receipt
 from .request import Request
 
 HEDGE_LEAST_MS: Final = 10
@@ -118,13 +118,24 @@ class Route:
 
     def receipt_from(self, by: str, key: str, taken: Answered) -> Receipt:
         """The receipt of what was taken by this answer, whoever it was that took it."""
+        places = self._places()
         for taker in self.takers:
             if taker.where == by:
-                return taker.receipt(key, taken)
+                return taker.receipt(key, taken, elsewhere=places)
         for server in self.servers:
             if server.where == by:
-                return receipt_at(server.where, server.transport, key, taken)
+                place = place_at(server.where, server.transport)
+                return receipt_at(place, key, taken, elsewhere=places)
         return Receipt(where=by, key=key)
+
+    def _places(self) -> list[Place]:
+        """Who may be asked for receipts: relays first, for servers may have one in front."""
+        relays = [taker.place() for taker in self.takers if isinstance(taker, Relay)]
+        servers = [place_at(server.where, server.transport) for server in self.servers]
+        places: dict[str, Place] = {}
+        for place in relays + servers:
+            places.setdefault(place.where, place)
+        return list(places.values())
 
     # --- one direct attempt ------------------------------------------------------------------
 
