@@ -21,6 +21,7 @@ from test_reading import Sink
 
 from unspool.core import heads
 from unspool.core.fields import HEADS, ordinary
+from unspool.core.kinds import Kinds
 from unspool.core.message import Answer, Field, Request, Response
 from unspool.ingress.head import Unwritable, head, short_head
 from unspool.ingress.limits import Limits as DoorLimits
@@ -51,7 +52,7 @@ def test_where_we_promise_it_there_is_a_short_road() -> None:
 NAMES = [
     b"Host", b"host", b"Content-Length", b"content-length", b"Content-Type", b"Accept", b"X-A",
     b"x", b"Idempotency-Key", b"Connection", b"Transfer-Encoding", b"Expect", b"Upgrade", b"Via",
-    b"Date",
+    b"Date", b"Proxy-Connection",
     b"Prefer", b"Trailer", b"Keep-Alive", b"TE", b"Set-Cookie", b"Bad Name", b"", b"X:Y", b"\xff",
 ]  # fmt: skip
 VALUES = [
@@ -355,6 +356,30 @@ def test_what_is_not_bytes_is_not_written() -> None:
     """A field from elsewhere, of another shape, takes the long road."""
     for odd in ([(b"a", bytearray(b"b"))], [(b"a",)], [[b"a", b"b"]], ((b"a", b"b"),)):
         assert heads.answer_head(b"HTTP/1.1 200 OK\r\n", odd, b"", 1, HEADS) is None  # type: ignore[arg-type]
+    for odd in ([()], [(b"Host",)], [(b"Host", b"x", b"y")], [[b"Host", b"x"]], [("Host", "x")]):
+        assert heads.onward(odd, HEADS) is None, odd  # type: ignore[arg-type]
+    for what in (heads.request, heads.answer):
+        with pytest.raises(TypeError):
+            what(None, HEADS)  # type: ignore[arg-type]
+
+
+@compiled
+def test_a_list_that_changes_while_it_is_looked_at() -> None:
+    """To learn a name runs Python, where anything may happen: it is measured after that."""
+    large = (b"X-Large", b"x" * 100_000)
+
+    def swap(name: bytes) -> int:
+        those[:] = [large] * 10
+        return int(name == b"host")
+
+    those = [(b"Host", b"x")]
+    written = heads.request_head(b"GET", b"/", those, -1, Kinds(swap))
+    assert written is not None
+    assert written.count(b"X-Large") == 10
+    those = [(b"Host", b"x")]
+    written = heads.answer_head(b"HTTP/1.1 200 OK\r\n", those, b"", 1, Kinds(swap))
+    assert written is not None
+    assert written.count(b"X-Large") == 10
 
 
 @compiled

@@ -3,7 +3,8 @@
 
 How it keeps its hands off other people's memory: nothing is read before `stop`, which is the end of
 `data`; each loop says so in its condition, and each place that looks further has asked first how
-much is left. What is written has been measured before, byte for byte, in `size_of`.
+much is left. What is written has been measured before, byte for byte, in `size_of`; and in between
+no Python runs, which could change what was measured.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -98,7 +99,7 @@ cdef inline bytes made(bytes_at at, Py_ssize_t size):
     return PyBytes_FromStringAndSize(<const char*>at, size)
 
 
-def request(bytes data, kinds):
+def request(bytes data not None, kinds):
     """A whole request and nothing behind it, or None."""
     cdef bytes_at begin = <bytes_at>PyBytes_AS_STRING(data)
     cdef bytes_at stop = begin + PyBytes_GET_SIZE(data)
@@ -152,7 +153,7 @@ def request(bytes data, kinds):
     return method, target, fields, host, made(at + 2, stop - at - 2)
 
 
-def answer(bytes data, kinds):
+def answer(bytes data not None, kinds):
     """A whole answer to anything but HEAD, and nothing behind it, or None."""
     cdef bytes_at begin = <bytes_at>PyBytes_AS_STRING(data)
     cdef bytes_at stop = begin + PyBytes_GET_SIZE(data)
@@ -202,13 +203,25 @@ def answer(bytes data, kinds):
     return status, reason, fields, made(at + 2, stop - at - 2), None, length
 
 
+cdef inline bint is_pair(object field) noexcept:
+    """Of bytes, and of nothing that only behaves like them."""
+    return (
+        type(field) is tuple
+        and len(<tuple>field) == 2
+        and PyBytes_CheckExact((<tuple>field)[0])
+        and PyBytes_CheckExact((<tuple>field)[1])
+    )
+
+
 def onward(fields, kinds):
     """What of a request's fields goes on, the host and the key (or None), or None."""
     cdef long long kind, total = 0
     cdef list onwards = []
     host = key = None
     for field in fields:
-        kind = kind_of(kinds, (<tuple?>field)[0])
+        if not is_pair(field):
+            return None
+        kind = kind_of(kinds, (<tuple>field)[0])
         total += kind
         if kind == C_HOST:
             host = (<tuple>field)[1]
@@ -222,16 +235,23 @@ def onward(fields, kinds):
     return onwards, host, key
 
 
-cdef Py_ssize_t size_of(list fields) except -2:
-    """Of their lines; -1: they are not plain pairs of bytes."""
+cdef long long sum_of(list fields, object kinds) except -2:
+    """Of their kinds; -1: they are not plain pairs of bytes."""
+    cdef long long total = 0
+    for field in fields:
+        if not is_pair(field):
+            return -1
+        total += kind_of(kinds, (<tuple>field)[0])
+    return total
+
+
+cdef Py_ssize_t size_of(list fields) noexcept:
+    """Of their lines; -1: they are not plain pairs of bytes, any longer."""
     cdef Py_ssize_t size = 0
     for field in fields:
-        if type(field) is not tuple or len(<tuple>field) != 2:
+        if not is_pair(field):
             return -1
-        name, value = (<tuple>field)[0], (<tuple>field)[1]
-        if not PyBytes_CheckExact(name) or not PyBytes_CheckExact(value):
-            return -1
-        size += PyBytes_GET_SIZE(name) + PyBytes_GET_SIZE(value) + 4
+        size += PyBytes_GET_SIZE((<tuple>field)[0]) + PyBytes_GET_SIZE((<tuple>field)[1]) + 4
     return size
 
 
@@ -294,18 +314,15 @@ cdef char* put_end(char* to, Py_ssize_t length) noexcept:
     return to + 2
 
 
-def request_head(bytes method, bytes target, fields, Py_ssize_t length, kinds):
+def request_head(bytes method not None, bytes target not None, fields, Py_ssize_t length, kinds):
     """A head with Content-Length (none: -1), or None. `kinds`: 0 goes, HOST there is one of."""
-    cdef long long total = 0
     cdef Py_ssize_t size
     if type(fields) is not list or method not in METHODS or not target:
         return None
+    if sum_of(<list>fields, kinds) != C_HOST:
+        return None
     size = size_of(<list>fields)
     if size < 0:
-        return None
-    for field in <list>fields:
-        total += kind_of(kinds, (<tuple>field)[0])
-    if total != C_HOST:
         return None
     size += PyBytes_GET_SIZE(method) + PyBytes_GET_SIZE(target) + ROOM
     cdef bytes room = PyBytes_FromStringAndSize(NULL, size)
@@ -322,20 +339,19 @@ def request_head(bytes method, bytes target, fields, Py_ssize_t length, kinds):
     return room[: put_end(to, length) - begin]
 
 
-def answer_head(bytes line, fields, bytes date, Py_ssize_t length, kinds):
+def answer_head(bytes line not None, fields, bytes date not None, Py_ssize_t length, kinds):
     """A head with Content-Length (none: -1), and `date` where it has none; or None.
 
     `kinds`: 0 goes, HOST is a Date, all else is not ordinary."""
-    cdef long long total = 0
+    cdef long long total
     cdef Py_ssize_t size
     if type(fields) is not list:
         return None
+    total = sum_of(<list>fields, kinds)
+    if total < 0 or total > C_HOST:
+        return None
     size = size_of(<list>fields)
     if size < 0:
-        return None
-    for field in <list>fields:
-        total += kind_of(kinds, (<tuple>field)[0])
-    if total > 1:
         return None
     size += PyBytes_GET_SIZE(line) + PyBytes_GET_SIZE(date) + ROOM
     cdef bytes room = PyBytes_FromStringAndSize(NULL, size)
