@@ -189,12 +189,25 @@ async def test_a_connection_is_kept() -> None:
         assert statistics.requests_total == 5
 
 
-@pytest.mark.parametrize("value", [b"close", b"Close", b"x, close", b"close, keep-alive"])
+CLOSING = {
+    "close": b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    "Close": b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Close\r\n\r\n",
+    "behind another": b"GET / HTTP/1.1\r\nHost: a\r\nConnection: x, close\r\n\r\n",
+    "before another": b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, keep-alive\r\n\r\n",
+    "to a proxy": b"GET / HTTP/1.1\r\nHost: a\r\nProxy-Connection: close\r\n\r\n",
+    "in a trailer": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"0\r\nConnection: close\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("how", ["together", "alone"])
+@pytest.mark.parametrize("name", CLOSING)
 @on_both_loops
-async def test_close_means_close(value: bytes) -> None:
+async def test_close_means_close(name: str, how: str) -> None:
+    """Also where llhttp alone would listen to it: what follows is not read, whoever reads it."""
     handler = Recorder()
     async with opened(handler) as door, call(door) as caller:
-        await caller.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: " + value + b"\r\n\r\n" + GET)
+        await caller.send(CLOSING[name] + (GET if how == "together" else b""))
         assert (await caller.answer())["Connection"] == "close"
         assert await caller.rest() == b""
     assert len(handler.requests) == 1

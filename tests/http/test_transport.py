@@ -220,6 +220,15 @@ ANSWERS = {
     "204": (b"HTTP/1.1 204 No Content\r\n\r\n", b"", -1, True),
     "304": (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 77\r\n\r\n", b"", 77, True),
     "close": (OK_HEAD + b"Connection: Close\r\nContent-Length: 2\r\n\r\nok", b"ok", 2, False),
+    "close to a proxy": (
+        OK_HEAD + b"Proxy-Connection: Close\r\nContent-Length: 2\r\n\r\nok", b"ok", 2, False,
+    ),
+    "kept for a proxy": (
+        OK_HEAD + b"Proxy-Connection: Keep-Alive\r\nContent-Length: 2\r\n\r\nok", b"ok", 2, True,
+    ),
+    "a trailer that frames": (
+        CHUNKED + b"1\r\na\r\n0\r\nTransfer-Encoding: x\r\n\r\n", b"a", -1, False,
+    ),
     "old": (OLD_HEAD + b"Content-Length: 2\r\n\r\nok", b"ok", 2, False),
     "old kept": (
         OLD_HEAD + b"Connection: keep-alive\r\nContent-Length: 2\r\n\r\nok", b"ok", 2, True,

@@ -125,6 +125,9 @@ GARBAGE = {
     "17 interim": b"HTTP/1.1 100 Continue\r\n\r\n" * 17 + GOOD,
     "interim that closes": b"HTTP/1.1 100 C\r\nConnection: close\r\n\r\n" + GOOD,
     "final of another protocol": b"HTTP/1.1 100 C\r\n\r\nRTFM/1.0 200 OK\r\n\r\n",
+    "final of ICE": b"HTTP/1.1 100 C\r\n\r\nICE/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "final of another version": b"HTTP/1.1 100 C\r\n\r\n"
+    b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
 }
 
 

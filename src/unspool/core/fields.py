@@ -155,6 +155,7 @@ _HEADS: Final = {
     b"content-length": LENGTH,
     b"idempotency-key": KEY,
     b"connection": CONNECTION,
+    b"proxy-connection": CONNECTION,
     b"transfer-encoding": STRANGE,
     b"upgrade": STRANGE,
     b"expect": STRANGE,

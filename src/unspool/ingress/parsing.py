@@ -49,6 +49,8 @@ _IS_CONNECTION: Final = 3
 _IS_TRANSFER: Final = 4
 _IS_UPGRADE: Final = 5
 _IS_EXPECT: Final = 6
+_IS_PROXY: Final = 7
+_CLOSING: Final = (_IS_CONNECTION, _IS_PROXY)
 _SPECIAL: Final = {
     b"content-length": _IS_LENGTH,
     b"host": _IS_HOST,
@@ -56,6 +58,7 @@ _SPECIAL: Final = {
     b"transfer-encoding": _IS_TRANSFER,
     b"upgrade": _IS_UPGRADE,
     b"expect": _IS_EXPECT,
+    b"proxy-connection": _IS_PROXY,
 }
 _KINDS: Final = Kinds(lambda name: _SPECIAL.get(name, 0))
 
@@ -150,6 +153,8 @@ class Parsing:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.in_body:
+            if self._stream is None and _KINDS[name] in _CLOSING and b"close" in words(value):
+                self._flags &= ~KEEP  # llhttp obeys this one, and would read no further
             return  # a trailer: dropped (RFC 9110 §6.5.1)
         value = value.strip()
         self._fields.append((name, value))
@@ -169,6 +174,10 @@ class Parsing:
             self._transfer = value if not self._transfer else b"repeated"
         elif kind == _IS_UPGRADE:
             self._flags |= _UPGRADE
+        elif kind == _IS_PROXY:
+            # No standard knows it. But llhttp obeys it, and would read no further.
+            if b"close" in words(value):
+                self._flags |= _CLOSE
         elif value.lower() == b"100-continue":
             # RFC 9110 §10.1.1: 417 is a MAY. What we do not know, the service may.
             self._flags |= _EXPECT

@@ -6,8 +6,9 @@ An ordinary answer that comes whole and in one piece takes the short road past a
 
 Strict about framing (RFC 9112 §6): what could be read in two ways is an error and not an answer.
 llhttp refuses duplicate and conflicting lengths, bare LF, folded lines and bad chunks. Refused here
-are versions other than 1.0 and 1.1, statuses outside 100 to 599, codings other than `chunked`,
-control characters in the reason, and 101, which nobody asked for.
+are versions other than 1.0 and 1.1, and another than the interim answer had, statuses outside 100
+to 599, codings other than `chunked`, control characters in the reason, and 101, which nobody asked
+for.
 
 Hop-by-hop fields and what Connection names end here (RFC 9110 §7.6.1), except the fields that
 protect somebody. Trailers are read and dropped. Does not decide what an answer means, nor when it
@@ -41,7 +42,7 @@ def _classify(name: bytes) -> int:
         return LENGTH
     if name == b"transfer-encoding":
         return STRANGE
-    if name == b"connection":
+    if name == b"connection" or name == b"proxy-connection":
         return CONNECTION
     return DROP if name in HOP_BY_HOP else PLAIN
 
@@ -61,9 +62,9 @@ class Incoming:
 
     __slots__ = (
         "_body", "_chunked", "_complete", "_count", "_dry", "_fault", "_feed", "_fields",
-        "_get_status", "_head_at", "_head_done", "_head_only", "_interim", "_length", "_limits",
-        "_more", "_named", "_old", "_plain", "_preface", "_reason", "_reusable", "_seen", "_short",
-        "_size", "_status", "_stream", "_until_eof",
+        "_get_status", "_get_version", "_head_at", "_head_done", "_head_only", "_interim",
+        "_length", "_limits", "_more", "_named", "_old", "_plain", "_preface", "_reason",
+        "_reusable", "_seen", "_short", "_size", "_status", "_stream", "_until_eof",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, short: Short) -> None:
@@ -79,6 +80,7 @@ class Incoming:
         parser = HttpResponseParser(self)
         self._feed = parser.feed_data
         self._get_status = parser.get_status_code
+        self._get_version = parser.get_http_version
 
     def _reset(self) -> None:
         """Ready for another answer. What only an unusual one changes is reset only after such."""
@@ -123,7 +125,9 @@ class Incoming:
         kind = KINDS[name]
         if kind == PLAIN:
             self._fields.append((name, value))
-        elif kind == DROP or self._head_done:
+        elif self._head_done:  # a trailer that frames: llhttp may not read on
+            self._reusable &= kind == DROP
+        elif kind == DROP:
             return
         elif kind == LENGTH:
             self._length = int(value)
@@ -135,14 +139,25 @@ class Incoming:
             self._plain = False
             self._chunked = True
         elif value != b"keep-alive" or self._old:
-            self._plain = False
-            self._named = value if self._named is None else b"%b,%b" % (self._named, value)
+            self._connection(name, value)
+
+    def _connection(self, name: bytes, value: bytes) -> None:
+        self._plain = False
+        if name.lower() != b"connection":
+            # Proxy-Connection, which no standard knows. But llhttp obeys it, and would not read on.
+            if b"close" not in value.lower():
+                return
+            value = b"close"
+        self._named = value if self._named is None else b"%b,%b" % (self._named, value)
 
     def on_headers_complete(self) -> None:
         self._status = status = self._get_status()
         if not 200 <= status < 600:
             self._interim_or_bad(status)
             return
+        if self._interim and self._get_version() != ("1.0" if self._old else "1.1"):
+            self._fault = "the final answer has another version than the interim one"
+            raise Enough
         if self._reason not in _USUAL_REASONS and not _REASON.fullmatch(self._reason):
             self._fault = "control characters in the reason"
             raise Enough
