@@ -21,13 +21,22 @@ SOURCE = Path("src/unspool/core/_heads.pyx")
 class CustomBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         wish = os.environ.get("UNSPOOL_COMPILE", "")
-        root = Path(self.root)
-        for old in (root / SOURCE.parent).glob(f"{SOURCE.stem}.*.so"):
-            old.unlink()
-        if self.target_name != "wheel" or wish == "no":
+        if self.target_name != "wheel":
             return
+        root = Path(self.root)
+        self._temp = tempfile.TemporaryDirectory()
         try:
-            made = compiled(root)
+            if version == "editable":
+                for old in (root / SOURCE.parent).glob(f"{SOURCE.stem}.*.so"):
+                    old.unlink()  # it would be imported, whatever its source was
+            if wish == "no":
+                return
+            made = compiled(root, self._temp.name)
+            if version == "editable":
+                put_beside(made, root)
+            else:  # the source, and what an editable installation has there, stay as they are
+                name = Path(*SOURCE.parent.parts[1:], made.name)
+                build_data["force_include"][str(made)] = str(name)
         except (Exception, SystemExit) as error:
             if wish == "yes":
                 raise
@@ -35,28 +44,36 @@ class CustomBuildHook(BuildHookInterface[Any]):
             return
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
-        build_data["artifacts"].append(str(made.relative_to(root)))
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        if self.target_name == "wheel":
+            self._temp.cleanup()
 
 
-def compiled(root: Path) -> Path:
-    """The module, beside its source: an editable installation finds it there."""
+def compiled(root: Path, temp: str) -> Path:
+    """The module, somewhere in the folder `temp`."""
     from Cython.Build import cythonize  # an import that fails is a build that goes on without
     from setuptools import Distribution, Extension
     from setuptools.command.build_ext import build_ext
 
-    with tempfile.TemporaryDirectory() as temp:
-        name = ".".join((*SOURCE.parent.parts[1:], SOURCE.stem))
-        extensions = cythonize(
-            [Extension(name, [str(root / SOURCE)], extra_compile_args=["-g0"])],
-            build_dir=temp,
-            quiet=True,
-        )
-        command = build_ext(Distribution({"name": "unspool", "ext_modules": extensions}))
-        command.build_lib = command.build_temp = temp
-        command.ensure_finalized()
-        command.run()
-        [made] = Path(temp).rglob(f"{SOURCE.stem}.*.so")
-        to = root / SOURCE.parent / made.name
-        to.write_bytes(made.read_bytes())
-        to.chmod(0o755)
-        return to
+    name = ".".join((*SOURCE.parent.parts[1:], SOURCE.stem))
+    extensions = cythonize(
+        [Extension(name, [str(root / SOURCE)], extra_compile_args=["-g0"])],
+        build_dir=temp,
+        quiet=True,
+    )
+    command = build_ext(Distribution({"name": "unspool", "ext_modules": extensions}))
+    command.build_lib = command.build_temp = temp
+    command.ensure_finalized()
+    command.run()
+    [made] = Path(temp).rglob(f"{SOURCE.stem}.*.so")
+    return made
+
+
+def put_beside(made: Path, root: Path) -> None:
+    """Where an editable installation finds it. In one step: somebody may be importing it."""
+    to = root / SOURCE.parent / made.name
+    new = to.with_suffix(f".{os.getpid()}")
+    new.write_bytes(made.read_bytes())
+    new.chmod(0o755)
+    new.replace(to)
