@@ -16,6 +16,7 @@ from unspool.core.fields import (
     onward,
     values,
 )
+from unspool.core.kinds import Kinds
 
 HOST = (b"Host", b"example.com")
 
@@ -145,3 +146,23 @@ def test_values_finds_every_one_in_order() -> None:
     fields = [(b"A", b"1"), (b"b", b"2"), (b"a", b"3")]
     assert values(fields, b"a") == [b"1", b"3"]
     assert names(fields) == [b"A", b"b", b"a"]
+
+
+def test_a_stranger_with_many_names_costs_no_memory_and_nothing_afterwards() -> None:
+    """Names are learnt in bounded number, and ours again when his have been forgotten."""
+    asked: list[bytes] = []
+
+    def classify(name: bytes) -> int:
+        asked.append(name)
+        return len(name)
+
+    kinds = Kinds(classify)
+    for number in range(3 * Kinds.NAMES_MAX):
+        assert kinds[b"X-%d" % number] == len(b"X-%d" % number)
+        assert len(kinds) <= Kinds.NAMES_MAX
+    asked.clear()
+    assert [kinds[b"Ours"] for _ in range(5)] == [4] * 5
+    assert asked == [b"ours"]
+    long = b"a" * (Kinds.NAME_MAX_BYTES + 1)
+    assert kinds[long] == len(long)
+    assert long not in kinds

@@ -41,8 +41,9 @@ name_of: Final[Callable[[Field], bytes]] = itemgetter(0)
 class Kinds(dict[bytes, int]):
     """Learnt once for each spelling.
 
-    A look-up costs a third of `name.lower() in …`. It learns a bounded number of short names, so
-    that a stranger with many names costs time and no memory.
+    A look-up costs a third of `name.lower() in …`. It knows a bounded number of short names, and
+    when there are more it forgets them all: a stranger with many names costs time while he sends
+    them, no memory, and nothing afterwards.
     """
 
     NAMES_MAX: Final = 4096
@@ -54,6 +55,8 @@ class Kinds(dict[bytes, int]):
 
     def __missing__(self, name: bytes) -> int:
         kind = self._classify(name.lower())
-        if len(self) < self.NAMES_MAX and len(name) <= self.NAME_MAX_BYTES:
+        if len(name) <= self.NAME_MAX_BYTES:
+            if len(self) >= self.NAMES_MAX:
+                self.clear()
             self[name] = kind
         return kind
