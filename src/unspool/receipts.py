@@ -57,15 +57,16 @@ def read_token(text: str) -> tuple[bytes, Key] | None:
     return urlsafe_b64decode(found[1] + "=="), Key(found[2])
 
 
+@lru_cache(maxsize=1024)
 def stamp(instant: Instant) -> str:
     """RFC 3339, UTC, to the millisecond."""
+    # Under load many receipts share their milliseconds, and nearly all their second.
     second, ms = divmod(instant, 1000)
     return f"{_second(second)}.{ms:03d}+00:00"
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def _second(second: int) -> str:
-    # A receipt has four instants, and under load most of them share a second with the last one's.
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
@@ -223,7 +224,7 @@ def accepted(
     ]
     if applied:
         fields.append((b"Preference-Applied", applied))
-    return Response(status=202, reason=b"Accepted", fields=fields, body=_encode(receipt))
+    return Response(202, b"Accepted", fields, _encode(receipt))
 
 
 class Receipts:
