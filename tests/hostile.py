@@ -30,6 +30,9 @@ from typing import Any
 import pytest
 import uvloop
 
+PATIENCE_S = 3.0
+"""Less than the 4 s after which a transport closes what is idle: not for that we wait."""
+
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Good: yes\r\n\r\nok"
 
 
@@ -214,7 +217,7 @@ async def reset_at_once(peer: Peer) -> None:
     peer.reset()
 
 
-async def eventually(true: Callable[[], object], within: float = 1.5) -> None:
+async def eventually(true: Callable[[], object], within: float = PATIENCE_S) -> None:
     """Wait for something that happens by itself, with an end."""
     for _ in range(int(within / 0.01)):
         if true():
@@ -228,7 +231,7 @@ def both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
 
     def run(loop: str, **values: Any) -> None:
         async def bounded() -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 await test(**values)
 
         (uvloop.run if loop == "uvloop" else asyncio.run)(bounded())

@@ -72,11 +72,11 @@ class Deliveries:
     ) -> None:
         """`freed`: there is a place in this window. `settled`: this has a new verdict; or it has
         not, and comes due by itself."""
-        self.delivered = 0
-        self.bounced = 0
-        self.deferred = 0
+        self.delivered = self.bounced = self.deferred = 0
         self.ended = 0
         """Attempts that have had an answer, of whatever kind."""
+        self.unwritten = 0
+        """Verdicts that the spool did not take before we had to end."""
         self._custody: Final = custody
         self._transport: Final = transport
         self._prompt: Final = getattr(transport, "begin", None)
@@ -259,6 +259,7 @@ class Deliveries:
             return
         self._custody.failed(error, now)
         if now >= settling.lease.until or settling.last:
+            self.unwritten += settling.last
             log.warning("a verdict could not be written; it comes due again: %s", error)
             self._done(settling, False)
             return
@@ -317,15 +318,15 @@ class Deliveries:
             prompted.answered = True
             begun.abandon()
         self._prompts.clear()
-        tasks = list(self._tasks)
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         verdicts, self._verdicts = self._verdicts, set()
         for settling in verdicts:
             settling.last = True  # what is being written is; the spool is left alone after that
             if settling.again is not None:
                 settling.again.cancel()
+                self.unwritten += 1
                 self._done(settling, False)
 
 

@@ -20,8 +20,9 @@ from typing import Any, Final, Protocol
 
 from .answers import by_age, replayed, retention, with_fields
 from .clock import Clock
-from .core.fields import Kinds, name_of, onward, ordinary, values
+from .core.fields import onward, ordinary, values
 from .core.idempotency import Do, read_key, recall, worth_remembering
+from .core.kinds import Kinds, name_of
 from .core.lane import Lane
 from .core.lifecycle import State
 from .core.message import (

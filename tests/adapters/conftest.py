@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -10,26 +9,32 @@ from pathlib import Path
 
 import pytest
 
+from ports import free_port
+
+START_S = 60.0
+
 
 @pytest.fixture(scope="module")
 def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A relay whose service is down."""
     folder: Path = tmp_path_factory.mktemp("relay")
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "unspool", "serve", "--to", "http://127.0.0.1:1", "--listen",
          f"127.0.0.1:{port}", "--spool", f"sqlite:///{folder}/s.db"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        for _ in range(300):
+        until = time.monotonic() + START_S
+        while True:
             try:
                 urllib.request.urlopen(
-                    f"http://127.0.0.1:{port}/_unspool/health", timeout=1
+                    f"http://127.0.0.1:{port}/_unspool/health", timeout=5
                 ).close()
                 break
             except OSError:
+                assert process.poll() is None, "it ended"
+                assert time.monotonic() < until, "it does not start"
                 time.sleep(0.05)
         yield f"http://127.0.0.1:{port}"
     finally:

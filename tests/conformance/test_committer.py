@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from unspool.errors import Corrupt, Full, Unavailable
+from unspool.errors import Corrupt, Full, NotDone, Unavailable
 from unspool.spools.committer import COMING_TURNS_MAX, Committer
 
 
@@ -322,3 +322,37 @@ async def test_after_a_spoilt_batch_each_is_told_once() -> None:
     committer.submit_for(bad, "bad")
     await committer.drain()
     assert (good.heard, bad.heard) == (["good"], ["Corrupt"])
+
+
+async def test_who_waits_for_a_disk_that_hangs_is_told_what_is_known_of_his() -> None:
+    """Of what the disk was given nobody knows; of what it was not, that it is not there."""
+    disk = Disk()
+    many = committer(disk)
+    given, behind = many.submit(1), many.submit(2)
+    await asyncio.sleep(0)
+    assert many.give_up("It hangs.") == 2
+    with pytest.raises(Unavailable) as doubt:
+        await given
+    assert not isinstance(doubt.value, NotDone)
+    with pytest.raises(NotDone):
+        await behind
+    with pytest.raises(NotDone):
+        many.submit(3)
+    await many.drain()
+    disk.sync()
+    await asyncio.sleep(0)
+    assert disk.batches == [[1]]
+
+
+async def test_a_disk_that_works_is_not_given_up() -> None:
+    """However many wait: something was done a moment ago."""
+    disk = Disk()
+    many = committer(disk)
+    futures = [many.submit(number) for number in range(3)]
+    await asyncio.sleep(0.03)
+    disk.sync()
+    await futures[0]
+    assert many.give_up("It hangs.", stuck_s=0.02) == 0
+    disk.sync()
+    assert await asyncio.gather(*futures) == [0, 10, 20]
+    assert many.give_up("It hangs.") == 0, "nobody waits"

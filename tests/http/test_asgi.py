@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from callers import Broken, Calling, Parts, Recorder, eventually
+from callers import PATIENCE_S, Broken, Calling, Parts, Recorder, eventually
 
 from unspool.core.message import Request, Response, Severed
 from unspool.ingress.asgi import asgi
@@ -283,7 +283,7 @@ async def test_a_handler_finishes_for_a_caller_who_has_gone(http: str) -> None:
             caller.vanish()
         await asyncio.sleep(0.02)
         gate.set()
-        await asyncio.wait_for(finished.wait(), 2)
+        await asyncio.wait_for(finished.wait(), PATIENCE_S)
 
 
 @servers
@@ -370,7 +370,7 @@ async def test_a_server_that_cancels_cancels_only_its_own() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     gate.set()
-    await asyncio.wait_for(finished.wait(), 2)
+    await asyncio.wait_for(finished.wait(), PATIENCE_S)
     await eventually(lambda: rest.closed == 1)
 
 

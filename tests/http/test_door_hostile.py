@@ -9,7 +9,18 @@ import time
 import tracemalloc
 
 import pytest
-from callers import Broken, Calling, Parts, Recorder, ask, call, eventually, on_both_loops, opened
+from callers import (
+    PATIENCE_S,
+    Broken,
+    Calling,
+    Parts,
+    Recorder,
+    ask,
+    call,
+    eventually,
+    on_both_loops,
+    opened,
+)
 
 from unspool.core.message import Request, Response, Severed
 from unspool.ingress.http import Door
@@ -450,7 +461,7 @@ async def test_what_does_not_come_in_time_is_408(name: str) -> None:
         started = time.monotonic()
         await caller.send(data)
         said = await caller.rest()
-        assert 0.14 < time.monotonic() - started < 1.5
+        assert 0.14 < time.monotonic() - started < PATIENCE_S
         last = said.rpartition(b"HTTP/1.1 ")[2]
         assert last[:3] == expected
         assert door.statistics().refused == ({"timeout": 1} if expected else {})
@@ -463,12 +474,12 @@ async def test_a_head_may_not_drip() -> None:
         started = time.monotonic()
         await caller.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
         with contextlib.suppress(ConnectionError):
-            while not caller.reader.at_eof() and time.monotonic() - started < 1.5:
+            while not caller.reader.at_eof() and time.monotonic() - started < PATIENCE_S:
                 await caller.send(b"X: y\r\n")
                 await asyncio.sleep(0.02)
                 if caller.reader._buffer:  # type: ignore[attr-defined]
                     break
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < PATIENCE_S
         assert (await caller.answer()).status == 408
 
 
@@ -480,12 +491,12 @@ async def test_a_body_may_not_drip() -> None:
         started = time.monotonic()
         await caller.send(post(b"Content-Length: 5000"))
         with contextlib.suppress(ConnectionError):
-            while time.monotonic() - started < 1.5:
+            while time.monotonic() - started < PATIENCE_S:
                 await caller.send(b"x")
                 await asyncio.sleep(0.02)
                 if caller.reader._buffer:  # type: ignore[attr-defined]
                     break
-        assert 0.2 < time.monotonic() - started < 1.2
+        assert 0.2 < time.monotonic() - started < PATIENCE_S
         assert (await caller.answer()).status == 408
 
 
@@ -521,16 +532,16 @@ async def test_an_idle_connection_ends_quietly() -> None:
         await caller.answer()
         started = time.monotonic()
         assert await caller.rest() == b""
-        assert 0.1 < time.monotonic() - started < 1
+        assert 0.1 < time.monotonic() - started < PATIENCE_S
         assert door.statistics().refused == {}
 
 
 @on_both_loops
 async def test_many_requests_one_after_the_other_are_not_one_slow_one() -> None:
     """The sweep may well find each in the middle of its head."""
-    async with opened(Recorder(), head_ms=60, body_ms=60) as door, call(door) as caller:
+    async with opened(Recorder(), head_ms=240, body_ms=240) as door, call(door) as caller:
         started = time.monotonic()
-        while time.monotonic() - started < 0.5:
+        while time.monotonic() - started < 0.8:
             await caller.send(POST[:20])
             await asyncio.sleep(0.015)
             await caller.send(POST[20:-2])
@@ -541,10 +552,10 @@ async def test_many_requests_one_after_the_other_are_not_one_slow_one() -> None:
 
 @on_both_loops
 async def test_a_head_that_is_always_half_here_is_each_time_another() -> None:
-    async with opened(Recorder(), head_ms=80) as door, call(door) as caller:
+    async with opened(Recorder(), head_ms=240) as door, call(door) as caller:
         started = time.monotonic()
         await caller.send(GET[:10])
-        while time.monotonic() - started < 0.5:
+        while time.monotonic() - started < 0.8:
             await asyncio.sleep(0.01)
             await caller.send(GET[10:] + GET[:10])
             assert (await caller.answer()).status == 200
@@ -558,7 +569,7 @@ async def test_who_takes_nothing_is_let_go() -> None:
         caller.writer.transport.pause_reading()
         await caller.send(GET)
         await eventually(lambda: handler.requests)
-        await eventually(lambda: door.statistics().connections == 0, within_s=2)
+        await eventually(lambda: door.statistics().connections == 0)
         await eventually(lambda: parts.closed == 1)
         assert parts.parts  # it was not read to its end either
         assert door.statistics().broken_off_total == 1
@@ -592,7 +603,7 @@ async def test_one_connection_too_many_is_503() -> None:
 @on_both_loops
 async def test_under_stress_the_idle_make_room() -> None:
     limits = {
-        "connections_max": 10, "stress_keepalive_ms": 100, "stress_head_ms": 100,
+        "connections_max": 10, "stress_keepalive_ms": 250, "stress_head_ms": 250,
         "linger_ms": 200,
     }  # fmt: skip
     async with opened(Recorder(), **limits) as door, contextlib.AsyncExitStack() as stack:
@@ -637,7 +648,7 @@ async def test_nobody_lingers_forever() -> None:
     async with opened(handler, **limits) as door, call(door) as caller:
         await caller.send(post(b"Content-Length: 500000000"))
         assert (await caller.answer()).status == 413
-        await eventually(lambda: door.statistics().connections == 0, within_s=1.5)
+        await eventually(lambda: door.statistics().connections == 0)
 
 
 @on_both_loops
@@ -654,7 +665,7 @@ async def test_nobody_is_listened_to_forever_either() -> None:
                     await caller.send(b"x" * 100_000)
                     await asyncio.sleep(0.001)
 
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             await flood()
 
 

@@ -18,6 +18,7 @@ import pytest
 import trustme
 from callers import Calling, Recorder, call, eventually, on_both_loops, opened
 
+from ports import free_port
 from unspool.core.message import Request, Response
 from unspool.errors import CannotCreate, Misconfigured
 from unspool.ingress.http import Door
@@ -99,19 +100,13 @@ async def test_a_port_in_use_is_a_sentence() -> None:
 async def test_all_are_opened_or_none() -> None:
     async with opened(Recorder()) as door:
         taken = door.sockets[0].getsockname()[1]
-        free = _free_port()
+        free = free_port()
         other = Door(Recorder())
         with pytest.raises(CannotCreate):
             await other.listen([listener(f"127.0.0.1:{free}"), listener(f"127.0.0.1:{taken}")])
         assert other.sockets == []
         with socket.socket() as again:
             again.bind(("127.0.0.1", free))
-
-
-def _free_port() -> int:
-    with socket.socket() as asking:
-        asking.bind(("127.0.0.1", 0))
-        return int(asking.getsockname()[1])
 
 
 def test_an_address_of_another_machine_is_a_sentence() -> None:
@@ -121,7 +116,7 @@ def test_an_address_of_another_machine_is_a_sentence() -> None:
 
 @on_both_loops
 async def test_workers_may_share_a_port() -> None:
-    port = _free_port()
+    port = free_port()
     one, two = Recorder(), Recorder()
     doors = [Door(one), Door(two)]
     try:

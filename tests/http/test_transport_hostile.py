@@ -18,6 +18,7 @@ import uvloop
 
 from hostile import (
     GOOD,
+    PATIENCE_S,
     Hostile,
     Peer,
     answers,
@@ -520,7 +521,7 @@ async def test_never_answers() -> None:
         began = asyncio.get_running_loop().time()
         bad(await transport.attempt(POST), Cause.HTTP_RESPONSE_TIMEOUT)
         took = asyncio.get_running_loop().time() - began
-        assert 0.12 <= took < 0.6
+        assert 0.12 <= took < PATIENCE_S
         await eventually(lambda: server.open == 0)
 
 
@@ -556,7 +557,7 @@ async def test_a_stream_that_stops_is_severed() -> None:
             await asyncio.sleep(0.03)
         await peer.gone()
 
-    limits = {"idle_ms_between_bytes": 130, "total_ms": 60, "first_byte_ms": 5000}
+    limits = {"idle_ms_between_bytes": 300, "total_ms": 60, "first_byte_ms": 5000}
     async with Hostile(script) as server, to(server, **limits) as transport:
         response = good(await transport.attempt(GET))
         assert response.rest is not None
@@ -587,10 +588,13 @@ async def test_a_request_nobody_reads() -> None:
 async def test_a_loop_that_stood_still_blames_nobody() -> None:
     """The answer is in the kernel by the time the sweep finds everything overdue."""
 
+    still = threading.Event()
+
     def serve(listener: socket.socket) -> None:
         peer, _ = listener.accept()
         with peer:
             peer.recv(10_000)
+            still.wait(PATIENCE_S)
             time.sleep(0.2)
             peer.sendall(GOOD)
             peer.recv(10_000)
@@ -603,6 +607,7 @@ async def test_a_loop_that_stood_still_blames_nobody() -> None:
             task = asyncio.create_task(transport.attempt(POST))
             await asyncio.sleep(0.1)
             assert not task.done()
+            still.set()
             time.sleep(1.2)  # noqa: ASYNC251 - this is the fault that is tried
             assert good(await task).body == b"ok"
         thread.join()

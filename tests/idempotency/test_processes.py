@@ -18,18 +18,20 @@ from unspool.testing.idempotency import Came, Service, check
 from unspool.testing.idempotency.service import Orders, discovered
 
 WORKERS = 3
+SEVERAL = ("--workers", str(WORKERS), "--timeout-worker-healthcheck", "60")
+"""Uvicorn kills a worker that says nothing for 5 s, also one that has not had the processor."""
 ROWS = {"E1", "E4", "E5", "E7"}
 
 
 @contextlib.contextmanager
 def asgi(folder: Path) -> Iterator[Target]:
-    with uvicorn(folder, "asgi", "--workers", str(WORKERS), factory=True) as url:
+    with uvicorn(folder, "asgi", *SEVERAL, factory=True) as url:
         yield Target(Service(url=url), folder)
 
 
 @contextlib.contextmanager
 def retry(folder: Path) -> Iterator[Target]:
-    with uvicorn(folder, "retry", "--workers", str(WORKERS), factory=True) as url:
+    with uvicorn(folder, "retry", *SEVERAL, factory=True) as url:
         yield Target(Service(url=url), folder)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -159,10 +161,36 @@ def test_each_run_does_its_step_and_the_last_holds(ask: Any) -> None:
     assert [body for _, body in answers[1:]] == [b"no", b"xxx", b"xxx"]
     status, body = ask("GET", "/count/s")
     assert (status, json.loads(body)) == (
-        200, {"count": 4, "most_at_once": 1, "keys": ["k", "k", "k", "k"]},
+        200, {"count": 4, "most_at_once": 1, "live": 0, "keys": ["k", "k", "k", "k"]},
     )  # fmt: skip
     assert json.loads(ask("GET", "/short/count/s")[1])["count"] == 4, "a mount counts with the rest"
     assert json.loads(ask("GET", "/count/another")[1])["count"] == 0
+
+
+async def test_a_run_that_lasts_ends_when_it_is_told(tmp_path: Path) -> None:
+    """What is asked while a request runs is asked while it runs, whatever the machine does."""
+    app: Any = over_asgi(str(tmp_path / "counts.db"))
+    lasting = do({"delay_ms": 60_000, "lasts": True})
+    running = asyncio.ensure_future(ask_asgi(app, "POST", "/count/s", lasting))
+    while not json.loads((seen := await ask_asgi(app, "GET", "/count/s"))[1])["live"]:
+        await asyncio.sleep(0.001)
+    assert json.loads(seen[1])["count"] == 1
+    assert (await ask_asgi(app, "PUT", "/count/another/ended"))[0] == 204
+    assert not running.done()
+    assert (await ask_asgi(app, "PUT", "/short/count/s/ended"))[0] == 204
+    assert (await asyncio.wait_for(running, 20))[0] == 201
+    assert json.loads((await ask_asgi(app, "GET", "/count/s"))[1])["live"] == 0
+
+
+def test_a_run_that_blocks_ends_when_it_is_told(tmp_path: Path) -> None:
+    app: Any = over_wsgi(str(tmp_path / "counts.db"))
+    lasting = do({"delay_ms": 60_000, "lasts": True})
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask_wsgi, app, "POST", "/count/s", lasting)
+        while not json.loads(ask_wsgi(app, "GET", "/count/s")[1])["live"]:
+            time.sleep(0.001)
+        assert ask_wsgi(app, "PUT", "/count/s/ended")[0] == 204
+        assert running.result(20)[0] == 201
 
 
 @pytest.mark.parametrize(

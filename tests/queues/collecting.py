@@ -23,7 +23,7 @@ from docs.page import ROOT, blocks, matches, run
 from ports import free_ports
 from servers.gearmand import Gearmand, program
 
-START_S = 20
+START_S = 60
 
 CLIENT = """
 use Gearman::Client;
@@ -83,7 +83,7 @@ class Collecting:
         with self.log.open("ab") as log:
             return subprocess.run(
                 [*self.command, "--once"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=environ(), timeout=60, check=False,
+                env=environ(), timeout=100, check=False,
             ).returncode  # fmt: skip
 
     def kill(self) -> None:
@@ -94,7 +94,7 @@ class Collecting:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=60)
 
     def end(self) -> None:
         if self.process is not None:
@@ -126,7 +126,7 @@ def tool(
     where = ("-h", "127.0.0.1", "-p", str(server.port))
     return subprocess.run(
         [program("gearman"), *where, *arguments],
-        input=stdin, check=False, timeout=20, capture_output=True,
+        input=stdin, check=False, timeout=60, capture_output=True,
     )  # fmt: skip
 
 
@@ -146,6 +146,6 @@ def perl(script: str, *arguments: str, stdin: bytes = b"") -> bytes:
             pytest.fail(absent)
         pytest.skip(absent)
     done = subprocess.run(
-        ["perl", "-e", script, *arguments], input=stdin, capture_output=True, timeout=20, check=True
+        ["perl", "-e", script, *arguments], input=stdin, capture_output=True, timeout=60, check=True
     )
     return done.stdout

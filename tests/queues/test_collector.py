@@ -486,14 +486,14 @@ async def test_told_to_stop() -> None:
     await asyncio.sleep(0.05)
     assert not running.done()
     it.spool.synced.set()
-    await asyncio.wait_for(running, 2)
+    await asyncio.wait_for(running, 20)
     assert it.told == ["synced", "complete"]
     it.server.keep("unspool", [written("b")])
     told.clear()
     running = asyncio.create_task(it.collector().run(told))
     await asyncio.sleep(0.05)
     told.set()
-    await asyncio.wait_for(running, 2)
+    await asyncio.wait_for(running, 20)
 
 
 async def test_a_backlog_that_others_fill_and_empty() -> None:
@@ -564,7 +564,7 @@ async def test_exacting() -> None:
     await asyncio.sleep(0.05)
     assert not running.done()
     told.set()
-    await asyncio.wait_for(running, 2)
+    await asyncio.wait_for(running, 20)
 
 
 async def test_many() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from somebody import somebody
+from taking import PATIENCE_MS, all_of
 
 from ports import free_port
 from servers.gearmand import Gearmand, gearmand
@@ -21,13 +22,17 @@ from unspool.queues.gearman_packets import Kind, pack
 from unspool.queues.protocol import PAYLOAD_MAX_BYTES, Survives
 
 QUICK = Limits(connect_ms=500, answer_ms=300, packet_ms=2_000, again_ms=200)
+"""Where nobody answers."""
+SOON = Limits(connect_ms=3_000, answer_ms=1_000, packet_ms=5_000, again_ms=200)
+"""Where somebody does, until he is paused."""
+PATIENT = Limits(again_ms=200)
 NUMBERS = count()
 
 
 OPENED: list[GearmanQueue] = []
 
 
-def queue_at(*ports: int, function: str = "orders", limits: Limits = QUICK) -> GearmanQueue:
+def queue_at(*ports: int, function: str = "orders", limits: Limits = PATIENT) -> GearmanQueue:
     servers = [Server("127.0.0.1", port) for port in ports]
     OPENED.append(GearmanQueue(servers, function=function, limits=limits))
     return OPENED[-1]
@@ -66,13 +71,13 @@ def function() -> str:
 async def test_no_gearmand(say: bytes, says: str) -> None:
     """10. Each verb ends within its deadline, and says what is there instead."""
     async with somebody(say) as port:
-        queue = queue_at(port)
+        queue = queue_at(port, limits=QUICK if "300 ms" in says else PATIENT)
         began = asyncio.get_running_loop().time()
         with pytest.raises(Unavailable, match=says):
             await queue.put([b"one"])
         with pytest.raises(Unavailable, match=says):
             await queue.take(limit=1, wait_ms=60_000)
-        assert asyncio.get_running_loop().time() - began < 3
+        assert asyncio.get_running_loop().time() - began < 20
         # What else it may say was an answer to what we asked before: nobody reads it.
         assert all(line.broken for post in queue._posts for line in post.lines())
 
@@ -102,18 +107,18 @@ async def test_nobody() -> None:
 async def test_many_callers_wait_for_one_deadline_together() -> None:
     """5 of a hundred callers do not wait five deadlines: who comes behind a failure is told."""
     async with somebody(b"") as port:
-        queue = queue_at(port)
+        queue = queue_at(port, limits=QUICK)
         began = asyncio.get_running_loop().time()
         ended = await asyncio.gather(
             *(queue.put([b"%d" % number]) for number in range(20)), return_exceptions=True
         )
         assert all(isinstance(one, Unavailable) for one in ended)
-        assert asyncio.get_running_loop().time() - began < 2
+        assert asyncio.get_running_loop().time() - began < 20 * 0.3 / 2
 
 
 async def test_a_server_that_is_paused(server: Gearmand, function: str) -> None:
     """10. Accepting connections is no sign of life; when it goes on, so do we."""
-    queue = queue_at(server.port, function=function)
+    queue = queue_at(server.port, function=function, limits=SOON)
     await queue.put([b"one"])
     server.pause()
     try:
@@ -127,9 +132,7 @@ async def test_a_server_that_is_paused(server: Gearmand, function: str) -> None:
     finally:
         server.go_on()
     await queue.put([b"three"])
-    found: set[bytes] = set()
-    while some := await queue.take(limit=9, wait_ms=300):
-        found |= {one.payload for one in some}
+    found = set(await all_of(queue, least={b"one", b"three"}))
     assert {b"one", b"three"} <= found <= {b"one", b"two", b"three", bytes(12 * 1024 * 1024)}
 
 
@@ -150,19 +153,19 @@ async def test_another_server(function: str) -> None:
     """With several, the first that answers has it; the one that was down is asked again later, and
     what both have is taken."""
     with gearmand() as first, gearmand() as second:
-        queue = queue_at(first.port, second.port, function=function)
+        queue = queue_at(first.port, second.port, function=function, limits=SOON)
         await queue.put([b"one"])
         assert first.status()[function][0] == 1
         first.pause()
         try:
             await queue.put([b"two"])
             assert second.status()[function][0] == 1
-            [taken] = await queue.take(limit=9, wait_ms=2_000)
+            [taken] = await queue.take(limit=9, wait_ms=PATIENCE_MS)
             assert taken.payload == b"two"
             await queue.complete([taken])
         finally:
             first.go_on()
-        found = {one.payload for one in await queue.take(limit=9, wait_ms=3_000)}
+        found = set(await all_of(queue, least=[b"one"]))
         assert {b"one"} <= found <= {b"one", b"two"}
 
 
@@ -172,7 +175,7 @@ async def test_a_restart_with_a_database(tmp_path: Path, function: str) -> None:
         queue = queue_at(server.port, function=function)
         payloads = {bytes(range(256)) + b"%d" % number for number in range(5)}
         await queue.put([*payloads])
-        held = await queue.take(limit=2, wait_ms=1_000)
+        held = await queue.take(limit=2, wait_ms=PATIENCE_MS)
         await queue.complete(held[:1])
         server.kill()
         with pytest.raises(Unavailable):
@@ -180,10 +183,7 @@ async def test_a_restart_with_a_database(tmp_path: Path, function: str) -> None:
         with pytest.raises(Unavailable):
             await queue.take(limit=1, wait_ms=1_000)
         server.start()
-        found: list[bytes] = []
-        while some := await queue.take(limit=9, wait_ms=300):
-            found += [one.payload for one in some]
-            await queue.complete(some)
+        found = await all_of(queue, least=payloads - {held[0].payload})
         assert sorted([*found, held[0].payload]) == sorted(payloads)
         assert function not in server.status() or server.status()[function][0] == 0
 
@@ -199,7 +199,7 @@ async def test_a_giant_is_left_where_it_is(
     queue = queue_at(server.port, function=function)
     await queue.put([b"small"])
     with caplog.at_level(logging.ERROR):
-        [taken] = await queue.take(limit=9, wait_ms=1_000)
+        [taken] = await queue.take(limit=9, wait_ms=PATIENCE_MS)
         assert list(await queue.take(limit=9, wait_ms=100)) == []
     assert taken.payload == b"small"
     await queue.complete([taken])
@@ -219,9 +219,12 @@ async def test_a_wake_up_while_awake(server: Gearmand, function: str) -> None:
         await sender.put([b"%d" % number])
         await asyncio.sleep(0)
     found = [one for some in await asyncio.gather(*waits) for one in some]
+    until = asyncio.get_running_loop().time() + PATIENCE_MS / 1000
+    while len(found) < 30 and asyncio.get_running_loop().time() < until:
+        for taker in takers:
+            found += await taker.take(limit=5, wait_ms=50)
     for taker in takers:
-        while some := await taker.take(limit=5, wait_ms=50):
-            found += some
+        found += await taker.take(limit=5, wait_ms=50)
     assert sorted(int(one.payload) for one in found) == list(range(30))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from collecting import Collecting, check_page, written
 from somebody import somebody
+from taking import PATIENCE_MS
 
 from ports import free_port
 from servers.moto import Moto, moto
@@ -27,6 +28,9 @@ from unspool.testing.queues import QueueConformance
 pytest.importorskip("obstore")
 
 QUICK = Limits(connect_ms=500, answer_ms=700)
+"""Where nobody answers."""
+SOON = Limits(connect_ms=3_000, answer_ms=1_200)
+"""Where somebody does, until he is paused."""
 NUMBERS = count()
 
 
@@ -64,7 +68,7 @@ async def test_a_file_that_somebody_drops(server: Moto, prefix: str) -> None:
     """The drop box takes files under any name, from whoever may write there."""
     server.drop("shop", f"{prefix}/2026/order-7.json", written("order-7"))
     queue = open_s3(server.url(f"shop/{prefix}"))
-    [taken] = await queue.take(limit=9, wait_ms=2_000)
+    [taken] = await queue.take(limit=9, wait_ms=PATIENCE_MS)
     assert taken.payload == written("order-7")
     assert taken.name.endswith("/2026/order-7.json")
     await queue.complete([taken])
@@ -77,10 +81,10 @@ async def test_a_name_that_is_used_again(server: Moto, prefix: str) -> None:
     path = f"{prefix}/order.json"
     server.drop("shop", path, b"first")
     queue = open_s3(server.url(f"shop/{prefix}"))
-    [taken] = await queue.take(limit=9, wait_ms=2_000)
+    [taken] = await queue.take(limit=9, wait_ms=PATIENCE_MS)
     server.drop("shop", path, b"second")
     await queue.complete([taken])
-    [again] = await queue.take(limit=9, wait_ms=2_000)
+    [again] = await queue.take(limit=9, wait_ms=PATIENCE_MS)
     assert again.payload == b"second"
     server.drop("shop", path, None)
     await queue.complete([again])
@@ -94,7 +98,7 @@ async def test_round_and_round(server: Moto, prefix: str) -> None:
     queue = open_s3(server.url(f"shop/{prefix}"))
     seen = []
     for _ in range(6):
-        [taken] = await queue.take(limit=1, wait_ms=2_000)
+        [taken] = await queue.take(limit=1, wait_ms=PATIENCE_MS)
         seen.append(taken.payload)
         await queue.give_back([taken])
     assert seen == [b"a", b"b", b"c", b"d", b"a", b"b"]
@@ -110,7 +114,7 @@ async def test_a_giant_is_left_where_it_is(
     await queue.put([b"small"])
     with caplog.at_level(logging.ERROR):
         for _ in "123":
-            [taken] = await queue.take(limit=9, wait_ms=2_000)
+            [taken] = await queue.take(limit=9, wait_ms=PATIENCE_MS)
             assert taken.payload == b"small"
             await queue.give_back([taken])
     [record] = caplog.records
@@ -127,7 +131,7 @@ async def test_a_name_that_cannot_be_read(
     queue = open_s3(server.url(f"shop/{prefix}"))
     await queue.put([b"one", b"two"])
     with caplog.at_level(logging.ERROR):
-        taken = await queue.take(limit=9, wait_ms=2_000)
+        taken = await queue.take(limit=9, wait_ms=PATIENCE_MS)
         await queue.complete(taken)
         assert list(await queue.take(limit=9, wait_ms=0)) == []
     assert {one.payload for one in taken} == {b"one", b"two"}
@@ -138,7 +142,7 @@ async def test_a_name_that_cannot_be_read(
 
 async def test_a_server_that_is_paused(server: Moto, prefix: str) -> None:
     """10. No answer, no custody, and no waiting beyond the deadline."""
-    queue = open_s3(server.url(f"shop/{prefix}"), limits=QUICK)
+    queue = open_s3(server.url(f"shop/{prefix}"), limits=SOON)
     server.pause()
     try:
         with pytest.raises(Unavailable, match="is safe to hand over again"):
@@ -148,7 +152,7 @@ async def test_a_server_that_is_paused(server: Moto, prefix: str) -> None:
     finally:
         server.go_on()
     await queue.put([b"two"])
-    found = await queue.take(limit=9, wait_ms=2_000)
+    found = await queue.take(limit=9, wait_ms=PATIENCE_MS)
     assert {b"two"} <= {one.payload for one in found} <= {b"one", b"two"}
     await queue.aclose()
 
@@ -181,7 +185,7 @@ async def test_no_s3(say: bytes) -> None:
             await queue.put([b"one"])
         with pytest.raises(Unavailable):
             await queue.take(limit=1, wait_ms=60_000)
-        assert asyncio.get_running_loop().time() - began < 5
+        assert asyncio.get_running_loop().time() - began < 30
 
 
 async def test_many_callers_wait_for_one_deadline_together() -> None:
@@ -192,7 +196,7 @@ async def test_many_callers_wait_for_one_deadline_together() -> None:
         calls = (queue.put([b"%d" % number]) for number in range(60))
         ended = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(one, Unavailable) for one in ended)
-        assert asyncio.get_running_loop().time() - began < 2
+        assert asyncio.get_running_loop().time() - began < 60 * 0.7 / 4
         await queue.aclose()
 
 
@@ -228,7 +232,7 @@ def test_collected(server: Moto, prefix: str, tmp_path: Path) -> None:
 
     async def aside() -> list[bytes]:
         queue = open_s3(server.url(f"shop/{prefix}.aside"))
-        return [one.payload for one in await queue.take(limit=9, wait_ms=2_000)]
+        return [one.payload for one in await queue.take(limit=9, wait_ms=PATIENCE_MS)]
 
     assert asyncio.run(aside()) == [b"no JSON"]
 

@@ -142,6 +142,7 @@ async def open_parts(options: Options, *, tell: OnEvent) -> Parts:
             chance=_bytes_of(options.luck),
             told=lambda key: _post(watches, key),
             waiting_max=options.outbox_max,
+            waiting_max_bytes=options.outbox_max_bytes,
             pace=Pace(least_ms=options.backoff_least_ms, most_ms=options.backoff_most_ms),
         )
     except BaseException:

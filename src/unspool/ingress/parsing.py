@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from httptools import HttpRequestParser
 
-from ..core.fields import Kinds
+from ..core.kinds import Kinds
 from ..core.message import Field, Request
 from .body import StreamedBody
 from .limits import Limits
@@ -63,6 +63,9 @@ _KINDS: Final = Kinds(lambda name: _SPECIAL.get(name, 0))
 SMALL_BYTES: Final = 16 * 1024
 """A body that can come in one read with its head. While it is being handled it is not in the
 ledger: there is one for each connection, and `connections_max` bounds those."""
+
+
+TOO_MANY_BODIES: Final = "Too many bodies are being held."
 
 
 class Ledger:
@@ -309,6 +312,10 @@ class Parsing:
             return
         flags = self._flags
         stream = self._stream
+        if len(self._body) > SMALL_BYTES:
+            grown = self._ledger.held_bytes - self._held + len(self._body)
+            if grown > self._limits.bodies_max_bytes:  # else a last piece is as large as a read
+                raise Refusal("busy", TOO_MANY_BODIES)
         request = Request(self._method, self._target, self._fields, bytes(self._body))
         if self._held:
             self._ledger.held_bytes -= self._held

@@ -8,7 +8,8 @@ Put what is to be tried in front of it (a relay, a middleware, a gateway), and a
 `unspool check-idempotency`. By itself it knows nothing of keys: every request counts.
 
     POST, PUT, PATCH, DELETE /count/SUBJECT?do=STEPS   counts, and does as it is told (`doing.Step`)
-    GET /count/SUBJECT                                 {"count": 2, "most_at_once": 1, "keys": […]}
+    GET /count/SUBJECT                                 {"count": 2, "most_at_once": 1, "live": 0, …}
+    PUT /count/SUBJECT/ended                           ends the runs of it that last until told
     GET /counter                                       {"counter": 1, "offers": […], "mounts": […]}
     PUT /callers/NAME/revoked                          NAME gets 403 from now on, if guarded
 

@@ -25,11 +25,13 @@ from .doing import (
     Answer,
     Count,
     Counts,
+    Ending,
     Look,
     Revoking,
     Step,
     caller_of,
     offered,
+    pauses,
     principal_of,
     read,
     told,
@@ -68,6 +70,9 @@ def counter(file: str, *, offers: Sequence[str] = (), mounts: Sequence[str] = ()
             await _say(send, Answer(200, JSON, told(counts.seen(asked.subject))))
         elif isinstance(asked, Look):
             await _say(send, Answer(200, JSON, offered(more=offers, mounts=mounts)))
+        elif isinstance(asked, Ending):
+            counts.end(asked.subject)
+            await _say(send, Answer(204, (), b""))
         else:
             await _say(send, Answer(404, [("Content-Type", "text/plain")], b"not here\n"))
 
@@ -92,16 +97,16 @@ async def _count(counts: Counts, asked: Count, scope: Scope, receive: Receive, s
         return
     run = counts.arrive(asked.subject, field(scope, b"idempotency-key"))
     try:
-        await _do(asked.step(run), asked.subject, run, scope, send)
+        await _do(asked.step(run), counts, asked.subject, run, scope, send)
     finally:
         counts.leave(asked.subject)
 
 
-async def _do(step: Step, subject: str, run: int, scope: Scope, send: Send) -> None:
+async def _do(step: Step, counts: Counts, subject: str, run: int, scope: Scope, send: Send) -> None:
     if step.effect and "unspool" in scope:
         scope["unspool"].effect()
-    if step.delay_ms:
-        await asyncio.sleep(step.delay_ms / 1000)
+    for pause_s in pauses(step, lambda: counts.has_ended(subject)):
+        await asyncio.sleep(pause_s)
     if step.raises:
         raise Raised("the step says so")
     await _say(send, step.answer(subject, run))

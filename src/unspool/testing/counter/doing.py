@@ -4,6 +4,7 @@
     counts = Counts(file)
     run = counts.arrive(subject, key)       counted; its number from 1
     step.answer(subject, run) -> Answer     what to say
+    for pause_s in pauses(step, …)          how long it takes
     counts.leave(subject)
     counts.seen(subject) -> Seen
 
@@ -17,7 +18,7 @@ import re
 import sqlite3
 import threading
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from os import getpid
 from typing import Final
@@ -34,12 +35,15 @@ KEYS_MAX: Final = 64
 """Of the keys that came with runs of a subject, so many are told again."""
 CHUNK: Final = b"x" * 1024
 STREAM_PAUSE_MS: Final = 5
+LOOK_MS: Final = 20
+"""How often a run that lasts looks whether it was ended."""
 
 OFFERS: Final = ("steps", "paths")
 """What every form of the service can: `guarded` adds `revoke`, one that runs our middleware
 `effect`."""
 
 _COUNT: Final = re.compile(r"(?:/([a-z]+))?/count/([A-Za-z0-9_-]{1,64})")
+_ENDED: Final = re.compile(r"(?:/[a-z]+)?/count/([A-Za-z0-9_-]{1,64})/ended")
 _REVOKED: Final = re.compile(r"/callers/([A-Za-z0-9_-]{1,64})/revoked")
 _BEARER: Final = re.compile(r"Bearer ([A-Za-z0-9_-]{1,64})(?:\.[A-Za-z0-9_.-]{0,256})?")
 
@@ -67,6 +71,8 @@ class Step(Value, frozen=True, forbid_unknown_fields=True):
     fields: tuple[tuple[str, str], ...] = ()
     delay_ms: int = 0
     """How long it takes, before it answers and after it has counted."""
+    lasts: bool = False
+    """It takes until the subject is ended, and `delay_ms` at most."""
     raises: bool = False
     """The handler raises instead of answering, after its delay."""
     effect: bool = False
@@ -127,11 +133,20 @@ class Revoking(Value, frozen=True):
     caller: str
 
 
-def read(method: str, path: str, query: str) -> Count | Look | Revoking | None:
+class Ending(Value, frozen=True):
+    subject: str
+
+
+Asked = Count | Look | Revoking | Ending
+
+
+def read(method: str, path: str, query: str) -> Asked | None:
     if path == "/counter" and method in ("GET", "HEAD"):
         return Look()
     if (found := _REVOKED.fullmatch(path)) and method == "PUT":
         return Revoking(found[1])
+    if (found := _ENDED.fullmatch(path)) and method == "PUT":
+        return Ending(found[1])
     found = _COUNT.fullmatch(path)
     if found is None:
         return None
@@ -158,6 +173,15 @@ def _steps(text: str) -> tuple[Step, ...]:
     return steps
 
 
+def pauses(step: Step, ended: Callable[[], bool]) -> Iterator[float]:
+    """Seconds to sleep, one after the other: what the step takes."""
+    left_ms = step.delay_ms
+    while left_ms > 0 and not (step.lasts and ended()):
+        pause_ms = min(left_ms, LOOK_MS) if step.lasts else left_ms
+        left_ms -= pause_ms
+        yield pause_ms / 1000
+
+
 def caller_of(authorization: str) -> str:
     """`Bearer alice.7` is alice with her seventh token; nobody where it is something else."""
     found = _BEARER.fullmatch(authorization)
@@ -176,6 +200,8 @@ def principal_of(caller: str) -> str | None:
 class Seen(Value, frozen=True):
     count: int
     most_at_once: int
+    live: int
+    """Runs that have come and not left."""
     keys: Sequence[str]
     """The Idempotency-Key of each run, oldest first; empty where a run had none."""
 
@@ -185,6 +211,7 @@ CREATE TABLE IF NOT EXISTS counts (
     subject TEXT PRIMARY KEY, count INTEGER NOT NULL, live INTEGER NOT NULL, most INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS keys (subject TEXT, run INTEGER, key TEXT);
+CREATE TABLE IF NOT EXISTS ended (subject TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS revoked (caller TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
@@ -234,13 +261,22 @@ class Counts:
         with self._lock:
             database = self._open()
             row = database.execute(
-                "SELECT count, most FROM counts WHERE subject = ?", (subject,)
+                "SELECT count, most, live FROM counts WHERE subject = ?", (subject,)
             ).fetchone()
             keys = database.execute(
                 "SELECT key FROM keys WHERE subject = ? ORDER BY run", (subject,)
             ).fetchall()
-        count, most = row or (0, 0)
-        return Seen(count=count, most_at_once=most, keys=[key for (key,) in keys])
+        count, most, live = row or (0, 0, 0)
+        return Seen(count=count, most_at_once=most, live=live, keys=[key for (key,) in keys])
+
+    def end(self, subject: str) -> None:
+        with self._lock:
+            self._open().execute("INSERT OR IGNORE INTO ended VALUES (?)", (subject,))
+
+    def has_ended(self, subject: str) -> bool:
+        with self._lock:
+            found = self._open().execute("SELECT 1 FROM ended WHERE subject = ?", (subject,))
+            return found.fetchone() is not None
 
     def revoke(self, caller: str) -> None:
         with self._lock:

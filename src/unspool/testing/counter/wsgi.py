@@ -23,12 +23,15 @@ from .doing import (
     SIZE_MAX_BYTES,
     STREAM_PAUSE_MS,
     Answer,
+    Asked,
     Count,
     Counts,
+    Ending,
     Look,
     Revoking,
     caller_of,
     offered,
+    pauses,
     principal_of,
     read,
     told,
@@ -45,12 +48,12 @@ class Raised(RuntimeError):
     """The handler was told to raise."""
 
 
-def asked_of(environ: Environ) -> Count | Look | Revoking | None:
+def asked_of(environ: Environ) -> Asked | None:
     return read(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
 
 
 def answer_to(
-    asked: Count | Look | Revoking | None,
+    asked: Asked | None,
     counts: Counts,
     *,
     body: Callable[[], bytes],
@@ -64,6 +67,9 @@ def answer_to(
         if asked.subject:
             return Answer(200, JSON, told(counts.seen(asked.subject)))
         return Answer(200, JSON, offered(more=offers, mounts=mounts))
+    if isinstance(asked, Ending):
+        counts.end(asked.subject)
+        return Answer(204, (), b"")
     if not isinstance(asked, Count):
         return Answer(404, [("Content-Type", "text/plain")], b"not here\n")
     refusal = asked.step(1).refusal(body())
@@ -74,8 +80,8 @@ def answer_to(
         step = asked.step(run)
         if step.effect and running is not None:
             running.effect()
-        if step.delay_ms:
-            time.sleep(step.delay_ms / 1000)
+        for pause_s in pauses(step, lambda: counts.has_ended(asked.subject)):
+            time.sleep(pause_s)
         if step.raises:
             raise Raised("the step says so")
         return step.answer(asked.subject, run)

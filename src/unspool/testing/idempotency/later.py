@@ -9,7 +9,6 @@ from typing import Final
 
 from .keys import fresh
 from .seeing import (
-    begun,
     counted,
     good,
     is_problem,
@@ -20,12 +19,14 @@ from .seeing import (
     refused,
     replayed,
     saved,
+    underway,
 )
 from .service import SHORT_ANSWER_S, SHORT_KEY_S, Order, Orders
 from .wire import Reply
 
 DAY_MS: Final = 24 * 3600 * 1000
 LONG_AGO_MS: Final = 4 * 365 * DAY_MS
+TRIES_MAX: Final = 3
 QUIET_S: Final = 1.5
 """How long nothing may be sent before it counts as not sent."""
 
@@ -131,10 +132,14 @@ async def j1(it: Orders) -> None:
 
 
 async def j2(it: Orders) -> None:
-    order, key = await it.make(mount="short"), fresh()
-    good(await order.post(key))
-    await asyncio.sleep(SHORT_ANSWER_S + 0.3)
-    late = await order.post(key)
+    for _ in range(TRIES_MAX):
+        order, key = await it.make(mount="short"), fresh()
+        first = await order.post(key)
+        good(first)
+        await asyncio.sleep(SHORT_ANSWER_S + 0.3)
+        late = await order.post(key)
+        if late.ended_at - first.began_at < SHORT_KEY_S:
+            break  # else the key may be forgotten, too, and nothing is shown
     refused(late, 409, 410, what="a repeat when the answer was forgotten")
     must(is_problem(late), "the refusal is no problem document")
     await counted(order, 1)
@@ -167,12 +172,11 @@ async def j4(it: Orders) -> None:
 
 
 async def j5(it: Orders) -> None:
-    order, key = await it.make("longer", mount="short"), fresh()
-    running = asyncio.ensure_future(order.post(key))
-    await begun(order)
-    for pause_s in (0.1, SHORT_KEY_S + 0.2):
-        await asyncio.sleep(pause_s)
-        refused(await order.post(key), 409, what="a repeat while the first runs")
+    order, key = await it.make("longer", mount="short", lasts=True), fresh()
+    async with underway(order, key) as running:
+        for pause_s in (0.1, SHORT_KEY_S + 0.2):
+            await asyncio.sleep(pause_s)
+            refused(await order.post(key), 409, what="a repeat while the first runs")
     first = await running
     good(first)
     replayed(first, await order.post(key))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Final
 from uuid import uuid4
 
 from .keys import fresh
-from .seeing import begun, counted, good, marked, must, refused, replayed
+from .seeing import counted, good, is_live, marked, must, refused, replayed, underway
 from .service import ITEM, NotOffered, Orders
 from .wire import Reply
 
 WORD_MIN_BYTES: Final = 8
+MOMENT_S: Final = 0.05
 
 
 async def c1(it: Orders) -> None:
@@ -110,15 +110,11 @@ async def c7(it: Orders) -> None:
 
 
 async def c8(it: Orders) -> None:
-    order, key = await it.make("slow"), fresh()
-    running = asyncio.ensure_future(order.post(key))
-    await begun(order)
-    other = await order.post(key, body=it.service.other_body, fields=[("Prefer", "wait=10")])
-    # Two answers at one moment come in any order: "before the first's" is "well before".
-    await asyncio.sleep(MOMENT_S)
-    still = not running.done()
-    first = await running
-    good(first)
+    order, key, wait = await it.make("slow", lasts=True), fresh(), [("Prefer", "wait=20")]
+    async with underway(order, key) as first:
+        other = await order.post(key, body=it.service.other_body, fields=wait)
+        still = await is_live(order, first)
+    good(await first)
     refused(other, 422, what="another body while the first runs")
     must(still, "another body was refused only when the first had ended")
     await counted(order, 1)

@@ -4,19 +4,26 @@ must(reply.status == 422, "…")          Failed, unless
 replayed(first, again)                  the same answer, byte for byte
 refused(reply, 400)                     with this status, and nothing of the key in it
 reply = await past(order, key, …)       the answer behind a 202, when it has come
+async with underway(order, key) as first:    the first request runs, and is ended afterwards
+    await is_live(order, first)              it still did, after what was seen until now
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
+
+import msgspec
 
 from .service import Order
 from .wire import Reply
 
 PATIENCE_S = 12.0
 HEAD_START_S = 0.25
+MOMENT_S = 0.1
 
 
 class Failed(Exception):
@@ -71,6 +78,32 @@ async def begun(order: Order) -> None:
     until = loop.time() + PATIENCE_S
     while not await order.count() and loop.time() < until:
         await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def underway(order: Order, key: str) -> AsyncIterator[asyncio.Task[Reply]]:
+    """The first request under a key, while it runs: of an order made with `lasts`, so that what
+    is asked meanwhile is asked meanwhile, however slow the machine."""
+    running = asyncio.ensure_future(order.post(key))
+    try:
+        await begun(order)
+        yield running
+    finally:
+        await order.end()
+        await asyncio.wait([running])
+
+
+async def is_live(order: Order, running: asyncio.Task[Reply]) -> bool:
+    """Does the first request still run? Ours says so itself, after what was read before. Of others
+    it is known by the answer; two at one moment come in any order, so before is well before."""
+    if order.service.ours:
+        return msgspec.json.decode((await order.told()).body, type=_Live).live > 0
+    await asyncio.sleep(MOMENT_S)
+    return not running.done()
+
+
+class _Live(msgspec.Struct):
+    live: int
 
 
 async def past(order: Order, key: str, *, while_: tuple[int, ...] = (), **how: Any) -> Reply:

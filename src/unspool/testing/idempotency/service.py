@@ -46,6 +46,7 @@ GZIP: Final = "H4sIAAAAAAACA8tIzcnJVyjPL8pJUQQAbcK0AwwAAAA="
 BINARY: Final = "AAECA4CB/v8NCg0KAP8="
 SLOW_MS: Final = 1_000
 LONGER_MS: Final = 4_200
+LASTS: Final = {"delay_ms": 10_000, "lasts": True}
 STREAM_KIB: Final = 80
 LARGE_BYTES: Final = 2 * 1024 * 1024
 
@@ -223,13 +224,9 @@ def offers(service: Service, need: str) -> bool:
     """Can this be asked of the service?"""
     if need in NEEDS:
         if not service.ours:
-            return (
-                bool(service.routes.get(need))
-                or need == "count"
-                or (need == "paths" and service.apart)
-            )
-        offer = NEEDS[need].offer
-        return not offer or offer in service.offers
+            known = need == "count" or (need == "paths" and service.apart)
+            return known or bool(service.routes.get(need))
+        return NEEDS[need].offer in ("", *service.offers)
     if need in MOUNTS:
         return need in service.mounts
     if need == "odd":
@@ -291,7 +288,7 @@ class Order:
     """One subject at one server: something to be done once for each key."""
 
     def __init__(
-        self, service: Service, need: str, subject: str, *, wire: Wire, counts: Wire
+        self, service: Service, need: str, subject: str, *, lasts: bool, wire: Wire, counts: Wire
     ) -> None:
         self.service: Final = service
         self.subject: Final = subject
@@ -299,8 +296,8 @@ class Order:
         self._counts: Final = counts
         self._before = 0
         if service.ours:
-            steps = msgspec.json.encode(NEEDS[need].steps or ({},)).decode()
-            self.target = f"/count/{subject}?do={quote(steps, safe='')}"
+            steps = (LASTS, CREATED) if lasts else NEEDS[need].steps or ({},)
+            self.target = f"/count/{subject}?do={quote(msgspec.json.encode(steps), safe='')}"
             self.count_target = f"/count/{subject}"
         else:
             target = service.routes.get(need) or service.post
@@ -315,15 +312,20 @@ class Order:
         return await self._number() - self._before
 
     async def _number(self) -> int:
-        reply = await self.told()
-        number = number_in(reply)
-        if number is None:
+        if (number := number_in(reply := await self.told())) is None:
             raise Unfit(f"{self.count_target} tells no count: {reply}")
         return number
 
     async def told(self) -> Reply:
         """What the service says of the count."""
         return await self._counts.ask(Sending("GET", self.count_target, self.service.caller))
+
+    async def end(self) -> None:
+        """The run that lasts has lasted long enough. That of others takes the time it takes."""
+        if self.service.ours:
+            await self._counts.ask(
+                Sending("PUT", f"{self.count_target}/ended", self.service.caller)
+            )
 
     async def look(self, *, method: str = "GET", key: str = "") -> Reply:
         fields = [*self.service.caller, *((("Idempotency-Key", key),) if key else ())]
@@ -361,8 +363,7 @@ class Order:
 
     async def get(self, target: str) -> Reply:
         """Any other target of the server: a receipt, a document."""
-        fields = self.service.caller
-        return await self._wire.ask(Sending("GET", target, fields))
+        return await self._wire.ask(Sending("GET", target, self.service.caller))
 
 
 class Orders:
@@ -372,7 +373,10 @@ class Orders:
         self.service: Final = service
         self._wires: dict[str, Wire] = {}
 
-    async def make(self, need: str = "count", *, mount: str = "", subject: str = "") -> Order:
+    async def make(
+        self, need: str = "count", *, mount: str = "", subject: str = "", lasts: bool = False
+    ) -> Order:
+        """`lasts`: the first run takes until `end`, at the shipped service."""
         service = self.service
         for each in (need, *((mount,) if mount else ())):
             if not offers(service, each):
@@ -383,6 +387,7 @@ class Orders:
             service,
             need,
             subject or f"s{uuid4().hex[:20]}",
+            lasts=lasts,
             wire=self._wires.setdefault(url, Wire(url)),
             counts=self._wires.setdefault(counts, Wire(counts)),
         )

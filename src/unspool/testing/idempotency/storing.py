@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 from .keys import fresh
-from .seeing import begun, counted, good, marked, must, past, refused, replayed, saved
+from .seeing import counted, good, marked, must, past, refused, replayed, saved, underway
 from .service import NotOffered, Order, Orders, offers
 from .table import LASTING, PASSING
 
@@ -48,12 +47,11 @@ async def g3(it: Orders) -> None:
 
 
 async def g4(it: Orders) -> None:
-    order, key = await it.make("slow"), fresh()
-    running = asyncio.ensure_future(order.post(key))
-    await begun(order)
-    refused(await order.post(key), 409, what="a repeat while the first runs")
+    order, key = await it.make("slow", lasts=True), fresh()
     other = it.service.other_body
-    refused(await order.post(key, body=other), 409, 422, what="another body meanwhile")
+    async with underway(order, key) as running:
+        refused(await order.post(key), 409, what="a repeat while the first runs")
+        refused(await order.post(key, body=other), 409, 422, what="another body meanwhile")
     first = await running
     good(first)
     replayed(first, await order.post(key), "a repeat after a 409")

@@ -7,12 +7,24 @@ import time
 from typing import Final
 
 from .keys import fresh
-from .seeing import begun, counted, good, is_problem, must, past, refused, replayed, saved
+from .seeing import (
+    begun,
+    counted,
+    good,
+    is_problem,
+    must,
+    past,
+    refused,
+    replayed,
+    saved,
+    underway,
+)
 from .service import SLOW_MS, Orders, offers
 from .wire import Reply
 
 PARALLEL: Final = 50
 ROUNDS: Final = 12
+SPREADS: Final = 6
 WAITERS: Final = 4
 
 
@@ -36,11 +48,10 @@ async def e1(it: Orders) -> None:
 
 
 async def e3(it: Orders) -> None:
-    order, key = await it.make("slow"), fresh()
-    running = asyncio.ensure_future(order.post(key))
-    await begun(order)
-    second = await order.post(key)
-    good(await running)
+    order, key = await it.make("slow", lasts=True), fresh()
+    async with underway(order, key) as first:
+        second = await order.post(key)
+    good(await first)
     refused(second, 409, what="a repeat while the first runs")
     must(is_problem(second), f"the 409 is {second.get('Content-Type') or 'untyped'}")
     must(second.get("Retry-After").isdigit(), f"the 409 says {second.get('Retry-After')!r}")
@@ -60,16 +71,20 @@ async def e4(it: Orders) -> None:
 
 
 async def e5(it: Orders) -> None:
-    """Requests spread over the time that one takes, so that some look while it is being written."""
+    """Requests spread over the time that one takes, so that some look while it is being written.
+    How long that is was measured once and changes: each round of SPREADS is closer together."""
     probe = await it.make()
     began = time.monotonic()
     good(await probe.post(fresh()))
     span_s = min(0.1, max(0.004, time.monotonic() - began))
     for round_ in range(ROUNDS):
         order, key = await it.make(), fresh()
+        gap_s = span_s / 4 / 2 ** (round_ % SPREADS)
 
-        async def late(number: int, order=order, key=key) -> Reply:  # type: ignore[no-untyped-def]
-            await asyncio.sleep(span_s * number / 4)
+        async def late(  # type: ignore[no-untyped-def]
+            number: int, order=order, key=key, gap_s=gap_s
+        ) -> Reply:
+            await asyncio.sleep(gap_s * number)
             reply: Reply = await order.post(key)
             return reply
 
