@@ -24,7 +24,8 @@ LAYERS = {
     "transports": ("transports",),
     "relay": (
         "relay", "dispatcher", "deliveries", "receipts", "custody", "saving", "passage", "answers",
-        "gather", "node", "express", "told", "tries", "ledger", "recent", "claims", "endings", "upkeep",
+        "gather", "node", "express", "told", "tries", "ledger", "recent", "claims", "endings",
+        "upkeep",
     ),
     "ingress": ("ingress",),
     "house": ("house",),
