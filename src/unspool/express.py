@@ -226,8 +226,8 @@ class Keyed:
         """Step 2: is the key known?"""
         passage, express = self._passage, self._express
         if entry is None:
-            now, keeping = express.clock.now(), express.options.policy.keeping
-            if (refusal := by_age(passage.name, now=now, keeping=keeping)) is not None:
+            began_at, keeping = passage.began_at, express.options.policy.keeping
+            if (refusal := by_age(passage.name, now=began_at, keeping=keeping)) is not None:
                 return refusal
             self._turn.tries()
             self._go()

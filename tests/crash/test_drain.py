@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -66,7 +67,7 @@ async def test_deployed_again_and_again_under_load(tmp_path: Path, workers: int)
         f" {len(cut_off)} calls cut off; {history.summary()}"
     )
     assert codes == [0] * len(codes)
-    assert max(took) < DRAIN_S + 2
+    assert max(took) < DRAIN_S + 8
     assert check(history) == []
     assert len(history.accepted()) > 50 * DRAINS
     # An idle connection may be closed just as its sender speaks. But whoever was heard is answered:
@@ -110,7 +111,7 @@ async def test_what_is_in_flight_is_answered(tmp_path: Path) -> None:
             await eventually(lambda: not listens(relay.port), "it accepts no more")
             service.release()
             told = await asyncio.gather(*asking)
-            code = await relay.ended(seconds=DRAIN_S + 2)
+            code = await relay.ended(seconds=DRAIN_S + 20)
         finally:
             relay.end()
     assert {one.status for one in told} == {200}
@@ -137,7 +138,7 @@ async def test_a_request_that_came_with_its_connection_is_in_flight_too(tmp_path
             await asyncio.sleep(0.5)
             service.release()
             told = await asking
-            code = await relay.ended(seconds=DRAIN_S + 2)
+            code = await relay.ended(seconds=DRAIN_S + 20)
         finally:
             relay.end()
     assert (told.status, code) == (200, 0)
@@ -146,12 +147,16 @@ async def test_a_request_that_came_with_its_connection_is_in_flight_too(tmp_path
 async def test_who_waits_for_an_answer_gets_the_receipt(tmp_path: Path) -> None:
     """`Prefer: wait` is cut short: a receipt is as good elsewhere."""
     with Service(up=False) as service:
-        relay = Relay(tmp_path, to=service.url, arguments=ARGUMENTS)
+        relay = Relay(tmp_path, to=service.url, arguments=("--drain-ms", "40s"))
         try:
             await relay.start()
             fields = {"Idempotency-Key": "k", "Prefer": "wait=50"}
             asking = asyncio.create_task(ask(relay.port, "POST", "/", fields=fields, timeout=60))
-            await asyncio.sleep(0.5)
+
+            async def saved() -> bool:
+                return bool((await relay.health())["backlog"])
+
+            await eventually(saved, "it was saved, and its sender waits")
             began = now_ns()
             code = await relay.stop()
             told = await asking
@@ -159,7 +164,7 @@ async def test_who_waits_for_an_answer_gets_the_receipt(tmp_path: Path) -> None:
             relay.end()
     assert told.status == 202
     assert code == 0
-    assert now_ns() - began < 3_000_000_000
+    assert now_ns() - began < 20_000_000_000
 
 
 async def test_what_does_not_end_is_left_to_the_spool(tmp_path: Path) -> None:
@@ -184,7 +189,7 @@ async def test_what_does_not_end_is_left_to_the_spool(tmp_path: Path) -> None:
             relay.end()
     history.handled = list(service.handled)
     assert code == 0
-    assert DRAIN_S - 1 < took < DRAIN_S + 3
+    assert DRAIN_S - 1 < took < DRAIN_S + 8
     assert check(history) == []
     assert len(history.accepted()) == 40
 
@@ -224,7 +229,7 @@ async def test_nobody_is_cut_off_by_a_service_that_outlasts_the_drain(tmp_path: 
         finally:
             relay.end()
     assert code == 0
-    assert took < DRAIN_S + 2
+    assert took < DRAIN_S + 8
     assert {name: one.status for name, one in told.items()} == {
         "keyed": 202, "put": 202, "plain": 503, "get": 503,
     }  # fmt: skip
@@ -236,6 +241,37 @@ async def test_nobody_is_cut_off_by_a_service_that_outlasts_the_drain(tmp_path: 
     assert all("unspool" in told[name].fields["proxy-status"] for name in told)
     effects = [one.body for one in service.handled if one.effect]
     assert sorted(effects) == [b"keyed", b"put"]
+
+
+async def test_a_group_that_is_told_drains_however_late_its_parent_passes_it_on(
+    tmp_path: Path,
+) -> None:
+    """As systemd and a terminal do. The parent's word is the one that all have heard: no second."""
+    with Service() as service:
+        service.weather = lambda _key, _body: "hold"
+        relay = Relay(tmp_path, to=service.url, arguments=(*ARGUMENTS, "--workers", "2"))
+        try:
+            await relay.start()
+            await both(relay)
+            asking = [
+                asyncio.create_task(ask(relay.port, "POST", "/", body=b"%d" % number))
+                for number in range(8)
+            ]
+            for _ in asking:
+                assert await asyncio.to_thread(service.held.acquire, True, 10)
+            relay.signal(signal.SIGSTOP)
+            os.killpg(relay.pid, signal.SIGTERM)
+            await eventually(lambda: relay.tail().count("draining") == 2, "both have heard")
+            await asyncio.sleep(0.3)
+            relay.signal(signal.SIGCONT)
+            await asyncio.sleep(0.3)
+            service.release()
+            told = await asyncio.gather(*asking)
+            code = await relay.ended(seconds=DRAIN_S + 20)
+        finally:
+            relay.end()
+    assert [one.status for one in told] == [200] * 8
+    assert code == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -252,9 +288,10 @@ async def test_a_second_signal_stops_now(tmp_path: Path, workers: int) -> None:
             await load.run(jobs=5)
             await eventually(lambda: service.handled, "the first attempts")
             hanging = asyncio.create_task(ask(relay.port, "POST", "/", body=b"x"))
-            await asyncio.sleep(0.3)
+            await eventually(lambda: b"x" in [one.body for one in service.handled], "it is there")
             relay.signal(signal.SIGTERM)
-            await asyncio.sleep(0.5)
+            await eventually(lambda: relay.tail().count("draining") == workers, "all have heard")
+            await asyncio.sleep(0.5)  # two that come before it could hear the first are one
             assert relay.ended_with() is None, "it drains"
             began = time.monotonic()
             code = await relay.stop()
@@ -269,6 +306,6 @@ async def test_a_second_signal_stops_now(tmp_path: Path, workers: int) -> None:
         finally:
             relay.end()
     history.handled = list(service.handled)
-    assert took < 2
+    assert took < 20, "it drains for 60 s"
     assert code == 128 + signal.SIGTERM
     assert check(history) == []

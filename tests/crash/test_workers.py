@@ -143,7 +143,7 @@ async def test_a_killed_worker_is_replaced_and_nothing_is_lost(tmp_path: Path) -
                     now = workers_of(relay)
                     return len(now) == 2 and victim not in now and other in now and all_ready(now)
 
-                await eventually(replaced, "another worker", seconds=5)
+                await eventually(replaced, "another worker")
                 history.crashes.append(now_ns())
             load.stop()
             service.weather = lambda _key, _body: "ok"

@@ -156,3 +156,24 @@ def test_a_thousand_offers_of_h2c_are_declined_without_deep_recursion() -> None:
     sink, _ = read([offer * 1000])
     assert sink.refusal is None
     assert len(sink.came) == 1000
+
+
+def test_the_last_piece_of_a_body_is_in_the_ledger_like_the_others() -> None:
+    """Many that are half here cannot each be completed beyond what all may hold together."""
+    limits, ledger = Limits(bodies_max_bytes=300_000), Ledger()
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"
+    for half in (0, 10_000):
+        sinks = [Sink() for _ in range(10)]
+        readings = [Reading(sink, limits, ledger) for sink in sinks]
+        for reading in readings:
+            reading.feed(head + b"x" * half)
+        assert ledger.held_bytes == 10 * half
+        for reading, sink in zip(readings, sinks, strict=True):
+            reading.feed(b"x" * (100_000 - half))
+            ledger.held_bytes += sum(len(request.body) for request, _ in sink.came)
+            assert ledger.held_bytes <= limits.bodies_max_bytes
+        assert sum(len(sink.came) for sink in sinks) == 3
+        assert {sink.refusal.name for sink in sinks if sink.refusal is not None} == {"busy"}
+        for reading in readings:
+            reading.give_up("the end")
+        ledger.held_bytes = 0

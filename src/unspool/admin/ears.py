@@ -2,6 +2,10 @@
 
 signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)     first of all: what comes now is heard later
 told = ears()                                       in the loop: an Event, set by the first
+told = ears(parent=True)                            the same in a worker, whose parent passes it on
+
+What the parent passes on comes as another signal (PASSED_ON): systemd and a terminal tell the whole
+group, and the parent's word after it is the same word, however late the parent has the processor.
 """
 
 from __future__ import annotations
@@ -12,28 +16,31 @@ import signal
 from typing import Final
 
 STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+PASSED_ON: Final = {signal.SIGTERM: signal.SIGUSR1, signal.SIGINT: signal.SIGUSR2}
+"""What a parent says to its workers when it was told that."""
 SAME_SIGNAL_S: Final = 0.1
-"""systemd and a terminal signal the whole group, and the parent passes it on: that is one word."""
+"""SIGTERM and SIGINT of one moment are one word."""
 
 
-def ears() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT. The next one stops at once: the spool has what was accepted.
+def ears(*, parent: bool = False) -> asyncio.Event:
+    """Set by SIGTERM or SIGINT. The next one stops at once: the spool has what was accepted. So
+    does the second word of a parent; but not its first after the one that all were told.
 
     The signals were held back until here, so one that came while we started is heard too.
     """
     told = asyncio.Event()
-    told_at = 0.0
+    first_at: dict[bool, float] = {}
     loop = asyncio.get_running_loop()
 
-    def hear(number: int) -> None:
-        nonlocal told_at
-        if not told.is_set():
-            told_at = loop.time()
-            told.set()
-        elif loop.time() - told_at > SAME_SIGNAL_S:
+    def hear(number: int, passed_on: bool) -> None:
+        told.set()
+        now = loop.time()
+        if now - first_at.setdefault(passed_on, now) > SAME_SIGNAL_S:
             os._exit(128 + number)
 
     for number in STOPS:
-        loop.add_signal_handler(number, hear, number)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        loop.add_signal_handler(number, hear, number, False)
+        if parent:
+            loop.add_signal_handler(PASSED_ON[number], hear, number, True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOPS, *PASSED_ON.values()} if parent else STOPS)
     return told

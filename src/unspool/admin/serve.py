@@ -96,7 +96,7 @@ def serve(settings: Settings) -> int:
 
 
 async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) -> int:
-    told = ears()
+    told = ears(parent=settings.workers > 1)
     collect = settings.collect if first else ()
     queues = [await open_queue(url) for url in collect]  # what makes no sense starts nothing
     spool = await open_for(settings)

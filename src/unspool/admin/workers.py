@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import UnspoolError
-from .ears import STOPS
+from .ears import PASSED_ON, STOPS
 
 log = logging.getLogger("unspool.workers")
 
@@ -39,7 +39,7 @@ def supervise(count: int, work: Callable[[int], int], *, drain_ms: int) -> int:
         stopping = True
         for pid in workers:
             try:
-                os.kill(pid, number)
+                os.kill(pid, PASSED_ON[signal.Signals(number)])
             except ProcessLookupError:
                 continue
 
@@ -73,7 +73,7 @@ def supervise(count: int, work: Callable[[int], int], *, drain_ms: int) -> int:
 
 def _fork(number: int, work: Callable[[int], int]) -> int:
     parent = os.getpid()
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {*STOPS, *PASSED_ON.values()})
     pid = os.fork()
     if pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)

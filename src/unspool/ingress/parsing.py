@@ -65,6 +65,9 @@ SMALL_BYTES: Final = 16 * 1024
 ledger: there is one for each connection, and `connections_max` bounds those."""
 
 
+TOO_MANY_BODIES: Final = "Too many bodies are being held."
+
+
 class Ledger:
     """What the bodies of all connections hold, together: those that are half here, those that wait
     for their turn, and the larger ones that are being handled."""
@@ -309,6 +312,10 @@ class Parsing:
             return
         flags = self._flags
         stream = self._stream
+        if len(self._body) > SMALL_BYTES:
+            grown = self._ledger.held_bytes - self._held + len(self._body)
+            if grown > self._limits.bodies_max_bytes:  # else a last piece is as large as a read
+                raise Refusal("busy", TOO_MANY_BODIES)
         request = Request(self._method, self._target, self._fields, bytes(self._body))
         if self._held:
             self._ledger.held_bytes -= self._held

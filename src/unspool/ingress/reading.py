@@ -34,7 +34,7 @@ from ..core.fields import HEADS
 from ..core.kinds import Kinds
 from ..core.message import Request
 from .limits import Limits
-from .parsing import KEEP, OLD, Ledger, Parsing, Sink, head_too_large
+from .parsing import KEEP, OLD, TOO_MANY_BODIES, Ledger, Parsing, Sink, head_too_large
 from .strict import Refusal, grumble, known_hosts
 
 __all__ = ["BODY", "HEAD", "IDLE", "KEEP", "OLD", "Ledger", "Reading", "Sink"]
@@ -199,7 +199,7 @@ class Reading(Parsing):
         ledger.held_bytes += size - self._held
         self._held = size
         if growing and ledger.held_bytes > self._limits.bodies_max_bytes:
-            self._refuse("busy", "Too many bodies are being held.")
+            self._refuse("busy", TOO_MANY_BODIES)
 
     def continued(self) -> bool:
         """True once, if the sender is to be told 100 (Continue) now."""

@@ -166,7 +166,7 @@ class Connection(Incoming, asyncio.Protocol):
             and (short := self._short(data, KINDS)) is not None
         ):
             self._future = None
-            self._rest()
+            self._free()  # what the parser left behind is as it was
             future.set_result(Response(*short))
             return
         if self._preface is not None:
@@ -273,11 +273,8 @@ class Connection(Incoming, asyncio.Protocol):
             self._reusable = False  # cancelled
         else:
             future.set_result(self._response(None))
-        if (
-            not self._reusable
-            or self.uploading
-            or (self._large and self.transport.get_write_buffer_size())
-        ):
+        unsent = self.uploading or (self._large and self.transport.get_write_buffer_size())
+        if unsent or not self._reusable:
             self.close()
             return
         self._large = False
@@ -288,10 +285,13 @@ class Connection(Incoming, asyncio.Protocol):
 
     def _rest(self) -> None:
         """Until the next request."""
+        self._reset()
+        self._free()
+
+    def _free(self) -> None:
         if self.requests == self._requests_max:
             self.close()
             return
-        self._reset()
         self._moved = self._now()
         if self._waiting:
             self._home.put(self)
