@@ -326,7 +326,7 @@ def _knows(spool: NatsSpool, taken: set[str]) -> Any:
 
 
 @pytest.mark.skipif("UNSPOOL_CRASH_ROUNDS" not in os.environ, reason="takes half a minute")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_servers_of_a_cluster_are_killed_one_by_one() -> None:
     """1. With three replicas the promise is `machine`, and nothing that was taken is lost when one
     server after the other is killed and comes back; whoever was connected to it goes elsewhere."""

@@ -119,7 +119,7 @@ async def test_what_is_untrue_is_found(call: Call, more: list[Line], kind: str) 
 @pytest.mark.parametrize(
     ("answer_ms", "key_ms"), [(100, 100), (60, 180), (1, 1)], ids=["one", "two", "nothing"]
 )
-@pytest.mark.timeout(60 + 10 * ROUNDS)
+@pytest.mark.timeout(240 + 10 * ROUNDS)
 async def test_what_is_told_while_keys_are_forgotten_is_true(
     tmp_path: Path, launcher: Quick, answer_ms: int, key_ms: int
 ) -> None:
