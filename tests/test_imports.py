@@ -25,8 +25,7 @@ LAYERS = {
     "relay": (
         "relay", "dispatcher", "deliveries", "settling", "receipts", "custody", "saving", "passage",
         "answers", "gather", "node", "express", "told", "tries", "ledger", "recent", "claims",
-        "endings",
-        "upkeep",
+        "endings", "upkeep",
     ),
     "ingress": ("ingress",),
     "house": ("house",),
