@@ -7,10 +7,13 @@
     committer.give_up(why)                      nobody waits any longer, and nothing more is taken
 
 While one commit is in flight the next batch fills. There is no timer: an idle spool adds no
-latency, and a busy one commits as often as its disk can sync, with two batches of like size on
-their ways in turn: one with the disk, one with the callers. A first item is handed over at once,
-inside `submit`; `commit` may begin its work when it is called. Who is `patient` hands it over at
-the end of the turn, with all that came in it: callers who come together do not send one ahead.
+latency, and where the disk is what all wait for, it is never idle: two batches of like size are on
+their ways in turn, one with the disk, one with the callers. A first item is handed over at once,
+inside `submit`; `commit` may begin its work when it is called.
+
+Who is `patient` hands over at the end of the first turn of the loop that brought nobody: a commit
+costs as much processor as a dozen items, so while callers are still coming, and the processor is
+what all wait for, it is worth more to have them all in one than to have the disk busy meanwhile.
 
 A caller's cancellation neither undoes nor delays the others' commit. An error reaches each caller
 of its batch; but of a batch that failed as `Corrupt` nothing was done and one item is to blame, so
@@ -37,6 +40,8 @@ log: Final = logging.getLogger("unspool.spool")
 
 TURNS: Final = 3
 """Of the loop: answers are written, requests are read, requests are submitted."""
+COMING_TURNS_MAX: Final = 8
+"""So many turns a batch waits for those who are still coming, where each turn brings somebody."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -157,6 +162,7 @@ class Committer(Generic[T, R]):
         """Commit after commit, until nobody waits."""
         while True:
             if batch is None or begun is None:
+                await self._all_come()
                 batch, begun = self._next()
             items, futures = batch
             results, error = await _outcome(begun, len(items))
@@ -165,8 +171,9 @@ class Committer(Generic[T, R]):
             if isinstance(error, Corrupt) and len(items) > 1:
                 await self._one_by_one(items, futures)
                 futures, results, error = (), (), None  # each has been told, once
-            if 2 * len(self._items) >= len(items):
-                # The next batch is on its way before these callers wake: disk and loop overlap.
+            if 2 * len(self._items) >= len(items) and await self._nobody_comes():
+                # They waited for the disk. The next batch is on its way before these callers wake:
+                # disk and loop overlap.
                 batch, begun = self._next()
                 _tell(futures, results, error)
                 continue
@@ -176,6 +183,19 @@ class Committer(Generic[T, R]):
                 self._running = None
                 return
             batch = None
+
+    async def _nobody_comes(self) -> bool:
+        """Has a turn of the loop brought nobody?"""
+        if not self._patient:
+            return True
+        count = len(self._items)
+        await asyncio.sleep(0)
+        return len(self._items) == count
+
+    async def _all_come(self) -> None:
+        for _ in range(COMING_TURNS_MAX):
+            if len(self._items) >= self._batch_max or await self._nobody_comes():
+                return
 
     async def _come_back(self, count: int) -> None:
         """Let callers that were just answered bring what they have next.
