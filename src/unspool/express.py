@@ -37,6 +37,7 @@ from .core.message import (
     scoped,
 )
 from .core.outcome import STANDS
+from .core.prefer import NONE
 from .custody import Custody
 from .errors import Corrupt, Refused
 from .ingress.protocol import Caller
@@ -118,7 +119,7 @@ class Express:
             fields.append(forwarded(caller, host))
         safe = request.method in SAFE_METHODS
         if key is not None:
-            return not safe and self._begin_keyed(request, fields, key, done, now)
+            return not safe and self._begin_keyed(request, fields, key, done, now, calm)
         if not calm:
             if safe:
                 return False
@@ -130,7 +131,13 @@ class Express:
         return self.prompt(onwards, Plain(self, onwards, done, now), repeat=repeat) is not None
 
     def _begin_keyed(
-        self, request: Request, fields: list[Field], key: bytes, done: _Done, now: Instant
+        self,
+        request: Request,
+        fields: list[Field],
+        key: bytes,
+        done: _Done,
+        now: Instant,
+        calm: bool,
     ) -> bool:
         options = self.options
         name = read_key((key,), chars_max=options.key_max_chars)
@@ -151,21 +158,19 @@ class Express:
         turn = self._tries.begin_now(known_as, print_)
         if turn is None:
             return False
-        passage = plain(onwards, options, began_at=now)
-        passage.repeat = True
-        passage.name = name
-        passage.key = known_as
-        passage.fingerprint = print_
-        passage.let_go = turn.ends
+        passage = Passage(
+            onwards, NONE, now, True, options.lifetime_ms,
+            name=name, key=known_as, fingerprint=print_, let_go=turn.ends,
+        )  # fmt: skip
         keyed = Keyed(self, passage, turn, done)
-        if recent is None and not self.lane.calm and keyed.saves(now):
+        if recent is None and not calm and keyed.saves(now):
             return True
         told = Told(keyed.found, self.other.complaint, keyed.end)
         if recent is not None:
             told.set_result(recent)
             return True
         try:
-            self.custody.find_for(told, passage.key)
+            self.custody.find_for(told, known_as)
         except Refused:
             turn.ends()
             return False

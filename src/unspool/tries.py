@@ -40,11 +40,13 @@ class Turn:
 
     def tries(self) -> None:
         self.looked = True
-        self._tell()
+        if self._waiting:
+            self._tell()
 
     def ends(self) -> None:
         self._tries.leave(self._key, self)
-        self._tell()
+        if self._waiting:
+            self._tell()
 
     def _tell(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -7,11 +7,12 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from kit import NOW, REFUSED, It, node, says, told, value
+from kit import NOW, REFUSED, It, Service, node, says, told, value
 from msgspec.structs import replace
 
-from unspool.core.message import Instant
+from unspool.core.message import Instant, Request, Response
 from unspool.errors import Unavailable
+from unspool.ingress.protocol import Caller
 from unspool.spools.chain.custodian import Custodian
 from unspool.spools.chain.spool import ChainSpool
 from unspool.spools.memory import MemorySpool
@@ -27,6 +28,7 @@ class Place(MemorySpool):
         super().__init__()
         self.away = False
         self.lost = False
+        self.verbs: list[str] = []
         self._keeps = survives
 
     @property
@@ -34,6 +36,7 @@ class Place(MemorySpool):
         return replace(super().promises, survives=self._keeps)
 
     async def accept(self, entries: Any, /) -> Any:
+        self.verbs.append("accept")
         if self.away and not self.lost:
             raise Unavailable("switched off")
         answers = await super().accept(entries)
@@ -42,13 +45,16 @@ class Place(MemorySpool):
         return answers
 
     async def find(self, keys: Any, /) -> Any:
+        self.verbs.append("find")
         if self.away:
             raise Unavailable("switched off")
         return await super().find(keys)
 
 
 @contextlib.asynccontextmanager
-async def relay_over_two() -> AsyncIterator[tuple[It, Place, Place]]:
+async def relay_over_two(
+    service: Service | None = None,
+) -> AsyncIterator[tuple[It, Place, Place]]:
     first, second = Place(Survives.MACHINE), Place(Survives.POWER)
 
     def opens(place: Place) -> Any:
@@ -69,10 +75,32 @@ async def relay_over_two() -> AsyncIterator[tuple[It, Place, Place]]:
     while not chain.ranks.clear:
         await asyncio.sleep(0.01)
     try:
-        async with node(REFUSED, spool=chain) as it:
+        async with node(REFUSED, spool=chain, service=service) as it:
             yield it, first, second
     finally:
         await chain.aclose()
+
+
+class Prompt(Service):
+    """A service with a connection at hand: what is usual takes the express road."""
+
+    def begin(self, request: Request, done: Any, /, *, repeat: bool) -> Prompt:
+        raise AssertionError("it is known to be down")
+
+
+async def test_a_key_is_looked_up_in_a_chain_before_it_is_saved() -> None:
+    """Who would take it may not be who knows it, and one who cannot be asked may know it."""
+    async with relay_over_two(Prompt(REFUSED)) as (it, first, _):
+        for number in range(9):
+            assert (await it.ask(key=f"{number}")).status == 202
+        assert not it.node.scheduler.lane(it.node.options.destination).is_open(it.clock.now())
+        first.verbs.clear()
+        heard: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        fields = [(b"Host", b"relay.example"), (b"Idempotency-Key", b"k")]
+        request = Request(b"POST", b"/orders", fields, b"tea")
+        assert it.node.relay.begin(request, Caller("192.0.2.7", "http"), heard.set_result)
+        assert (await heard).status == 202
+        assert first.verbs[0] == "find"
 
 
 async def back(it: It, first: Place) -> None:
