@@ -224,8 +224,8 @@ class Node:
         loop = asyncio.get_running_loop()
         until = loop.time() + drain_ms / 1000
 
-        def left_ms() -> int:
-            return max(0, int((until - loop.time()) * 1000))
+        def left_ms(beyond_ms: int = 0) -> int:
+            return max(0, int((until - loop.time()) * 1000) + beyond_ms)
 
         self.draining = True
         await self.dispatcher.stop(drain_ms=left_ms())
@@ -235,9 +235,11 @@ class Node:
         if self._running is not None:
             running, self._running = self._running, None
             self.dispatcher.wake()
-            await asyncio.wait([running], timeout=left_ms() / 1000)
-            running.cancel()  # it waits for the spool: what that leases now comes due by itself
+            # What it is just leasing is given back, however short the time: left leased, it would
+            # look like an attempt that was cut short, and what may not be repeated would end there.
+            await asyncio.wait([running], timeout=left_ms(LAST_WRITES_MS // 2) / 1000)
+            running.cancel()  # the spool hangs: what that leases now comes due by itself
             await asyncio.gather(running, return_exceptions=True)
             await self.dispatcher.stop(drain_ms=left_ms())  # what it had just leased when told
-        await self.custody.drain(within_ms=left_ms() + LAST_WRITES_MS)
+        await self.custody.drain(within_ms=left_ms(LAST_WRITES_MS))
         return not self.custody.gave_up and not self.dispatcher.unwritten

@@ -158,7 +158,7 @@ def test_after_a_fork_the_parent_sends_on_what_waits_by_itself(
         if not pid:
             os._exit(0)
         os.waitpid(pid, 0)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 40
         while not client.statistics().get("sends") and time.monotonic() < until:
             time.sleep(0.02)
         assert client.statistics()["sends"]
@@ -195,7 +195,7 @@ def test_forked_in_the_middle_of_a_call_the_child_is_refused_with_a_sentence(
     """Its connections, and SQLite's, are the parent's; the parent goes on."""
     out = run(
         """
-        import os, socket, threading, time
+        import os, socket, threading
         from unspool import Client, Queued, Unknown
         deaf = socket.create_server(("127.0.0.1", 0))
         client = Client(f"http://127.0.0.1:{deaf.getsockname()[1]}", outbox="o.db")
@@ -205,7 +205,7 @@ def test_forked_in_the_middle_of_a_call_the_child_is_refused_with_a_sentence(
         )
         client.start()
         thread.start()
-        time.sleep(0.3)
+        held, _ = deaf.accept()
         pid = os.fork()
         if not pid:
             try:
@@ -217,6 +217,7 @@ def test_forked_in_the_middle_of_a_call_the_child_is_refused_with_a_sentence(
         thread.join()
         assert isinstance(results[0], Queued), results
         client.close()
+        held.close()
         deaf.close()
         print("well")
         """,

@@ -30,6 +30,7 @@ from unspool.errors import Busy, Misconfigured, Reused, Saved, Unavailable
 from unspool.problems import problem
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Acceptance, Entry
+from unspool.testing.clock import virtually
 
 from .kit import DOWN, OK, RESET, TAKEN, World, has, never, says, value
 
@@ -190,6 +191,7 @@ async def test_the_second_queue_is_asked_when_the_first_fails() -> None:
     assert result.receipt.where == "https://relay2"
 
 
+@virtually
 async def test_a_relay_that_hangs_has_its_slice_and_no_more() -> None:
     world = World(a=never, relay1=never, relay2=TAKEN)
     queues = ["https://relay1", "https://relay2"]

@@ -17,13 +17,15 @@ from msgspec.structs import replace
 from unspool import AsyncClient, Delivered, Queued, Unknown
 from unspool.clock import SystemClock
 from unspool.core.lane import Conduct
-from unspool.core.message import Request, Sent
+from unspool.core.lifecycle import State
+from unspool.core.message import Failure, Request, Response, Sent
 from unspool.ingress.protocol import Caller
 from unspool.node import Node, plan_for
 from unspool.spools.memory import MemorySpool
-from unspool.spools.protocol import Survives
+from unspool.spools.protocol import Query, Survives
 from unspool.transports.http import HttpTransport
 from unspool.transports.servers import Servers
+from unspool.transports.timed import timed
 
 ANSWER = b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok"
 
@@ -143,6 +145,62 @@ async def test_who_is_cancelled_while_it_connects_has_sent_nothing(tmp_path: Pat
         result = await client.wait(request.key, timeout=10)
     assert isinstance(result, Delivered)
     assert len(shop.came) == 1
+
+
+async def test_what_waits_is_not_sent_by_a_process_that_ends_while_it_connects(
+    tmp_path: Path,
+) -> None:
+    """It is given back, and goes out from the next one, though it may not be repeated."""
+    shop, path = Shop(), str(tmp_path / "outbox.db")
+    with deaf() as port:
+        for _ in range(2):
+            client = AsyncClient(at(port), outbox=path, backoff_least_ms=50, drain_ms=100)
+            async with client:
+                if not (waits := client.statistics()["waiting"]):
+                    result = await client.post("/o", content=b"1", key=False, deadline=0.2)
+                    assert isinstance(result, Queued)
+                await asyncio.sleep(0.3)  # it is due, and being tried again
+        assert waits == 1
+    async with (
+        shop.open(port),
+        AsyncClient(at(port), outbox=path, backoff_least_ms=50) as client,
+    ):
+        fate = await client.wait(result.key, timeout=10)
+    assert isinstance(fate, Delivered)
+    assert len(shop.came) == 1
+
+
+async def test_the_relay_gives_back_what_it_was_cut_off_from_sending() -> None:
+    """And what had gone out it does not: that ends as unknown, where it may not be repeated."""
+    for silent in (False, True):
+        with deaf() as port:
+            async with Shop(silent=True).open() as shop:
+                transport = HttpTransport(at(shop.port if silent else port))
+                plan = replace(plan_for(at(port)), required=Survives.NOTHING)
+                spool = MemorySpool()
+                node = await Node.open(plan=plan, spool=spool, transport=transport)
+                request = Request(b"POST", b"/", ((b"Host", b"a"), (b"Prefer", b"respond-async")))
+                told = await node.relay(request, Caller(peer="192.0.2.7", scheme="http"))
+                assert told.status == 202
+                node.start()
+                await asyncio.sleep(0.1)
+                await node.stop(drain_ms=0)
+                await transport.aclose()
+                [entry] = await spool.browse(Query(state=State.WAITING), after=None, limit=9)
+                assert (entry.leased_until > 0) == silent == (len(shop.came) == 1)
+
+
+async def test_with_no_time_left_nothing_is_sent() -> None:
+    """Not even where a connection is at hand."""
+    async with Shop().open() as shop:
+        transport = HttpTransport(at(shop.port))
+        request = Request(b"POST", b"/", ((b"Host", b"a"),), b"1")
+        first = await timed(transport, request, repeat=False, timeout_ms=1_000)
+        assert isinstance(first, Response)
+        last = await timed(transport, request, repeat=False, timeout_ms=0)
+        await transport.aclose()
+    assert isinstance(last, Failure)
+    assert (last.sent, len(shop.came)) == (Sent.NEVER, 1)
 
 
 async def test_the_relay_saves_what_its_service_never_had() -> None:

@@ -82,7 +82,7 @@ class Pair:
             await until(lambda: self.chain.ranks.all[1].clear)
 
 
-async def until(true: Callable[[], bool], *, seconds: float = 8.0) -> None:
+async def until(true: Callable[[], bool], *, seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come to that"
@@ -137,7 +137,7 @@ async def test_one_that_is_down_is_asked_by_nobody_but_the_probe() -> None:
         for number in range(50):
             await pair.chain.accept([waiting(f"b{number}")])
             await lease_all(pair.chain, limit=1)
-        assert time.monotonic() - began < DEADLINE_MS / 1000 * 10
+        assert time.monotonic() - began < DEADLINE_MS / 1000 * 30
         assert (pair.first.asked["accept"], pair.first.asked["lease"]) == asked
 
 
@@ -279,7 +279,7 @@ async def test_one_that_hangs_while_it_is_opened_holds_nobody_up() -> None:
     )
     began = time.monotonic()
     await chain.begin()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     assert "could not be opened within" in chain.blind
     await chain.aclose()
 

@@ -92,7 +92,7 @@ async def opened(*urls: str) -> AsyncIterator[list[NatsSpool]]:
             await spool.aclose()
 
 
-async def eventually(ask: Any, *, seconds: float = 10) -> Any:
+async def eventually(ask: Any, *, seconds: float = 30) -> Any:
     """What it gives once it gives something."""
     async with asyncio.timeout(seconds):
         while True:
@@ -277,7 +277,7 @@ async def test_a_restart_under_load(kill: bool) -> None:
                         return
                     name = f"{number}-{turn}"
                     try:
-                        async with asyncio.timeout(7):
+                        async with asyncio.timeout(20):
                             await spools[number % 2].accept([waiting(name)])
                         taken.add(key(name))
                     except Unavailable:
@@ -287,8 +287,8 @@ async def test_a_restart_under_load(kill: bool) -> None:
             senders = [asyncio.create_task(sender(number)) for number in range(6)]
             await asyncio.sleep(0.3)
             await asyncio.to_thread(server.stop, kill=kill)
-            await asyncio.sleep(0.3)
-            assert len(refused) == 6, "who was in the middle of something still waits"
+            # Also who was in the middle of something, and long before its deadline.
+            await eventually(_all_of_them(refused, 6), seconds=4)
             before = len(taken)
             await asyncio.to_thread(server.start)
             await eventually(_more(taken, before))
@@ -302,6 +302,13 @@ async def test_a_restart_under_load(kill: bool) -> None:
             leased = [lease.entry.message.key for some in leases for lease in some]
             assert len(leased) == len(set(leased))
             assert set(leased) >= taken
+
+
+def _all_of_them(refused: set[int], count: int) -> Any:
+    async def ask() -> bool:
+        return len(refused) == count
+
+    return ask
 
 
 def _more(taken: set[str], than: int) -> Any:
@@ -319,7 +326,7 @@ def _knows(spool: NatsSpool, taken: set[str]) -> Any:
 
 
 @pytest.mark.skipif("UNSPOOL_CRASH_ROUNDS" not in os.environ, reason="takes half a minute")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_servers_of_a_cluster_are_killed_one_by_one() -> None:
     """1. With three replicas the promise is `machine`, and nothing that was taken is lost when one
     server after the other is killed and comes back; whoever was connected to it goes elsewhere."""

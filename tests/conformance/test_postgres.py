@@ -167,7 +167,7 @@ async def test_whoever_waits_for_an_end_is_given_its_answer(
         while server.execute(waits) == [(0,)]:
             await asyncio.sleep(0.01)
         other.commit()
-    for one in await asyncio.wait_for(asking, 5):
+    for one in await asyncio.wait_for(asking, 20):
         assert isinstance(one, Duplicate)
         assert one.entry.answer == settled("s").answer
 
@@ -184,7 +184,7 @@ async def test_a_lease_steps_over_what_another_is_changing(
         other.execute(statement.encode(), [key("a").encode()])
         began = time.monotonic()
         leases = await pair[1].lease({HERE: 5, THERE: 5}, now=NOW, until=LEASED_UNTIL)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 4, "a verb may take 5 s"
         assert names_of(list(leases)) == ["b", "t"]
         assert list(await pair[1].expire(now=later(6 * DAY), until=later(7 * DAY), limit=9)) != []
     assert names_of(await lease_all(pair[1])) == ["a"]
@@ -209,7 +209,7 @@ async def test_others_hear_of_an_arrival(pair: tuple[Spool, Spool]) -> None:
             assert lease is not None
             await one.settle([(lease, deferred(NOW))])
         await waiter
-        assert time.monotonic() - began < LISTENING_S / 4
+        assert time.monotonic() - began < LISTENING_S - 1
         await quiet(two)
 
 
@@ -222,7 +222,7 @@ async def quiet(spool: Spool) -> None:
             return
 
 
-async def eventually(true: object, *, seconds: float = 10) -> None:
+async def eventually(true: object, *, seconds: float = 30) -> None:
     until = time.monotonic() + seconds
     while not true():  # type: ignore[operator]
         assert time.monotonic() < until
@@ -254,7 +254,7 @@ async def test_behind_pgbouncer_nothing_hangs_on_a_session(
             await eventually(lambda: "PgBouncer" in caplog.text)
             waits.cancel()
             assert not two.hears
-            await asyncio.wait_for(two.wait_arrival(), 1)
+            await asyncio.wait_for(two.wait_arrival(), LISTENING_S - 1)
         finally:
             await one.aclose()
             await two.aclose()

@@ -87,7 +87,7 @@ async def test_a_server_that_stops_answering_is_waited_for_so_long(
 ) -> None:
     """12. No verb hangs longer than its deadline, whoever waits together; then it goes on."""
     async with Proxy(server.port) as proxy:
-        url = server.spool(schema, port=proxy.port, deadline_ms=600, connections=3)
+        url = server.spool(schema, port=proxy.port, deadline_ms=1500, connections=3)
         spool = await open_spool(url)
         await spool.accept([waiting("a")])
         proxy.stand_still = True
@@ -97,7 +97,7 @@ async def test_a_server_that_stops_answering_is_waited_for_so_long(
         ]  # fmt: skip
         began = time.monotonic()
         ended = await asyncio.gather(*verbs, return_exceptions=True)
-        assert time.monotonic() - began < 2 * 0.6 + 0.5
+        assert time.monotonic() - began < 6 * 1.5 * 0.7, "together, and not one after the other"
         assert all(isinstance(error, Unavailable) for error in ended)
         proxy.stand_still = False
         assert len(await lease_all(spool)) >= 1
@@ -107,7 +107,7 @@ async def test_a_server_that_stops_answering_is_waited_for_so_long(
 async def test_it_lets_go_of_a_server_that_does_not_answer(server: Postgres, schema: str) -> None:
     """Closing waits for what was begun, and no longer than that may take."""
     async with Proxy(server.port) as proxy:
-        spool = await open_spool(server.spool(schema, port=proxy.port, deadline_ms=400))
+        spool = await open_spool(server.spool(schema, port=proxy.port, deadline_ms=1000))
         waiter = asyncio.create_task(spool.wait_arrival())
         await asyncio.sleep(0.1)
         proxy.stand_still = True
@@ -115,7 +115,7 @@ async def test_it_lets_go_of_a_server_that_does_not_answer(server: Postgres, sch
         await asyncio.sleep(0)
         began = time.monotonic()
         await spool.aclose()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 6
         await asyncio.gather(finding, waiter, return_exceptions=True)
         with pytest.raises(Unavailable, match="is closed"):
             await spool.find([key("a")])
@@ -132,14 +132,15 @@ async def test_a_relay_that_stands_still_holds_nobody_up_for_long(
     """It was paused between its INSERT and its COMMIT: the server lets go of its locks, and who
     comes with the same key is served."""
     async with Proxy(server.port) as proxy:
-        paused = await open_spool(server.spool(schema, port=proxy.port, deadline_ms=800))
-        other = await open_spool(server.spool(schema, deadline_ms=4000))
+        paused = await open_spool(server.spool(schema, port=proxy.port, deadline_ms=2000))
+        other = await open_spool(server.spool(schema, deadline_ms=20_000))
         proxy.stand_still_after = b"INSERT INTO"
         pausing = asyncio.create_task(_quiet(paused.accept([waiting("a", order_key="x")])))
-        await asyncio.sleep(0.2)
+        while not proxy.stand_still:
+            await asyncio.sleep(0.005)
         began = time.monotonic()
         answers = await other.accept([waiting("a"), waiting("b", order_key="x")])
-        assert 0.2 < time.monotonic() - began < 3
+        assert 0.2 < time.monotonic() - began < 15
         assert all(isinstance(answer, New) for answer in answers)
         await pausing
         await other.aclose()
@@ -148,7 +149,7 @@ async def test_a_relay_that_stands_still_holds_nobody_up_for_long(
 
 async def test_what_another_program_has_locked(server: Postgres, schema: str) -> None:
     """12. Somebody's LOCK TABLE is waited for until the deadline; nothing of the batch is done."""
-    spool = await open_spool(server.spool(schema, deadline_ms=500))
+    spool = await open_spool(server.spool(schema, deadline_ms=1500))
     with psycopg.connect(server.conninfo()) as other:
         other.execute(f"LOCK TABLE {schema}.message".encode())
         with pytest.raises(Unavailable, match="took too long") as caught:
@@ -167,7 +168,7 @@ async def test_who_waits_for_another_batch_waits_no_longer(server: Postgres, sch
         began = loop.time()
         calls = [spool.accept([waiting(name)]) for name in "abc"]
         ends = await asyncio.gather(*calls, return_exceptions=True)
-        assert loop.time() - began < 3.2
+        assert loop.time() - began < 3 * 2 * 0.9, "together, and not one after the other"
     assert all(isinstance(end, NotDone) for end in ends)
     await spool.aclose()
 
@@ -245,7 +246,7 @@ async def test_while_nobody_is_there_it_says_so_at_once(schema: str) -> None:
             began = time.monotonic()
             with pytest.raises(Unavailable, match="cannot be reached"):
                 await spool.find([key("a")])
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 4, "a verb may take 5 s"
         server.start()
         assert names_of(await lease_all(spool)) == ["a"]
         await spool.aclose()

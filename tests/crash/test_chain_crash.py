@@ -41,7 +41,7 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-@pytest.mark.timeout(90 + 12 * LOSSES)
+@pytest.mark.timeout(240 + 12 * LOSSES)
 @pytest.mark.parametrize("name", engines("postgres"))
 async def test_the_engine_is_lost_under_load(tmp_path: Path, name: str) -> None:
     history = History()

@@ -26,7 +26,7 @@ ARGUMENTS = ("--drain-ms", f"{DRAIN_S}s", "--backoff-most-ms", "2s")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.timeout(60 + 10 * DRAINS)
+@pytest.mark.timeout(240 + 10 * DRAINS)
 async def test_deployed_again_and_again_under_load(tmp_path: Path, workers: int) -> None:
     """Exit 0 in time, every time; what was in flight is answered; nothing goes a second time.
 

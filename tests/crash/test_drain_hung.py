@@ -29,7 +29,7 @@ from unspool.spools.protocol import Query
 
 from .processes import ROUNDS, Relay, eventually
 from .service import Service
-from .wire import Told, ask
+from .wire import Severed, Told, ask
 
 pytestmark = pytest.mark.slow
 
@@ -45,17 +45,18 @@ ENGINES = ("sqlite", "redis", "postgres", "nats") if ROUNDS > 1 else ("sqlite",)
 
 
 class Stuck:
-    """A disk that hangs from now on, for one process: each sync takes a minute."""
+    """A disk that hangs from now on, for one process: each sync takes so long."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, *, sync_s: float = 60) -> None:
         self._relay = relay
+        self._sync_us = round(sync_s * 1e6)
         self._strace: subprocess.Popen[bytes] | None = None
 
     def pause(self) -> None:
         calls = "fsync,fdatasync"
         self._strace = subprocess.Popen(
             ["strace", "-f", "-p", str(self._relay.pid), "-e", f"trace={calls}",
-             "-e", f"inject={calls}:delay_enter=60000000"],
+             "-e", f"inject={calls}:delay_enter={self._sync_us}"],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         assert self._strace.stderr is not None
@@ -181,3 +182,34 @@ async def test_a_collector_gives_back_what_a_spool_that_hangs_does_not_take(
 def started_process(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("UNSPOOL_")}
     return process.started([sys.executable, "-m", "unspool", *words], log=log, env=env)
+
+
+async def test_a_disk_that_is_slow_is_waited_for(tmp_path: Path) -> None:
+    """However short the time to drain: it is none that hangs, and the exit code does not say so."""
+    if shutil.which("strace") is None:
+        pytest.skip("there is no strace")
+    with Service(up=False) as service:
+        relay = Relay(tmp_path, to=service.url, arguments=("--drain-ms", "100"))
+        disk = Stuck(relay, sync_s=0.2)
+        told: list[int] = []
+
+        async def load(name: str) -> None:
+            with contextlib.suppress(Severed):
+                for number in range(1000):
+                    fields = {"Idempotency-Key": f"{name}-{number}", "Prefer": "respond-async"}
+                    told.append((await ask(relay.port, "POST", "/", fields=fields)).status)
+
+        try:
+            await relay.start()
+            disk.pause()
+            asking = [asyncio.create_task(load(name)) for name in "abcdef"]
+            await eventually(lambda: len(told) > 6, "some are saved")
+            relay.signal(signal.SIGTERM)
+            code = await relay.ended(seconds=20)
+            await asyncio.gather(*asking)
+            said = relay.tail()
+        finally:
+            disk.resume()
+            relay.end()
+    assert code == 0, said
+    assert set(told) == {202}

@@ -211,7 +211,7 @@ async def cuts(engine: str, disk: Disk, quick: Quick, count: int, *, synced: boo
     return score
 
 
-@pytest.mark.timeout(60 + 4 * CUTS)
+@pytest.mark.timeout(240 + 4 * CUTS)
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_what_was_told_before_a_cut_is_there_after_it(
     disk: Disk, quick: Quick, engine: str

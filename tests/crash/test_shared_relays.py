@@ -92,7 +92,7 @@ async def blow(host: Host, kind: str, history: History, moments: random.Random) 
     history.crashes.append(now_ns())
 
 
-@pytest.mark.timeout(120 + 30 * BLOWS)
+@pytest.mark.timeout(240 + 30 * BLOWS)
 @pytest.mark.parametrize("name", engines("postgres"))
 async def test_relays_that_share_an_engine(tmp_path: Path, name: str) -> None:
     history = History()
@@ -132,7 +132,7 @@ async def test_relays_that_share_an_engine(tmp_path: Path, name: str) -> None:
     assert len(history.accepted()) > 20 * BLOWS, "too little was at stake"
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", engines("redis"))
 async def test_a_repeat_at_another_relay_waits_or_is_told(tmp_path: Path, name: str) -> None:
     """A key that runs at one relay: at another a repeat is told 409, or waits as it asked to, and
@@ -156,7 +156,7 @@ async def test_a_repeat_at_another_relay_waits_or_is_told(tmp_path: Path, name: 
     assert len(service.handled) == 1
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", engines("nats"))
 async def test_without_its_engine_a_relay_passes_through_and_takes_nothing(
     tmp_path: Path, name: str
@@ -174,9 +174,9 @@ async def test_without_its_engine_a_relay_passes_through_and_takes_nothing(
                 refusals = 0
                 for number in range(20):
                     began = time.monotonic()
-                    told = await ask(port, "GET", "/", timeout=5)
+                    told = await ask(port, "GET", "/", timeout=10)
                     assert told.status == 200
-                    assert time.monotonic() - began < 1, "it passes as ever"
+                    assert time.monotonic() - began < 3, "it passes as ever"
                     if number % 10 == 0:
                         call = await saved(port, history, f"{ends.__name__} {number}")
                         assert call.refused == "refused", call

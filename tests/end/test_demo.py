@@ -280,7 +280,7 @@ def wait_for(process: subprocess.Popen[str], words: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_nothing_is_lost_or_doubled_through_the_relay(tmp_path: Path) -> None:
     with demonstration(tmp_path, "--seconds", "15", "--rate", "60") as process:
         output, _ = process.communicate(timeout=150)
@@ -297,7 +297,7 @@ def test_nothing_is_lost_or_doubled_through_the_relay(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_double_behind_its_back_is_found(tmp_path: Path) -> None:
     """Somebody orders twice in the service's name: the demonstration must not call that clean."""
     with demonstration(tmp_path, "--seconds", "6", "--rate", "40") as process:

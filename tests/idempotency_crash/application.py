@@ -4,6 +4,7 @@ A POST does what its X-Do field says (fields are no part of the fingerprint, so 
 it out):
 
     sleep-20     end after 20 ms               hold       end once the file go-<key> is there
+    nap          end once the file go-nap-<key> is there
     fail         hold, then raise              5xx        hold, then answer 503
     buy          a row and its record in one transaction of our own database (co-commit)
     hold-buy     hold, then buy                buy-hold   buy, then hold: before the answer
@@ -54,6 +55,8 @@ def application(ledger: Ledger, folder: Path) -> App:
         ledger.note("begin", key, token)
         if do.startswith("sleep-"):
             await asyncio.sleep(int(do.removeprefix("sleep-")) / 1000)
+        elif do == "nap":
+            await held(folder, f"nap-{key}")
         elif do.startswith("hold") or do in ("fail", "5xx"):
             await held(folder, key)
         if "buy" in do:

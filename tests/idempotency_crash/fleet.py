@@ -125,7 +125,7 @@ class Fleet:
         (self.folder / f"go-{key}").touch()
 
     async def began(self, key: str, *, times: int = 1) -> None:
-        await eventually(lambda: self.ledger.begun(key) >= times, f"{key} began", seconds=10)
+        await eventually(lambda: self.ledger.begun(key) >= times, f"{key} began")
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")

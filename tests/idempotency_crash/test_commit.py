@@ -52,12 +52,12 @@ async def test_a_crash_leaves_effect_and_record_or_neither(
     try:
         owner, other = await fleet.start(), await fleet.start()
         asking = asyncio.create_task(owner.ask("k", do=do))
-        await eventually((tmp_path / "held-k").exists, "it came to its hold", seconds=10)
+        await eventually((tmp_path / "held-k").exists, "it came to its hold")
         owner.kill()
         with pytest.raises(Severed):
             await asking
         assert len(orders(shop, "k")) == before
-        told, _ = await until_not_busy(other, "k", do="buy", seconds=5)
+        told, _ = await until_not_busy(other, "k", do="buy", seconds=20)
         assert (told.status, replayed(told), stored(told)) == (201, False, True)
         [token] = orders(shop, "k")
         assert told.body == f"done {token}".encode()
@@ -75,9 +75,9 @@ async def test_a_late_owner_s_rows_roll_back(tmp_path: Path, launcher: Quick, sh
     try:
         sleeper, other = await fleet.start(), await fleet.start()
         asking = asyncio.create_task(sleeper.ask("k", do="hold-buy"))
-        await eventually((tmp_path / "held-k").exists, "it came to its hold", seconds=10)
+        await eventually((tmp_path / "held-k").exists, "it came to its hold")
         sleeper.pause()
-        told, _ = await until_not_busy(other, "k", do="buy", seconds=5)
+        told, _ = await until_not_busy(other, "k", do="buy", seconds=20)
         assert (told.status, replayed(told)) == (201, False)
         fleet.go("k")
         sleeper.resume()

@@ -98,7 +98,7 @@ async def cuts(
     return stake, lost, with_loss
 
 
-@pytest.mark.timeout(60 + 30 * ROUNDS)
+@pytest.mark.timeout(240 + 30 * ROUNDS)
 async def test_an_answer_told_before_a_cut_is_replayed_after_it(
     tmp_path: Path, disk: Disk, launcher: Quick
 ) -> None:

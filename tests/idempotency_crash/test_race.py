@@ -95,7 +95,7 @@ def tell(what: str, rounds: Sequence[Round], fleet: Fleet) -> None:
     print(f"\n{what}: {len(rounds)} rounds x {REPEATS}: {dict(told)}; run by processes: {shares}")
 
 
-@pytest.mark.timeout(60 + 20 * ROUNDS)
+@pytest.mark.timeout(240 + 20 * ROUNDS)
 async def test_one_key_runs_once_however_many_ask_at_once(tmp_path: Path, launcher: Quick) -> None:
     """E1, E2, E3, E4 over three processes and one spool. The counter is the application's own."""
     fleet = Fleet(launcher, tmp_path)
@@ -110,7 +110,7 @@ async def test_one_key_runs_once_however_many_ask_at_once(tmp_path: Path, launch
         await fleet.end()
 
 
-@pytest.mark.timeout(60 + 10 * ROUNDS)
+@pytest.mark.timeout(240 + 10 * ROUNDS)
 @pytest.mark.parametrize("alone", [False, True])
 async def test_one_key_runs_once_in_one_process(
     tmp_path: Path, launcher: Quick, alone: bool

@@ -19,7 +19,7 @@ from unspool.middleware.once import Once
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_S = 100.0
 """On a machine that does ten other things a worker takes a minute to start, die and start again."""
-pytestmark = pytest.mark.timeout(250)
+pytestmark = pytest.mark.timeout(300)
 
 
 def environ(shop: Path) -> dict[str, str]:

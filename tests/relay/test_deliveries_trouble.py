@@ -226,7 +226,37 @@ async def test_a_lease_that_never_comes_keeps_no_stop() -> None:
         await asyncio.sleep(1)
         began = it.clock.now()
         assert await it.node.stop(drain_ms=5_000), "nothing was given to it that it has not taken"
-        assert it.clock.now() - began <= 5_000
+        assert it.clock.now() - began <= 5_000 + LAST_WRITES_MS
+
+
+class Slow(MemorySpool):
+    """What it has begun to lease it leases, whether somebody waits for that or not."""
+
+    async def lease(
+        self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease]:
+        async def in_a_moment() -> Sequence[Lease]:
+            await asyncio.sleep(0.1)
+            return await MemorySpool.lease(self, wants, now=now, until=until)
+
+        return await asyncio.shield(asyncio.ensure_future(in_a_moment()))
+
+
+@virtually
+async def test_what_is_just_being_leased_is_given_back_however_short_the_time() -> None:
+    """Left leased it would look like an attempt that was cut short, and what may not be repeated
+    would end as unknown though it was never sent."""
+    async with world(spool=Slow(), service=Prompt(OK)) as it:
+        it.node.start()
+        await asyncio.sleep(1)
+        await it.ask(b"POST", b"/", ASYNC)
+        await asyncio.sleep(0.05)
+        assert await it.node.stop(drain_ms=0)
+        await asyncio.sleep(1)
+        [entry] = it.kept
+        assert not entry.message.repeat
+        assert entry.leased_until <= it.clock.now()
+        assert it.service.attempts == []
 
 
 @virtually

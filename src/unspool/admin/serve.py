@@ -68,7 +68,8 @@ IN_USE_PAUSE_S: Final = 0.05
 LAST_WORDS_MS: Final = 1_000
 """Of the time to drain: for saving what has had no answer, and for saying so."""
 STUCK_MS: Final = 500
-"""A spool that has done nothing for so long by then will not in time."""
+"""A spool that has done nothing for so long by then hangs; one that is only slow goes on for the
+second beyond the drain that `Node.stop` leaves it."""
 GC_THRESHOLD: Final = 20_000
 """Requests leave no cycles behind; looking for them 30 times less often is worth a tenth."""
 
@@ -177,7 +178,7 @@ async def _cut(transport: Transport, node: Node, *, drain_ms: int) -> None:
     await asyncio.sleep((drain_ms - words_ms) / 1000)
     await transport.aclose()
     await asyncio.sleep(words_ms * 3 / 4000)
-    node.custody.give_up(stuck_s=min(STUCK_MS, words_ms / 2) / 1000)
+    node.custody.give_up(stuck_s=STUCK_MS / 1000)
 
 
 def _serve_alone(url: str) -> IO[bytes] | None:

@@ -67,6 +67,8 @@ relay's 20 a service that had just recovered was overloaded again by what had wa
 TURN_S: Final = 1.0
 """How often those whose turn it is not look whether it is."""
 RECOUNT_S: Final = 10.0
+LAST_WRITES_MS: Final = 500
+"""For giving back what has just been leased, where there is no time to drain."""
 DISK_FREE_MIN_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -356,11 +358,12 @@ class Outbox:
         await self.dispatcher.stop(drain_ms=drain_ms)
         try:
             if self._running is not None:
-                await asyncio.wait([self._running], timeout=drain_ms / 1000)
+                # What it is just leasing is given back: left leased, it would look as if sent.
+                await asyncio.wait([self._running], timeout=max(drain_ms, LAST_WRITES_MS) / 1000)
                 self._running.cancel()  # it waits for a disk that hangs
                 await asyncio.gather(self._running, return_exceptions=True)
                 await self.dispatcher.stop(drain_ms=drain_ms)
-            await self.custody.drain(within_ms=drain_ms)
+            await self.custody.drain(within_ms=max(drain_ms, LAST_WRITES_MS))
             if self._room is not None:
                 await self._room.aclose()
             if not await closed(self.spool):

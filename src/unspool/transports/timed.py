@@ -1,6 +1,7 @@
 """Timed: one attempt that ends after so long, and says whether the request can have gone out.
 
     answer = await timed(transport, request, repeat=…, timeout_ms=…, sending=…)
+    answer = await asked(transport, request, repeat=…, sending=…)       without a limit
 
 What is cut off while it still waits for a connection was never sent: it may go elsewhere, whatever
 it is. `sending` is called when a first byte may go, for whoever is cancelled in the midst of it.
@@ -30,6 +31,8 @@ async def timed(
     sending: Callable[[], None] = _nobody,
 ) -> Answer:
     """`reach_ms`: within which there has to be a connection; 0: within all of `timeout_ms`."""
+    if timeout_ms <= 0:  # a connection that is at hand would take it at once
+        return Failure(Cause.CONNECTION_TIMEOUT, "there was no time left to send it", Sent.NEVER)
     until = asyncio.get_running_loop().time() + timeout_ms / 1000
     reach_ms = min(reach_ms, timeout_ms) or timeout_ms
     limit = asyncio.timeout(reach_ms / 1000)
@@ -44,14 +47,20 @@ async def timed(
 
     try:
         async with limit:
-            if getattr(transport, "tells", False):
-                telling = cast(Telling, transport)
-                return await telling.attempt(request, repeat=repeat, sending=goes)
-            goes()  # nobody can tell from here
-            return await transport.attempt(request, repeat=repeat)
+            return await asked(transport, request, repeat=repeat, sending=goes)
     except TimeoutError:
         if sent:
             why = f"no answer within {timeout_ms} ms"
             return Failure(Cause.HTTP_RESPONSE_TIMEOUT, why, Sent.MAYBE)
         why = f"no connection within {reach_ms} ms"
         return Failure(Cause.CONNECTION_TIMEOUT, why, Sent.NEVER)
+
+
+async def asked(
+    transport: Transport, request: Request, *, repeat: bool, sending: Callable[[], None]
+) -> Answer:
+    """One attempt. Where a transport does not tell when the request goes out, it goes at once."""
+    if getattr(transport, "tells", False):
+        return await cast(Telling, transport).attempt(request, repeat=repeat, sending=sending)
+    sending()
+    return await transport.attempt(request, repeat=repeat)
