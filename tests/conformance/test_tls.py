@@ -19,6 +19,7 @@ from typing import Any, Final
 import pytest
 import trustme
 
+from crash.processes import ROUNDS
 from ports import free_port
 from servers.nats import nats
 from servers.postgres import account, open_folder, postgres
@@ -99,8 +100,11 @@ def engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, Url, int, Cert
 
 
 async def opened(url: str) -> None:
-    spool: Spool = await open_spool(url)
-    await spool.aclose()
+    try:
+        spool: Spool = await open_spool(url)
+        await spool.aclose()
+    finally:
+        await asyncio.sleep(0.02)  # transports let go of their sockets in the next turns
 
 
 async def test_under_its_name_and_its_authority_it_is_opened(engine: Any) -> None:
@@ -151,15 +155,16 @@ async def test_what_does_not_speak_tls_is_told_nothing(engine: Any) -> None:
             )
 
 
-@pytest.mark.parametrize("engine", ["nats"], indirect=True)
+@pytest.mark.skipif(ROUNDS == 1, reason="the exit code is the error's; a relay takes 3 s to say it")
 async def test_the_relay_does_not_start_with_it(engine: Any) -> None:
     """Exit 78, and a sentence; it is not tried again and again."""
     _, url, _, made = engine
+    env = {name: value for name, value in os.environ.items() if not name.startswith("UNSPOOL_")}
     command = ["serve", "--to", "http://127.0.0.1:1", "--listen", f"127.0.0.1:{free_port()}"]
     done = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "unspool", *command, "--spool", url("localhost", made.others)],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=30, check=False, env=env,
     )  # fmt: skip
     assert done.returncode == 78
     assert "certificate" in done.stderr

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from ports import free_port
+from servers import process
+from servers.gearmand import gearmand
 from servers.table import durable
+from unspool import Accepted, AsyncClient
+from unspool.spools.open import open_spool
+from unspool.spools.protocol import Query
 
 from .processes import ROUNDS, Relay, eventually
 from .service import Service
@@ -130,6 +138,50 @@ def _each_was_told(told: dict[str, Told]) -> None:
     assert told["plain"].status == 200, "it asks nothing of the spool"
     for name in ("async", "wait"):
         assert told[name].status in (200, 503), (name, told[name])
+
+
+@pytest.mark.skipif(ROUNDS == 1, reason="as above, of another command: 6 s each")
+@pytest.mark.parametrize("command", ["collect", "serve"])
+async def test_a_collector_gives_back_what_a_spool_that_hangs_does_not_take(
+    tmp_path: Path, command: str
+) -> None:
+    """Exit 75 in time; all is at the queue still, and once in the spool in the end."""
+    with Service(up=False) as service, gearmand() as queue, durable("redis") as spool:
+        url, where = f"gearman://127.0.0.1:{queue.port}/orders", spool.spool("hung")
+        more = ("--drain-ms", f"{int(DRAIN_S * 1000)}", "--spool", where, "--log-format", "text")
+        to = ("--to", service.url)
+        collecting = ("collect", url, *to, *more)
+        serving = ("serve", *to, "--collect", url, "--listen", f"127.0.0.1:{free_port()}", *more)
+        log = tmp_path / "log"
+        first = started_process(collecting if command == "collect" else serving, log)
+        try:
+            await eventually(lambda: "collect" in log.read_text(), "it collects")
+        except BaseException:
+            first.kill()
+            first.wait()
+            raise
+        spool.pause()
+        async with AsyncClient("http://127.0.0.1:1", queues=[url], deadline=2) as client:
+            for number in range(3):
+                assert isinstance(await client.post("/", content=b"%d" % number), Accepted)
+        await asyncio.sleep(0.3)
+        first.send_signal(signal.SIGTERM)
+        code = await asyncio.to_thread(first.wait, DRAIN_S + MARGIN_S)
+        spool.resume()
+        assert code == 75, log.read_text()
+        assert "does not answer" in log.read_text()
+        again = started_process(("collect", url, "--once", *to, *more), log)
+        assert await asyncio.to_thread(again.wait, 30) == 0
+        looking = await open_spool(where)
+        found = await looking.browse(Query(), after=None, limit=9, requests=True)
+        await looking.aclose()
+    bodies = [one.message.request.body for one in found if one.message.request is not None]
+    assert sorted(bodies) == [b"0", b"1", b"2"]
+
+
+def started_process(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("UNSPOOL_")}
+    return process.started([sys.executable, "-m", "unspool", *words], log=log, env=env)
 
 
 async def test_a_disk_that_is_slow_is_waited_for(tmp_path: Path) -> None:

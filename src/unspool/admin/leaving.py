@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from typing import NoReturn
 
@@ -22,19 +23,27 @@ log = logging.getLogger("unspool.serve")
 
 def leave(settings: Settings, custody: Custody, *, unwritten: int = 0) -> NoReturn:
     """`unwritten`: verdicts that the spool did not take."""
-    urls = [concealed(url) for url in settings.spool]
-    log.warning(
-        "the spool %s does not answer, and was not waited for. What was accepted is in it. Of %d"
-        " request(s) and verdict(s) nobody knows whether it took them: their senders were told so."
-        " %d message(s) whose verdict is not written come due when their lease ends (%d s) and are"
-        " tried again, or end as unknown where they may not be. When it is back:"
-        " unspool queue %s",
-        " ".join(urls),
-        custody.gave_up,
-        unwritten,
-        settings.lease_ms // 1000,
-        " ".join(f"--spool {url}" for url in urls),
-    )
+    log.warning("%s", told(settings, gave_up=custody.gave_up, unwritten=unwritten))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(os.EX_TEMPFAIL)
+
+
+def told(settings: Settings, *, gave_up: int, unwritten: int) -> str:
+    """Where everything is, and what happens next."""
+    urls = [concealed(url) for url in settings.spool]
+    silent = f"the spool {' '.join(urls)} does not answer, and was not waited for."
+    parts = [silent, "What was accepted is in it."]
+    if gave_up:
+        parts.append(
+            f"Of {gave_up} request(s) and verdict(s) nobody knows whether it took them; whoever"
+            " waited was told so."
+        )
+    if unwritten:
+        parts.append(
+            f"{unwritten} message(s) whose verdict is not written come due when their lease ends"
+            f" ({settings.lease_ms // 1000} s), and are tried again, or end as unknown where they"
+            " may not be."
+        )
+    command = f"unspool queue {' '.join(f'--spool {shlex.quote(url)}' for url in urls)}"
+    return " ".join([*parts, f"When it is back: {command}"])

@@ -326,7 +326,9 @@ class Link:
         self._closed = True
         if self._busy:
             await asyncio.wait(self._busy)
-        await self._drop_idle()
+        idle, self._idle = self._idle, []
+        # TLS says good-bye to the other side, and hears it: within the time to connect.
+        await asyncio.gather(*(one.disconnect() for _, one in idle), return_exceptions=True)
 
 
 async def _exchange(connection: Any, *command: Any) -> Any:
