@@ -23,6 +23,7 @@ import pytest
 
 from unspool import __version__
 from unspool.admin import logs
+from unspool.core import heads
 from unspool.core.lifecycle import Bounced, Deferred, Delivered, Reason, State
 from unspool.core.message import (
     AT_ONCE,
@@ -580,7 +581,8 @@ def test_bad_command_lines_exit_64(unspool: Run, words: tuple[str, ...]) -> None
 
 
 def test_version(unspool: Run) -> None:
-    assert unspool("version").stdout == f"unspool {__version__}\n".encode()
+    how = "compiled" if heads.COMPILED else "not compiled"
+    assert unspool("version").stdout == f"unspool {__version__} ({how})\n".encode()
 
 
 def test_config_says_where_each_value_came_from(unspool: Run, tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ LAYERS = {
     "queues": ("queues",),
     "transports": ("transports",),
     "relay": (
-        "relay", "dispatcher", "deliveries", "receipts", "custody", "saving", "passage", "answers",
-        "gather", "node", "express", "tries", "ledger", "recent", "claims", "endings", "upkeep",
+        "relay", "dispatcher", "deliveries", "settling", "receipts", "custody", "saving", "passage",
+        "answers", "gather", "node", "express", "told", "tries", "ledger", "recent", "claims",
+        "endings", "upkeep",
     ),
     "ingress": ("ingress",),
     "house": ("house",),

@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from .core.fields import Kinds, name_of
 from .core.idempotency import Unreadable, minted
+from .core.kinds import Kinds, name_of
 from .core.lifecycle import Keeping, State, ended_as
 from .core.message import SAFE_METHODS, Answer, Cause, Field, Instant, Request, Response, Sent
 from .core.outcome import Judgement, judge, repeatable

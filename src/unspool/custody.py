@@ -12,6 +12,8 @@
     await custody.seize(entry, …)     the right to end this one, by its sender's word
     custody.grade(entry)              what it survives, as receipts tell it
     await custody.count()             how many wait already
+    await custody.drain(within_ms=…)  everything submitted is done, or given up
+    custody.give_up(…)                whoever waits for a spool that hangs is told so
     custody.recent                    answers just kept: a repeat mostly follows soon
 
 It also remembers how the spool does: after a write that failed it is left alone for a moment, so
@@ -23,6 +25,7 @@ several (`spools.chain`), which tells of each item apart: here is where that is 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from hmac import compare_digest
@@ -44,6 +47,8 @@ TROUBLE_MS: Final = 1_000
 """How long a spool that failed is left alone."""
 BATCH_MAX: Final = 512
 WAITING_MAX: Final = 20_000
+DRAIN_MS: Final = 5_000
+HANGS: Final = "The spool has not answered, and this process ends."
 
 
 class Custody:
@@ -57,6 +62,8 @@ class Custody:
         self.chain: Final = spool if isinstance(spool, ChainSpool) else None
         self.backlog = 0
         """Waiting messages, roughly: what was counted at start and what came and went since."""
+        self.gave_up = 0
+        """Who waited for the spool when it was given up."""
         self.recent: Final = Recent()
         self._disk_free = disk_free
         self._trouble = ""
@@ -200,8 +207,21 @@ class Custody:
         self._trouble = str(error).split(".", 1)[0]
         self._troubled_at = now
 
-    async def drain(self) -> None:
-        """Everything that was submitted is done."""
-        await self._accepts.drain()
-        await self._settles.drain()
-        await self._finds.drain()
+    async def drain(self, *, within_ms: int = DRAIN_MS) -> bool:
+        """Everything that was submitted is done. False: after so long some of it was given up."""
+        try:
+            async with asyncio.timeout(within_ms / 1000):
+                await self._accepts.drain()
+                await self._settles.drain()
+                await self._finds.drain()
+        except TimeoutError:
+            return not self.give_up()
+        return True
+
+    def give_up(self, *, stuck_s: float = 0.0) -> int:
+        """Tell whoever waits for the spool that it hangs, if it has done nothing for `stuck_s`.
+        How many they were. What they brought may or may not be in it (12)."""
+        committers = (self._accepts, self._settles, self._finds)
+        waited = sum(one.give_up(HANGS, stuck_s=stuck_s) for one in committers)
+        self.gave_up += waited
+        return waited

@@ -11,7 +11,8 @@ other attempt has a task.
 
 A place in the window is free as soon as there is an answer; the verdict is written down meanwhile,
 again and again while the lease is ours. What is given up is not settled: its lease runs out, and it
-comes due by itself, for it may have been applied.
+comes due by itself, for it may have been applied. What was cut off while it still waited for a
+connection was never sent: that is given back.
 
 An attempt never outlives its lease (I4): whatever the transport promises, it is cut short before.
 """
@@ -42,8 +43,10 @@ from .core.scheduler import Scheduler
 from .custody import Custody
 from .errors import Refused
 from .gather import gather
+from .settling import Settling
 from .spools.protocol import SKEW_MS, Lease
 from .transports.protocol import Begun, Transport
+from .transports.timed import asked
 
 log: Final = logging.getLogger("unspool.dispatcher")
 
@@ -52,6 +55,7 @@ WATCH_S: Final = 0.5
 """How often to look whether a lease has run out under its attempt."""
 
 _LATE: Final = Failure(Cause.HTTP_RESPONSE_TIMEOUT, "no answer within its lease", Sent.MAYBE)
+_UNSENT: Final = Failure(Cause.CONNECTION_TIMEOUT, "no connection within its lease", Sent.NEVER)
 
 
 class Deliveries:
@@ -72,11 +76,11 @@ class Deliveries:
     ) -> None:
         """`freed`: there is a place in this window. `settled`: this has a new verdict; or it has
         not, and comes due by itself."""
-        self.delivered = 0
-        self.bounced = 0
-        self.deferred = 0
+        self.delivered = self.bounced = self.deferred = 0
         self.ended = 0
         """Attempts that have had an answer, of whatever kind."""
+        self.unwritten = 0
+        """Verdicts that the spool did not take before we had to end."""
         self._custody: Final = custody
         self._transport: Final = transport
         self._prompt: Final = getattr(transport, "begin", None)
@@ -88,7 +92,7 @@ class Deliveries:
         self._freed: Final = freed
         self._settled: Final = settled
         self._prompts: dict[Prompted, Begun] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], tuple[Lease, list[bool]]] = {}
         self._verdicts: set[Settling] = set()
         self._watching: asyncio.TimerHandle | None = None
         self._quiet: asyncio.Event | None = None
@@ -114,22 +118,27 @@ class Deliveries:
                     self._prompts[prompted] = begun
                     self._watch()
                 return
-        self._in_a_task(lease, now, partial(self._asked, onwards, repeat=message.repeat))
+        sent: list[bool] = []
+        work = partial(self._asked, onwards, repeat=message.repeat, sent=sent)
+        self._in_a_task(lease, now, work, sent)
 
     def _in_a_task(
-        self, lease: Lease, began_at: Instant, work: Callable[[], Awaitable[Answer]]
-    ) -> None:
-        task = asyncio.create_task(self._attempt(lease, began_at, work))
-        self._tasks.add(task)
+        self, lease: Lease, began_at: Instant, work: Callable[[], Awaitable[Answer]],
+        sent: list[bool],
+    ) -> None:  # fmt: skip
+        """`sent` is empty for as long as no byte of it can have gone out."""
+        task = asyncio.create_task(self._attempt(lease, began_at, work, sent))
+        self._tasks[task] = lease, sent
         task.add_done_callback(self._over)
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         self._look_quiet()
 
     async def _attempt(
-        self, lease: Lease, began_at: Instant, work: Callable[[], Awaitable[Answer]]
-    ) -> None:
+        self, lease: Lease, began_at: Instant, work: Callable[[], Awaitable[Answer]],
+        sent: list[bool],
+    ) -> None:  # fmt: skip
         """An attempt, or what is left of it, and its answer."""
         left_ms = max(0, lease.until - SKEW_MS - self._clock.now())
         answer: Answer
@@ -138,13 +147,15 @@ class Deliveries:
             async with asyncio.timeout(left_ms / 1000):
                 answer = await work()
         except TimeoutError:
-            answer = _LATE
+            answer = _LATE if sent else _UNSENT
         except Exception as error:
             answer = _mistake(error)
         self._answered(lease, began_at, answer)
 
-    async def _asked(self, onwards: Request, *, repeat: bool) -> Answer:
-        answer = await self._transport.attempt(onwards, repeat=repeat)
+    async def _asked(self, onwards: Request, *, repeat: bool, sent: list[bool]) -> Answer:
+        answer = await asked(
+            self._transport, onwards, repeat=repeat, sending=lambda: sent.append(True)
+        )
         if isinstance(answer, Response) and answer.rest is not None:
             return await self._whole(answer, answer.rest)
         return answer
@@ -165,7 +176,7 @@ class Deliveries:
         self._prompts.pop(prompted, None)
         lease, began_at = prompted.lease, prompted.began_at
         if isinstance(answer, Response) and answer.rest is not None:
-            self._in_a_task(lease, began_at, partial(self._whole, answer, answer.rest))
+            self._in_a_task(lease, began_at, partial(self._whole, answer, answer.rest), [True])
         else:
             self._answered(lease, began_at, answer)
 
@@ -259,6 +270,7 @@ class Deliveries:
             return
         self._custody.failed(error, now)
         if now >= settling.lease.until or settling.last:
+            self.unwritten += settling.last
             log.warning("a verdict could not be written; it comes due again: %s", error)
             self._done(settling, False)
             return
@@ -317,15 +329,19 @@ class Deliveries:
             prompted.answered = True
             begun.abandon()
         self._prompts.clear()
-        tasks = list(self._tasks)
+        tasks = dict(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for task, (lease, sent) in tasks.items():
+            if task.cancelled() and not sent:  # given back: nobody can have had it
+                self.end(lease, Deferred(lease.entry.due_at, lease.entry.trail))
         verdicts, self._verdicts = self._verdicts, set()
         for settling in verdicts:
             settling.last = True  # what is being written is; the spool is left alone after that
             if settling.again is not None:
                 settling.again.cancel()
+                self.unwritten += 1
                 self._done(settling, False)
 
 
@@ -350,47 +366,6 @@ class Prompted:
             self._deliveries.prompted(self, answer)
         except Exception:
             log.exception("an attempt ended by our own mistake; it comes due again")
-
-
-class Settling:
-    """A verdict that is being written down: whom the committer tells."""
-
-    __slots__ = ("_deliveries", "again", "last", "lease", "then", "told", "verdict")
-
-    def __init__(
-        self,
-        deliveries: Deliveries,
-        lease: Lease,
-        verdict: Verdict,
-        then: Callable[[], object] | None,
-    ) -> None:
-        self._deliveries = deliveries
-        self.lease = lease
-        self.verdict = verdict
-        self.then = then
-        self.told = False
-        self.last = False
-        """It is not written once more."""
-        self.again: asyncio.TimerHandle | None = None
-
-    def done(self) -> bool:
-        return self.told
-
-    def set_result(self, kept: bool) -> None:
-        self.told = True
-        try:
-            self._deliveries.wrote(self, kept)
-        except Exception:
-            log.exception("a verdict was written, and telling of it was a mistake; it goes on")
-
-    def set_exception(self, error: Exception) -> None:
-        self.told = True
-        self._deliveries.failed(self, error)
-
-    def cancel(self) -> None:
-        """The loop is going down, and nobody knows what became of it."""
-        self.told = True
-        self._deliveries.lost(self)
 
 
 def _mistake(error: Exception) -> Failure:

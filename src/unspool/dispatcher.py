@@ -124,6 +124,10 @@ class Dispatcher:
     def bounced(self) -> int:
         return self._deliveries.bounced
 
+    @property
+    def unwritten(self) -> int:
+        return self._deliveries.unwritten
+
     def wake(self) -> None:
         self._awake.set()
 

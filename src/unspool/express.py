@@ -7,7 +7,7 @@ road, each step told of the one before in the middle of it:
 
     Plain     asks for nothing, while all is well     attempt → its answer, if that stands
     Keyed     says its name, and nothing else         find → replay, or attempt → record → answer
-    Saved     may not be tried, or has been named     accept → 202
+    Saved     may not be tried, named or not          accept → 202, if it was new
 
 Whatever turns out otherwise the relay takes over, at the step that it has come to. There is no
 policy here: what stands, what is recalled and what is admitted is said by the tables in core.
@@ -20,8 +20,9 @@ from typing import Any, Final, Protocol
 
 from .answers import by_age, replayed, retention, with_fields
 from .clock import Clock
-from .core.fields import Kinds, name_of, onward, ordinary, values
+from .core.fields import onward, ordinary, values
 from .core.idempotency import Do, read_key, recall, worth_remembering
+from .core.kinds import Kinds, name_of
 from .core.lane import Lane
 from .core.lifecycle import State
 from .core.message import (
@@ -37,12 +38,13 @@ from .core.message import (
 )
 from .core.outcome import STANDS
 from .custody import Custody
-from .errors import Refused
+from .errors import Corrupt, Refused
 from .ingress.protocol import Caller
 from .passage import Options, Passage, forwarded, plain, untried
 from .problems import PREFIX, problem
 from .saving import Saving, came_meanwhile, unstored
 from .spools.protocol import Acceptance, Entry, Mismatch, New
+from .told import Told
 from .transports.protocol import Begun
 from .tries import Tries, Turn
 
@@ -156,6 +158,8 @@ class Express:
         passage.fingerprint = print_
         passage.let_go = turn.ends
         keyed = Keyed(self, passage, turn, done)
+        if recent is None and not self.lane.calm and keyed.saves(now):
+            return True
         told = Told(keyed.found, self.other.complaint, keyed.end)
         if recent is not None:
             told.set_result(recent)
@@ -167,12 +171,21 @@ class Express:
             return False
         return True
 
-    def save(self, passage: Passage, done: _Done, now: Instant) -> bool:
-        """Steps 6 and 7, for what was not tried. False: the other road has something to say."""
+    def save(
+        self,
+        passage: Passage,
+        done: _Done,
+        now: Instant,
+        otherwise: Callable[[], None] | None = None,
+    ) -> bool:
+        """Steps 6 and 7, for what was not tried. False: the other road has something to say.
+
+        `otherwise` goes on where the spool did not take it as new: known, or in trouble.
+        """
         if self.custody.admit(now) is not None:
             return False
         entry = self.saving.waiting(passage, None, now)
-        saved = Saved(self, passage, entry, done)
+        saved = Saved(self, passage, entry, done, otherwise)
         try:
             self.custody.accept_for(Told(saved.took, saved.failed, done), entry)
         except Refused:
@@ -221,12 +234,26 @@ class Keyed:
     def _over(self, road: _Road) -> None:
         self._express.other.take_over(road, self.end)
 
+    def saves(self, now: Instant) -> bool:
+        """Steps 2, 6 and 7 in one, where it may not be tried: the spool takes a key that is new
+        and no other (I5). False: nothing was begun."""
+        passage, express = self._passage, self._express
+        keeping = express.options.policy.keeping
+        if by_age(passage.name, now=now, keeping=keeping) is not None:
+            return False  # a refusal, for a key that nobody knows
+        if express.custody.chain is not None:
+            return False  # who takes it may not be who knows it
+        return express.save(passage, self.end, now, self._look)
+
+    def _look(self) -> None:
+        self._over(self._express.other.looked(self._passage, self._turn))
+
     def found(self, entry: Entry | None) -> Response | None:
         """Step 2: is the key known?"""
         passage, express = self._passage, self._express
         if entry is None:
-            now, keeping = express.clock.now(), express.options.policy.keeping
-            if (refusal := by_age(passage.name, now=now, keeping=keeping)) is not None:
+            began_at, keeping = passage.began_at, express.options.policy.keeping
+            if (refusal := by_age(passage.name, now=began_at, keeping=keeping)) is not None:
                 return refusal
             self._turn.tries()
             self._go()
@@ -244,7 +271,7 @@ class Keyed:
             return express.saving.promise(passage, entry)
         if what.do is Do.REFUSE:
             return problem(what.problem, what.detail)
-        self._over(express.other.looked(passage, self._turn))
+        self._look()
         return None
 
     def _go(self) -> None:
@@ -303,9 +330,17 @@ class Keyed:
 class Saved:
     """A request that is being saved."""
 
-    __slots__ = ("_done", "_entry", "_express", "_passage")
+    __slots__ = ("_done", "_entry", "_express", "_otherwise", "_passage")
 
-    def __init__(self, express: Express, passage: Passage, entry: Entry, done: _Done) -> None:
+    def __init__(
+        self,
+        express: Express,
+        passage: Passage,
+        entry: Entry,
+        done: _Done,
+        otherwise: Callable[[], None] | None,
+    ) -> None:
+        self._otherwise = otherwise
         self._express = express
         self._passage = passage
         self._entry = entry
@@ -317,51 +352,18 @@ class Saved:
         failure = untried(express.lane.last_trouble)
         if isinstance(acceptance, New):
             return express.saving.promise(passage, acceptance.entry, failure)
+        if self._otherwise is not None:
+            return self._otherwise()
         entry = None if isinstance(acceptance, Mismatch) else acceptance.entry
         express.other.take_over(express.saving.taken(passage, entry, failure), self._done)
         return None
 
-    def failed(self, error: Exception) -> Response:
+    def failed(self, error: Exception) -> Response | None:
         express = self._express
+        if isinstance(error, Refused):
+            express.custody.failed(error, express.clock.now())
+        if self._otherwise is not None and isinstance(error, Refused | Corrupt):
+            return self._otherwise()
         if not isinstance(error, Refused):
             return express.other.complaint(error)
-        express.custody.failed(error, express.clock.now())
         return express.saving.refused(self._passage, untried(express.lane.last_trouble), error)
-
-
-class Told:
-    """Whom a committer tells: what follows of a result, or of an error, is the answer."""
-
-    __slots__ = ("_done", "_heard", "_otherwise", "_then")
-
-    def __init__(
-        self,
-        then: Callable[[Any], Response | None],
-        otherwise: Callable[[Exception], Response],
-        done: _Done,
-    ) -> None:
-        """`then` may give None: it goes on, and will be done by another way."""
-        self._then = then
-        self._otherwise = otherwise
-        self._done = done
-        self._heard = False
-
-    def done(self) -> bool:
-        """A request has one answer: told twice, its connection would be off by one for ever."""
-        return self._heard
-
-    def set_result(self, result: Any) -> None:
-        self._heard = True
-        try:
-            response = self._then(result)
-        except Exception as error:
-            response = self._otherwise(error)
-        if response is not None:
-            self._done(response)
-
-    def set_exception(self, error: Exception) -> None:
-        self._heard = True
-        self._done(self._otherwise(error))
-
-    def cancel(self) -> None:
-        """The loop is going down, and nobody knows what became of it."""

@@ -38,6 +38,8 @@ from .transports.protocol import Transport
 log = logging.getLogger("unspool.node")
 
 RECOUNT_MS: Final = 10_000
+LAST_WRITES_MS: Final = 1_000
+"""Beyond the time to drain, for writing down what came at its very end."""
 
 
 class Plan(Value, frozen=True):
@@ -214,16 +216,30 @@ class Node:
         """Whoever waits for an answer gets the receipt now."""
         self._board.hurry()
 
-    async def stop(self, *, drain_ms: int) -> None:
-        """Deliver no more; let what is under way end. What is left stays in the spool."""
+    async def stop(self, *, drain_ms: int) -> bool:
+        """Deliver no more; let what is under way end, for so long. What is left stays in the spool.
+
+        False: the spool has not taken or confirmed all that it was given, however long that took.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + drain_ms / 1000
+
+        def left_ms(beyond_ms: int = 0) -> int:
+            return max(0, int((until - loop.time()) * 1000) + beyond_ms)
+
         self.draining = True
-        await self.dispatcher.stop(drain_ms=drain_ms)
+        await self.dispatcher.stop(drain_ms=left_ms())
         if self._counting is not None:
             self._counting.cancel()
             await asyncio.gather(self._counting, return_exceptions=True)
         if self._running is not None:
+            running, self._running = self._running, None
             self.dispatcher.wake()
-            await asyncio.gather(self._running, return_exceptions=True)  # cancelled, perhaps
-            self._running = None
-            await self.dispatcher.stop(drain_ms=drain_ms)  # what it had just leased when told
-        await self.custody.drain()
+            # What it is just leasing is given back, however short the time: left leased, it would
+            # look like an attempt that was cut short, and what may not be repeated would end there.
+            await asyncio.wait([running], timeout=left_ms(LAST_WRITES_MS // 2) / 1000)
+            running.cancel()  # the spool hangs: what that leases now comes due by itself
+            await asyncio.gather(running, return_exceptions=True)
+            await self.dispatcher.stop(drain_ms=left_ms())  # what it had just leased when told
+        await self.custody.drain(within_ms=left_ms(LAST_WRITES_MS))
+        return not self.custody.gave_up and not self.dispatcher.unwritten

@@ -112,12 +112,16 @@ def untried(trouble: str) -> Failure:
 @lru_cache(maxsize=4096)
 def forwarded(caller: Caller, host: bytes | None) -> Field:
     """Who asked whom, by which scheme (RFC 7239 §4)."""
-    peer = caller.peer
+    return _forwarded(caller.peer, caller.scheme, host)
+
+
+@lru_cache(maxsize=1024)
+def _forwarded(peer: str, scheme: str, host: bytes | None) -> Field:
     if ":" in peer:
         peer = f'"[{peer}]"'
     elif peer == "unix":
         peer = "unknown"
-    value = f"for={peer};proto={caller.scheme}".encode()
+    value = f"for={peer};proto={scheme}".encode()
     if host and b'"' not in host and b"\\" not in host:
         value += b';host="' + host + b'"'
     return b"Forwarded", value

@@ -57,15 +57,16 @@ def read_token(text: str) -> tuple[bytes, Key] | None:
     return urlsafe_b64decode(found[1] + "=="), Key(found[2])
 
 
+@lru_cache(maxsize=1024)
 def stamp(instant: Instant) -> str:
     """RFC 3339, UTC, to the millisecond."""
+    # Under load many receipts share their milliseconds, and nearly all their second.
     second, ms = divmod(instant, 1000)
     return f"{_second(second)}.{ms:03d}+00:00"
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def _second(second: int) -> str:
-    # A receipt has four instants, and under load most of them share a second with the last one's.
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
@@ -152,6 +153,19 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     where: str = ""
 
 
+_UNTRIED: Final = _encode(
+    Receipt("%s", _NAMES[State.WAITING], "%s", "%s", [], "", "%s", False, False, "%s")
+).decode()
+"""What `describe` tells of an entry without a name that was saved untried, as JSON: of nearly all
+while a service is down."""
+
+
+def _is_untried(entry: Entry) -> bool:
+    touched = entry.attempt or entry.leased_until or entry.trail or entry.message.name
+    due = entry.due_at <= entry.message.accepted_at
+    return due and not touched and entry.state is State.WAITING
+
+
 def describe(entry: Entry, *, now: Instant, survives: str) -> Receipt:
     """The receipt of this entry, as it is now."""
     message = entry.message
@@ -189,23 +203,17 @@ def describe(entry: Entry, *, now: Instant, survives: str) -> Receipt:
         at_once = entry.due_at <= message.accepted_at
         next_at = accepted_at if at_once else stamp(entry.due_at)
     return Receipt(
-        mine,
-        name,
-        survives,
-        accepted_at,
-        trail,
-        message.name,
-        stamp(message.expires_at),
-        next_at is None,
-        entry.leased_until > now,
-        next_at,
-    )
+        mine, name, survives, accepted_at, trail, message.name, stamp(message.expires_at),
+        next_at is None, entry.leased_until > now, next_at,
+    )  # fmt: skip
 
 
 def retry_after_s(entry: Entry, now: Instant) -> int:
     """How long the holder of a receipt may well wait before asking again."""
     if entry.state is not State.WAITING or entry.due_at == NEVER:
         return 60
+    if entry.due_at <= now:
+        return 1
     return max(1, min(3600, -(-(entry.due_at - now) // 1000) + 1))
 
 
@@ -213,9 +221,15 @@ def accepted(
     entry: Entry, *, now: Instant, survives: str, applied: bytes = b"", cause: str = ""
 ) -> Response:
     """202: we have it (RFC 9110 §15.3.3, with mail's meaning). Only after the spool has synced."""
-    receipt = describe(entry, now=now, survives=survives)
+    message = entry.message
+    if _is_untried(entry):
+        mine, at = RECEIPTS + token(message.nonce, message.key), stamp(message.accepted_at)
+        body = (_UNTRIED % (mine, survives, at, stamp(message.expires_at), at)).encode()
+    else:
+        receipt = describe(entry, now=now, survives=survives)
+        mine, body = receipt.receipt, _encode(receipt)
     fields: list[Field] = [
-        (b"Location", receipt.receipt.encode()),
+        (b"Location", mine.encode()),
         (b"Content-Type", b"application/json"),
         (b"Retry-After", b"%d" % retry_after_s(entry, now)),
         (b"Cache-Control", b"no-store"),
@@ -223,7 +237,7 @@ def accepted(
     ]
     if applied:
         fields.append((b"Preference-Applied", applied))
-    return Response(status=202, reason=b"Accepted", fields=fields, body=_encode(receipt))
+    return Response(202, b"Accepted", fields, body)
 
 
 class Receipts:

@@ -12,6 +12,7 @@ The oldest go first, whoever asks for them: to keep the order of use would cost 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import chain
 from typing import Final
 
@@ -29,7 +30,8 @@ BODY_MAX_BYTES: Final = 64 * 1024
 class Recent:
     def __init__(self, *, bytes_max: int = BYTES_MAX) -> None:
         self._bytes_max = bytes_max
-        self._entries: dict[Key, Entry] = {}
+        # In a dict the oldest is found by stepping over all that went before it.
+        self._entries: OrderedDict[Key, Entry] = OrderedDict()
         self._sizes: dict[Key, int] = {}
         self._bytes = 0
         self.get: Final = self._entries.get
@@ -49,7 +51,8 @@ class Recent:
         self._sizes[key] = size
         self._bytes += size
         while self._bytes > self._bytes_max:
-            self.drop(next(iter(self._entries)))
+            oldest, _ = self._entries.popitem(last=False)
+            self._bytes -= self._sizes.pop(oldest)
 
     def drop(self, key: Key) -> None:
         if self._entries.pop(key, None) is not None:

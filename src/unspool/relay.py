@@ -51,13 +51,10 @@ from .core.message import (
     SAFE_METHODS,
     SKEW_MS,
     Answer,
-    Cause,
-    Failure,
     Field,
     Key,
     Request,
     Response,
-    Sent,
     fingerprint,
     identify,
 )
@@ -73,6 +70,7 @@ from .problems import PREFIX, problem
 from .receipts import POLL_MS, Receipts
 from .saving import Saving
 from .transports.protocol import Transport
+from .transports.timed import timed
 from .tries import Tries, Turn
 
 log = logging.getLogger("unspool.relay")
@@ -305,17 +303,10 @@ class Relay:
         if passage.patience_ms:  # of this attempt, and not of what is delivered later
             left = b"%d.%03d" % divmod(passage.patience_ms, 1000)
             fields.append((b"Unspool-Deadline", left))
-        attempt = self._transport.attempt(
-            Request(
-                request.method,
-                request.target,
-                fields,
-                request.body,
-                request.rest,
-                request.length,
-            ),
-            repeat=passage.repeat and request.rest is None and not passage.again,
+        onwards = Request(
+            request.method, request.target, fields, request.body, request.rest, request.length
         )
+        repeat = passage.repeat and request.rest is None and not passage.again
         claim = passage.claim
         left_ms = passage.patience_ms if request.rest is None else 0
         if claim is not None:
@@ -323,12 +314,9 @@ class Relay:
             lapses_ms = claim.until - SKEW_MS - now
             left_ms = min(left_ms, lapses_ms) if left_ms else lapses_ms
         elif not left_ms:
-            return await self.judged(passage, await attempt)
-        try:
-            async with asyncio.timeout(left_ms / 1000):
-                answer = await attempt
-        except TimeoutError:
-            answer = Failure(Cause.HTTP_RESPONSE_TIMEOUT, "no answer in time", Sent.MAYBE)
+            answer = await self._transport.attempt(onwards, repeat=repeat)
+            return await self.judged(passage, answer)
+        answer = await timed(self._transport, onwards, repeat=repeat, timeout_ms=max(0, left_ms))
         return await self.judged(passage, answer)
 
     async def judged(self, passage: Passage, answer: Answer) -> Response:

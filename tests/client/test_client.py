@@ -411,7 +411,7 @@ async def test_nothing_is_kept_for_longer_than_the_servers_know_its_key() -> Non
         await client.post("/orders", json=1, key="k", deadline=0.3)
         parts = await client.ready()
         assert parts.outbox is not None
-        entry = await parts.outbox.find("k")
+        entry = await parts.outbox.find("k", ())
     assert entry is not None
     assert entry.message.expires_at - entry.message.accepted_at == 2_000
 
@@ -612,7 +612,7 @@ async def test_before_is_on_disk_before_the_first_byte(tmp_path: Path) -> None:
     async def looks(_request: Request) -> Any:
         parts = await client.ready()
         assert parts.outbox is not None
-        entry = await parts.outbox.find("order-7")
+        entry = await parts.outbox.find("order-7", ())
         assert entry is not None
         seen.append(entry.state)
         return OK

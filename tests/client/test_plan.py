@@ -122,6 +122,10 @@ def check(kind: Kind, facts: Facts, terms: Terms, walk: Walk) -> None:
     spent = sum(step.wait_ms + step.timeout_ms for step in attempts)
     queued = sum(step.timeout_ms for step in offers)
     assert spent + queued <= facts.whole_ms, "P5: the deadline"
+    assert all(2 * step.reach_ms <= step.timeout_ms for step in attempts)
+    for step in attempts:
+        if step.reach_ms:
+            assert not kind.repeat, "what may be repeated is cut off as a whole"
     if facts.queues and kind.keepable:
         reserve = min(max(500, facts.whole_ms // 5), facts.whole_ms // 2)
         assert spent <= facts.whole_ms - reserve, "P5: the queues' slice"

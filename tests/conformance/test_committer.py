@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from unspool.errors import Corrupt, Full, Unavailable
-from unspool.spools.committer import Committer
+from unspool.errors import Corrupt, Full, NotDone, Unavailable
+from unspool.spools.committer import COMING_TURNS_MAX, Committer
 
 
 class Disk:
@@ -237,6 +237,58 @@ async def test_many_callers_make_few_batches() -> None:
     assert calls < 20
 
 
+def patient(disk: Disk, *, batch_max: int = 100) -> Committer[int, int]:
+    return Committer(disk.commit, batch_max=batch_max, waiting_max=1_000, patient=True)
+
+
+async def one_a_turn(many: Committer[int, int], count: int) -> list[asyncio.Future[int]]:
+    futures = []
+    for number in range(count):
+        futures.append(many.submit(number))
+        await asyncio.sleep(0)
+    return futures
+
+
+async def test_the_patient_waits_while_turns_bring_somebody() -> None:
+    """Who comes turn after turn shares one commit; the first turn without anybody is its end."""
+    disk = Disk()
+    many = patient(disk)
+    futures = await one_a_turn(many, 5)
+    assert disk.batches == []
+    disk.sync()
+    assert await asyncio.gather(*futures) == [0, 10, 20, 30, 40]
+    assert disk.batches == [[0, 1, 2, 3, 4]]
+
+
+async def test_the_patient_does_not_wait_for_ever() -> None:
+    """Where each turn brings somebody, a batch goes after so many turns, and when it is full."""
+    disk = Disk()
+    disk.sync(100)
+    futures = await one_a_turn(patient(disk), 4 * COMING_TURNS_MAX)
+    assert len(disk.batches) > 1
+    assert len(disk.batches[0]) <= COMING_TURNS_MAX + 1
+    full = Disk()
+    full.sync(100)
+    futures += await one_a_turn(patient(full, batch_max=3), 6)
+    await asyncio.gather(*futures)
+    assert full.batches[0] == [0, 1, 2]
+
+
+async def test_who_waited_for_the_disk_is_next_before_those_it_has_served_wake() -> None:
+    """While nobody comes the disk is what all wait for: it is not left idle, patient or not."""
+    disk = Disk()
+    many = patient(disk)
+    seen: list[int] = []
+    first = many.submit(1)
+    first.add_done_callback(lambda _: seen.append(len(disk.batches)))
+    while not disk.batches:
+        await asyncio.sleep(0)
+    second = many.submit(2)
+    disk.sync(2)
+    await asyncio.gather(first, second)
+    assert seen == [2]
+
+
 class Ear:
     """Somebody who hears, and has no way of refusing to hear twice."""
 
@@ -270,3 +322,37 @@ async def test_after_a_spoilt_batch_each_is_told_once() -> None:
     committer.submit_for(bad, "bad")
     await committer.drain()
     assert (good.heard, bad.heard) == (["good"], ["Corrupt"])
+
+
+async def test_who_waits_for_a_disk_that_hangs_is_told_what_is_known_of_his() -> None:
+    """Of what the disk was given nobody knows; of what it was not, that it is not there."""
+    disk = Disk()
+    many = committer(disk)
+    given, behind = many.submit(1), many.submit(2)
+    await asyncio.sleep(0)
+    assert many.give_up("It hangs.") == 2
+    with pytest.raises(Unavailable) as doubt:
+        await given
+    assert not isinstance(doubt.value, NotDone)
+    with pytest.raises(NotDone):
+        await behind
+    with pytest.raises(NotDone):
+        many.submit(3)
+    await many.drain()
+    disk.sync()
+    await asyncio.sleep(0)
+    assert disk.batches == [[1]]
+
+
+async def test_a_disk_that_works_is_not_given_up() -> None:
+    """However many wait: something was done a moment ago."""
+    disk = Disk()
+    many = committer(disk)
+    futures = [many.submit(number) for number in range(3)]
+    await asyncio.sleep(0.03)
+    disk.sync()
+    await futures[0]
+    assert many.give_up("It hangs.", stuck_s=0.02) == 0
+    disk.sync()
+    assert await asyncio.gather(*futures) == [0, 10, 20]
+    assert many.give_up("It hangs.") == 0, "nobody waits"

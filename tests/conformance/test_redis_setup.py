@@ -504,5 +504,5 @@ async def test_tls(tmp_path: Any) -> None:
         await spool.accept([waiting("a")])
         assert await spool.seize([waiting("a").message.key], now=NOW, until=LEASED_UNTIL) != [None]
         await spool.aclose()
-        with pytest.raises(Unavailable, match="cannot be reached"):
+        with pytest.raises(Misconfigured, match="certificate"):
             await RedisSpool.open(url)

@@ -336,9 +336,7 @@ def test_one_message_is_found_by_its_key_without_looking_at_the_others(path: Pat
     store.close()
 
 
-def test_browsing_in_steps_shows_what_browsing_at_once_does(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_browsing_in_steps_shows_what_browsing_at_once_does(path: Path) -> None:
     """However many rows are looked at in a step, and whatever has gone in between."""
     store = SqliteStore.open(path)
     store.accept([waiting(f"{number}") for number in range(40)])
@@ -347,7 +345,8 @@ def test_browsing_in_steps_shows_what_browsing_at_once_does(
     queries = [Query(), Query(name="name of 39"), Query(destination=HERE), Query(key=key("8"))]
     whole = [store.browse(query, after=None, limit=15) for query in queries]
     assert [len(entries) for entries in whole] == [15, 1, 15, 1]
-    for rows in (1, 3, 39, 40):
-        monkeypatch.setattr(read, "BROWSE_ROWS", rows)
-        assert [store.browse(query, after=None, limit=15) for query in queries] == whole
+    browser = store._opened.browser
+    for step in (1, 3, 39, 40):
+        found = [read.browse(browser, query, None, 15, False, step=step) for query in queries]
+        assert found == [(entries, []) for entries in whole]
     store.close()

@@ -47,16 +47,45 @@ def matches(expected: str, printed: str) -> bool:
     return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
 
 
+def replaced(text: str, others: Mapping[str, str]) -> str:
+    """All at once: what one puts in may look like what another takes out (8001, and 18001)."""
+    return re.sub("|".join(map(re.escape, others)), lambda found: others[found[0]], text)
+
+
+SLEEP = """
+sleep() {
+    case $1 in 0*) ;; *) command sleep "$1"; command sleep "$1" ;; esac
+    command sleep "$1"
+}
+"""
+"""A page says how long a reader waits; a machine that runs four tests at a time needs longer."""
+
+
+def _printed(script: list[str], folder: Path, environ: dict[str, str]) -> str:
+    try:
+        return subprocess.run(
+            ["bash", "-c", "\n".join(script)],
+            cwd=folder,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=90,
+            check=False,
+        ).stdout
+    except subprocess.TimeoutExpired as late:
+        so_far = (late.output or b"").decode("utf-8", "replace")
+        raise AssertionError(f"it hangs; it had printed:\n{so_far}") from None
+
+
 def run(
     session: list[Block], *, folder: Path, replace: Mapping[str, str], before: str = ""
 ) -> dict[int, tuple[int, str]]:
     """Exit code and output of each block that was reached."""
-    script = [before]
+    script = [SLEEP, before]
     for block in session:
-        commands = block.commands
-        for old, new in replace.items():
-            commands = commands.replace(old, new)
-        script.append(commands.rstrip())
+        script.append(replaced(block.commands, replace).rstrip())
         script.append(f'echo "{MARK.format(block.number)} $?"')
     script.append("kill $(jobs -p) 2>/dev/null; wait")
     environ = {
@@ -67,20 +96,8 @@ def run(
         # The pages rely on the default; two test runs at a time must not.
         "UNSPOOL_LISTEN": "127.0.0.1:" + replace["8700"],
     }
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(script)],
-        cwd=folder,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    printed = done.stdout
-    for old, new in replace.items():
-        printed = printed.replace(new, old)
+    printed = _printed(script, folder, environ)
+    printed = replaced(printed, {new: old for old, new in replace.items()})
     results: dict[int, tuple[int, str]] = {}
     start = 0
     for ended in re.finditer(r"=== block (\d+) ended with (\d+)\n", printed, re.MULTILINE):

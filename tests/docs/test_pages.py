@@ -12,7 +12,7 @@ from ports import free_ports
 from servers import gearmand, redis
 from unspool.config import load
 
-from .page import FENCE, ROOT, Block, blocks, matches, run
+from .page import FENCE, ROOT, Block, blocks, matches, replaced, run
 
 UNTIL = (
     "for i in $(seq 200); do curl -s -o /dev/null http://127.0.0.1:8700/_unspool/health && break;"
@@ -85,9 +85,7 @@ def test_the_commands_of_the_page_do_what_it_says(name: str, tmp_path: Path) -> 
     service, weather, relay, queue, server, broker = map(str, free_ports(6))
     replace = {"8000": service, "8001": weather, "8700": relay, "4730": queue, "6379": server}
     replace["4222"] = broker
-    before = SESSIONS[name]
-    for old, new in replace.items():
-        before = before.replace(old, new)
+    before = replaced(SESSIONS[name], replace)
     results = run(session, folder=tmp_path, replace=replace, before=before)
     assert len(results) == len(session), f"stopped after block {len(results)}: {results}"
     for block in session:

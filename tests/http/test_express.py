@@ -27,7 +27,7 @@ from hostile import (
 from unspool.core.lifecycle import State
 from unspool.core.message import Cause, Failure, Instant, Key, Request, Response, Sent
 from unspool.core.outcome import judge
-from unspool.errors import Corrupt, Full, UnspoolError
+from unspool.errors import Corrupt, Full, Unavailable, UnspoolError
 from unspool.ingress.http import Door
 from unspool.ingress.protocol import Caller
 from unspool.node import Node, plan_for
@@ -63,11 +63,26 @@ class Ill(MemorySpool):
     """A spool that fails to accept while it is told to."""
 
     error: Exception | None = None
+    happens = False
+    """Though it fails."""
+    gate: asyncio.Event | None = None
+    gated = False
+    """Somebody waits at the gate."""
+    finds = 0
 
     async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
-        if self.error is not None:
-            raise self.error
-        return await super().accept(entries)
+        if self.gate is not None:
+            self.gated = True
+            await self.gate.wait()
+        if self.error is None:
+            return await super().accept(entries)
+        if self.happens:
+            await super().accept(entries)
+        raise self.error
+
+    async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
+        self.finds += len(keys)
+        return await super().find(keys)
 
 
 @contextlib.asynccontextmanager
@@ -509,3 +524,111 @@ async def test_a_spool_in_trouble_promises_nothing_on_the_road(
         counted.node.custody._trouble = ""
         await caller.send(POST)
         assert (await caller.answer()).status == 202
+
+
+# --- a key that may not be tried: the spool itself says whether it is new ---------------------
+
+
+def forget_recent(counted: Counted) -> None:
+    recent = counted.node.custody.recent
+    for entry in counted.node.custody.spool.entries.values():
+        recent.drop(entry.message.key)
+
+
+@both_loops
+async def test_a_new_key_is_saved_without_being_looked_up_and_a_known_one_is_what_it_was() -> None:
+    """The lane is closed: the kept answer, 422 for another request, and nothing of it is saved."""
+    async with road(answers(GOOD)) as (caller, counted, server, _):
+        await warm(caller, counted)
+        await caller.send(keyed(b"done"))
+        assert (await caller.answer()).status == 200
+        spool = counted.node.custody.spool
+        spool.finds = 0
+        close_lane(counted)
+        await caller.send(keyed(b"new"))
+        assert (await caller.answer()).status == 202
+        assert spool.finds == 0
+        forget_recent(counted)
+        await caller.send(keyed(b"done"))
+        again = await caller.answer()
+        assert (again.status, again["Idempotent-Replayed"]) == (200, "true")
+        assert spool.finds == 1
+        for name in (b"done", b"new"):
+            forget_recent(counted)
+            await caller.send(keyed(name, body=b"no"))
+            assert (await caller.answer()).status == 422
+        assert kept(counted) == [State.DELIVERED, State.WAITING]
+        assert (counted.express, counted.other, len(server.requests)) == (5, 1, 2)
+
+
+@both_loops
+async def test_a_key_that_says_it_is_too_old_is_looked_up_and_never_saved() -> None:
+    """J3: refused, unless it is known; nobody has to be asked for a younger one."""
+    old = b"00000000-0000-7000-8000-000000000000"
+    async with road(answers(GOOD)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        close_lane(counted)
+        await caller.send(keyed(old))
+        assert (await caller.answer()).status == 410
+        assert kept(counted) == []
+
+
+@both_loops
+async def test_what_was_kept_long_enough_does_not_stand_in_the_way_of_a_save() -> None:
+    """J6: under its key another request is new, though it was never swept."""
+    async with road(answers(GOOD)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        await caller.send(keyed(b"k"))
+        assert (await caller.answer()).status == 200
+        spool = counted.node.custody.spool
+        [old] = [e for e in spool.entries.values() if e.message.name]
+        forget_recent(counted)
+        spool.entries[old.message.key] = msgspec.structs.replace(old, keep_until=Instant(1))
+        close_lane(counted)
+        await caller.send(keyed(b"k", body=b"no"))
+        assert (await caller.answer()).status == 202
+        assert kept(counted) == [State.WAITING]
+
+
+@pytest.mark.parametrize("happened", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+@both_loops
+async def test_a_spool_that_fails_to_save_a_key_is_asked_what_it_knows_of_it(
+    happened: bool, known: bool
+) -> None:
+    """A full disk takes no receipt away from who holds one, and what was taken in spite of the
+    error is not called refused; who is not known is told 503, and nothing is promised."""
+    async with road(answers(GOOD)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        close_lane(counted)
+        if known:
+            await caller.send(keyed(b"k"))
+            first = await caller.answer()
+        spool = counted.node.custody.spool
+        spool.error = Unavailable("nobody knows") if happened else Full("the disk is full")
+        spool.happens = happened
+        await caller.send(keyed(b"k"))
+        answer = await caller.answer()
+        assert answer.status == (202 if known or happened else 503)
+        if known:
+            assert answer["Location"] == first["Location"]
+        assert kept(counted) == [State.WAITING] * (known or happened)
+
+
+@both_loops
+async def test_two_who_come_with_one_key_at_once_get_one_receipt() -> None:
+    """The second waits for what becomes of the first's save."""
+    async with road(answers(GOOD)) as (caller, counted, _, door), call(door) as another:
+        await warm(caller, counted)
+        close_lane(counted)
+        spool = counted.node.custody.spool
+        spool.gate = asyncio.Event()
+        await caller.send(keyed(b"k"))
+        await eventually(lambda: spool.gated)
+        await another.send(keyed(b"k"))
+        await asyncio.sleep(0.02)
+        spool.gate.set()
+        one, other = await caller.answer(), await another.answer()
+        assert (one.status, other.status) == (202, 202)
+        assert one["Location"] == other["Location"]
+        assert kept(counted) == [State.WAITING]

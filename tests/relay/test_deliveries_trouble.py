@@ -14,6 +14,7 @@ from test_dispatcher import ASYNC, LEASE_MS, save, states, world
 from unspool.core.lifecycle import Deferred, State, Verdict
 from unspool.core.message import Answer, Destination, Instant, Request, Response
 from unspool.errors import Unavailable
+from unspool.node import LAST_WRITES_MS
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import SKEW_MS, Entry, Lease
 from unspool.testing.clock import virtually
@@ -174,7 +175,7 @@ async def test_after_the_stop_the_spool_is_left_alone() -> None:
 @virtually
 async def test_a_verdict_has_one_end(caplog: pytest.LogCaptureFixture) -> None:
     """The drain ends while a verdict is being written once more: it is told of once."""
-    spool = Stuck((0, False), (30, True))
+    spool = Stuck((0, False), (2.5, True))
     async with world(spool=spool, service=Prompt(OK)) as it:
         await save(it, 1)
         now = it.clock.now()
@@ -185,10 +186,77 @@ async def test_a_verdict_has_one_end(caplog: pytest.LogCaptureFixture) -> None:
         waits = asyncio.create_task(it.node.dispatcher._deliveries.end_all(ends))
         await asyncio.sleep(2)
         assert spool.settles == 2
-        await it.node.stop(drain_ms=1_000)
+        assert await it.node.stop(drain_ms=1_000)
         await waits
         assert it.node.dispatcher.deferred == 1
     assert "mistake" not in caplog.text
+
+
+@pytest.mark.parametrize("again", [False, True])
+@virtually
+async def test_a_spool_that_hangs_keeps_no_stop(again: bool) -> None:
+    """Neither in a verdict's first write nor in its second; and it is told that one is missing."""
+    spool = Stuck((0, False), (1e6, True)) if again else Stuck((1e6, True))
+    async with world(spool=spool, service=Prompt(OK)) as it:
+        await save(it, 1)
+        it.node.start()
+        await asyncio.sleep(2)
+        began = it.clock.now()
+        assert not await it.node.stop(drain_ms=5_000)
+        assert it.clock.now() - began <= 5_000 + LAST_WRITES_MS
+        assert it.node.dispatcher.unwritten == 1
+        assert states(it) == [State.WAITING]
+
+
+class Silent(MemorySpool):
+    """A spool that is asked for leases, and says nothing."""
+
+    async def lease(
+        self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease]:
+        await asyncio.sleep(1e6)
+        return []
+
+
+@virtually
+async def test_a_lease_that_never_comes_keeps_no_stop() -> None:
+    async with world(spool=Silent(), service=Prompt(OK)) as it:
+        await save(it, 1)
+        it.node.start()
+        await asyncio.sleep(1)
+        began = it.clock.now()
+        assert await it.node.stop(drain_ms=5_000), "nothing was given to it that it has not taken"
+        assert it.clock.now() - began <= 5_000 + LAST_WRITES_MS
+
+
+class Slow(MemorySpool):
+    """What it has begun to lease it leases, whether somebody waits for that or not."""
+
+    async def lease(
+        self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease]:
+        async def in_a_moment() -> Sequence[Lease]:
+            await asyncio.sleep(0.1)
+            return await MemorySpool.lease(self, wants, now=now, until=until)
+
+        return await asyncio.shield(asyncio.ensure_future(in_a_moment()))
+
+
+@virtually
+async def test_what_is_just_being_leased_is_given_back_however_short_the_time() -> None:
+    """Left leased it would look like an attempt that was cut short, and what may not be repeated
+    would end as unknown though it was never sent."""
+    async with world(spool=Slow(), service=Prompt(OK)) as it:
+        it.node.start()
+        await asyncio.sleep(1)
+        await it.ask(b"POST", b"/", ASYNC)
+        await asyncio.sleep(0.05)
+        assert await it.node.stop(drain_ms=0)
+        await asyncio.sleep(1)
+        [entry] = it.kept
+        assert not entry.message.repeat
+        assert entry.leased_until <= it.clock.now()
+        assert it.service.attempts == []
 
 
 @virtually

@@ -8,18 +8,29 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import BOB, OK, REFUSED, RESET, Still, has, node, says, told, value
+from kit import BOB, NOW, OK, REFUSED, RESET, Still, has, node, says, told, value
 
-from unspool.core.lifecycle import Bounced, Deferred, Keeping, Policy, Reason, Verdict
-from unspool.core.message import NEVER, Answer, Instant, Key, Request, Response
+from unspool.core.lifecycle import Bounced, Deferred, Keeping, Policy, Reason, State, Verdict
+from unspool.core.message import (
+    NEVER,
+    Answer,
+    Attempt,
+    Destination,
+    Instant,
+    Key,
+    Message,
+    Request,
+    Response,
+)
 from unspool.core.parking import park
 from unspool.custody import SECRET_KEY
 from unspool.problems import PROBLEMS
-from unspool.receipts import RECEIPTS, read_token, stamp, token
-from unspool.spools.protocol import Lease
+from unspool.receipts import RECEIPTS, accepted, describe, read_token, stamp, token
+from unspool.spools.protocol import Entry, Lease
 from unspool.testing.clock import VirtualClock, virtually
 
 HTML = says(
@@ -37,6 +48,30 @@ SHORT = Policy(keeping=Keeping(answer_ms=60_000, key_ms=600_000))
 def test_a_token_is_read_back(nonce: bytes, key: str) -> None:
     """The capability holds the nonce and the key, and nothing has to be looked up to read it."""
     assert read_token(token(nonce, Key(key))) == (nonce, key)
+
+
+@given(
+    state=st.sampled_from([State.WAITING, State.CLAIMED]),
+    due_at=st.sampled_from([NOW - 1, NOW, NOW + 5, NEVER]),
+    attempt=st.integers(0, 1),
+    leased_until=st.sampled_from([0, 1, NOW - 1, NOW + 1]),
+    tried=st.booleans(),
+    name=st.sampled_from(["", 'a"%s']),
+)
+def test_a_202_has_the_receipt_that_describe_tells(
+    state: State, due_at: int, attempt: int, leased_until: int, tried: bool, name: str
+) -> None:
+    """Also where it was written by a form made beforehand."""
+    at = Instant(NOW)
+    message = Message(
+        Key("k" * 22), b"", Destination("d"), at, Instant(NOW + 99), b"n" * 16, name=name
+    )
+    trail = (Attempt(1, at, 503, "503 %s", "maybe applied"),) if tried else ()
+    entry = Entry(message, state, Instant(due_at), attempt, Instant(leased_until), trail)
+    receipt = describe(entry, now=at, survives="power")
+    response = accepted(entry, now=at, survives="power")
+    assert json.loads(response.body) == json.loads(msgspec.json.encode(receipt))
+    assert value(response, b"location").decode() == receipt.receipt
 
 
 @given(st.text(max_size=60))

@@ -17,6 +17,7 @@ from typing import Final
 import click
 
 from .. import __version__
+from ..core import heads
 from ..errors import UnspoolError
 from .commands.check_idempotency import check_idempotency
 from .commands.collect import collect
@@ -87,8 +88,8 @@ def cli(ctx: click.Context) -> None:
 
 @click.command()
 def version() -> int:
-    """Print the version."""
-    click.echo(f"unspool {__version__}")
+    """Print the version, and whether heads are handled in C (README) or in Python."""
+    click.echo(f"unspool {__version__} ({'compiled' if heads.COMPILED else 'not compiled'})")
     return 0
 
 

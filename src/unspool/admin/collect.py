@@ -1,11 +1,12 @@
 """Collect: from queues into the spool, as a process of its own or beside the relay.
 
     collect(settings, urls, once=…) -> exit code        `unspool collect`
-    async with collecting(urls, node): …                `unspool serve --collect`
+    async with collecting(urls, queues, node, told): …  `unspool serve --collect`
 
 The process opens the spool that a relay uses, running or not, and delivers nothing itself. It runs
 until SIGTERM or SIGINT, finishes what it has taken, gives the rest back and exits 0. A queue that
-is down is no reason to end: it is asked again, as a mail server asks.
+is down is no reason to end: it is asked again, as a mail server asks. A spool that hangs is given
+up after `drain_ms`: what was taken from the queue is given back, and the exit code is 75.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
 
 from .. import __version__
 from ..chance import Chance
@@ -30,14 +32,19 @@ from ..node import Node, marked
 from ..queues.open import open_queue
 from ..queues.protocol import Queue
 from ..settings import Settings
+from ..spools.closing import closed
 from ..spools.protocol import Spool
 from . import logs
 from .ears import STOPS, ears
+from .leaving import leave
 from .notify import notify
 from .plan import plan_of
 from .wording import SURVIVES
 
 log = logging.getLogger("unspool.collect")
+
+GIVE_BACK_S: Final = 2.0
+"""For telling the queue what became of what it gave, when all else has ended."""
 
 
 def collect(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
@@ -64,23 +71,48 @@ async def _run(settings: Settings, urls: Sequence[str], *, once: bool) -> int:
             f"{error} If it is the relay of this spool, let it collect itself: "
             f"unspool serve --collect {concealed(urls[0])}"
         ) from error
+    whole = False
     try:
         custody, collectors = await _opened(settings, spool, urls, queues)
         _announce(settings, urls, spool)
         notify("READY=1")
-        if once:
-            return await _drained(collectors, told)
-        running = [asyncio.create_task(collector.run(told)) for collector in collectors]
-        try:
-            await asyncio.gather(*running)
-        finally:  # one that cannot begin ends all: the operator looks at it now
-            told.set()
-            await asyncio.gather(*running, return_exceptions=True)
-        notify("STOPPING=1")
-        await custody.drain()
+        work = _drained(collectors, told) if once else _collected(collectors, told)
+        code = await _until_told(asyncio.create_task(work), told, custody, settings.drain_ms)
+        whole = not custody.gave_up
     finally:
-        await spool.aclose()
+        whole = await closed(spool, hung=not whole) and whole
+    if not whole:
+        leave(settings, custody)
+    return code
+
+
+async def _collected(collectors: Sequence[Collector], told: asyncio.Event) -> int:
+    running = [asyncio.create_task(collector.run(told)) for collector in collectors]
+    try:
+        await asyncio.gather(*running)
+    finally:  # one that cannot begin ends all: the operator looks at it now
+        told.set()
+        await asyncio.gather(*running, return_exceptions=True)
     return os.EX_OK
+
+
+async def _until_told(
+    work: asyncio.Task[int], told: asyncio.Event, custody: Custody, drain_ms: int
+) -> int:
+    """The work's exit code. Once told to stop it has `drain_ms`, and is not kept by the spool."""
+    ear = asyncio.create_task(told.wait())
+    try:
+        await asyncio.wait([work, ear], return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            notify("STOPPING=1")
+            await asyncio.wait([work], timeout=drain_ms / 1000)
+            custody.give_up()
+        await _ended([work])
+        await custody.drain(within_ms=drain_ms)
+        return os.EX_TEMPFAIL if work.cancelled() else work.result()
+    finally:
+        ear.cancel()
+        work.cancel()
 
 
 async def _opened(
@@ -132,10 +164,9 @@ async def _drained(collectors: Sequence[Collector], told: asyncio.Event) -> int:
 
 @contextlib.asynccontextmanager
 async def collecting(
-    urls: Sequence[str], queues: Sequence[Queue], node: Node
+    urls: Sequence[str], queues: Sequence[Queue], node: Node, told: asyncio.Event
 ) -> AsyncIterator[None]:
-    """Collect beside a relay. At the end what was taken is in the spool, or given back."""
-    told = asyncio.Event()
+    """Collect beside a relay, until `told`. Then what was taken is in the spool, or given back."""
     running = []
     for url, queue in zip(urls, queues, strict=True):
         collector = Collector(
@@ -156,6 +187,15 @@ async def collecting(
         yield
     finally:
         told.set()
+        await _ended(running)
+
+
+async def _ended(running: Sequence[asyncio.Task[Any]]) -> None:
+    """They have been told. A queue that is not told in time gives again what it gave."""
+    if running:
+        _done, late = await asyncio.wait(running, timeout=GIVE_BACK_S)
+        for task in late:
+            task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
 

@@ -7,6 +7,11 @@ accepts no more, finishes what is in flight within `drain_ms`, saves or refuses 
 answer a second before that, leaves the rest in the spool and exits 0. A second signal stops now:
 what was accepted is in the spool either way.
 
+A spool that hangs makes nobody wait: who asked for custody is told so before the door closes, and
+the process ends within a few seconds of `drain_ms` with exit code 75, for it cannot say of all that
+it wrote last whether that is kept. (A process in the midst of a call to a stuck disk is the
+kernel's: it ends when that call does.)
+
 With `--workers N` the parent opens the listeners, forks, and starts again whoever dies. It opens no
 spool and no loop: a parent that does nothing has nothing to lose.
 """
@@ -17,6 +22,7 @@ import asyncio
 import fcntl
 import gc
 import logging
+import os
 import signal
 import ssl
 import time
@@ -35,6 +41,7 @@ from ..node import Node
 from ..queues.open import open_queue
 from ..settings import Settings
 from ..spools.chain.spool import ChainSpool
+from ..spools.closing import closed
 from ..spools.desk.serving import Desk, open_desk
 from ..spools.open import of_one_process, path_of
 from ..spools.protocol import Spool
@@ -47,6 +54,7 @@ from .announce import announce
 from .collect import collecting
 from .descriptors import fitted
 from .ears import STOPS, ears
+from .leaving import leave
 from .notify import notify
 from .opening import disk_of, open_for
 from .plan import plan_of
@@ -59,6 +67,9 @@ IN_USE_PAUSE_S: Final = 0.05
 """Two seconds: a relay that was just killed may take a moment to be gone."""
 LAST_WORDS_MS: Final = 1_000
 """Of the time to drain: for saving what has had no answer, and for saying so."""
+STUCK_MS: Final = 500
+"""A spool that has done nothing for so long by then hangs; one that is only slow goes on for the
+second beyond the drain that `Node.stop` leaves it."""
 GC_THRESHOLD: Final = 20_000
 """Requests leave no cycles behind; looking for them 30 times less often is worth a tenth."""
 
@@ -92,6 +103,7 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
     spool = await open_for(settings)
     desks: list[Desk] = []
     transport = _transport(settings)
+    whole = False
     try:
         node = await Node.open(
             plan=plan_of(settings),
@@ -109,24 +121,31 @@ async def _run(settings: Settings, listening: Sequence[Opened], *, first: bool) 
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 50)
         notify("READY=1")
-        async with collecting(collect, queues, node):
+        async with collecting(collect, queues, node, told):
             await told.wait()
-        notify("STOPPING=1")
-        log.info("draining: no new requests; in flight: %d", door.statistics().connections)
-        node.draining = True
-        node.hurry()
-        cutting = asyncio.create_task(_cut(transport, drain_ms=settings.drain_ms))
-        await asyncio.gather(
-            door.close(drain_ms=settings.drain_ms), node.stop(drain_ms=settings.drain_ms)
-        )
-        cutting.cancel()
-        log.info("drained: %d messages wait in the spool", max(0, node.custody.backlog))
+            notify("STOPPING=1")
+            log.info("draining: no new requests; in flight: %d", door.statistics().connections)
+            whole = await _drain(door, node, transport, drain_ms=settings.drain_ms)
     finally:
         for desk in desks:
             await desk.close()
         await transport.aclose()
-        await spool.aclose()
-    return 0
+        whole = await closed(spool, hung=not whole) and whole
+    if not whole:
+        leave(settings, node.custody, unwritten=node.dispatcher.unwritten)
+    return os.EX_OK
+
+
+async def _drain(door: Door, node: Node, transport: Transport, *, drain_ms: int) -> bool:
+    """Finish what is in flight. False: the spool did not answer in time."""
+    node.draining = True
+    node.hurry()
+    cutting = asyncio.create_task(_cut(transport, node, drain_ms=drain_ms))
+    _left, whole = await asyncio.gather(door.close(drain_ms=drain_ms), node.stop(drain_ms=drain_ms))
+    cutting.cancel()
+    if whole:
+        log.info("drained: %d messages wait in the spool", max(0, node.custody.backlog))
+    return whole
 
 
 async def _desks(urls: Sequence[str], spool: Spool) -> list[Desk]:
@@ -151,11 +170,15 @@ def _may_share(settings: Settings) -> None:
             )
 
 
-async def _cut(transport: Transport, *, drain_ms: int) -> None:
+async def _cut(transport: Transport, node: Node, *, drain_ms: int) -> None:
     """A service that has not answered by then will not in time. Whoever waits for it gets a 202
-    where the request may be sent again, and else a 503 that says so, while there still is time."""
-    await asyncio.sleep(max(drain_ms - LAST_WORDS_MS, drain_ms * 3 // 4) / 1000)
+    where the request may be sent again, and else a 503 that says so, while there still is time.
+    So does whoever waits for a spool that hangs."""
+    words_ms = min(LAST_WORDS_MS, drain_ms // 4)
+    await asyncio.sleep((drain_ms - words_ms) / 1000)
     await transport.aclose()
+    await asyncio.sleep(words_ms * 3 / 4000)
+    node.custody.give_up(stuck_s=STUCK_MS / 1000)
 
 
 def _serve_alone(url: str) -> IO[bytes] | None:

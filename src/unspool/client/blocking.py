@@ -35,7 +35,7 @@ from .endings import fell_back, fell_through, undelivered
 from .forks import Again
 from .options import ClientOptions, Options, checked
 from .receipt import BlockingReceipt, Receipt
-from .request import Request, compose
+from .request import Auth, Fields, Request, compose
 from .results import Accepted, Fate, Progress, Queued, Result
 
 T = TypeVar("T")
@@ -105,9 +105,19 @@ class Client:
 
     # --- what was queued ---------------------------------------------------------------------
 
-    def wait(self, key: str, timeout: float = 30.0) -> Fate | Queued:
-        """What became of the request under this key; `Queued` when `timeout` seconds are over."""
-        return self._result(self._call(lambda client: client.wait(key, timeout)))
+    def wait(
+        self,
+        key: str,
+        timeout: float = 30.0,
+        *,
+        auth: Auth | None = None,
+        headers: Fields | None = None,
+    ) -> Fate | Queued:
+        """What became of the request under this key; `Queued` when `timeout` seconds are over.
+        `auth`, `headers`: the credentials that it came with, where they are not the client's."""
+        return self._result(
+            self._call(lambda client: client.wait(key, timeout, auth=auth, headers=headers))
+        )
 
     def drain(
         self, timeout: float = 60.0, *, progress: Callable[[Progress], Any] | None = None

@@ -11,9 +11,9 @@ outbox; the fallback plan. What somebody owns is a result; what nobody owns rais
 with the request attached. What makes no sense raises before anything is sent: `Unacceptable`,
 `Reused`, `Misconfigured`, and what the outbox raises when it is opened, at the first use.
 
-One key is one request. Two calls under one key go one after the other, and the second raises `Busy`
-where its deadline is over first; another request under it is refused (`Reused`), as far as this
-client remembers, or its outbox does; the servers remember longer.
+One key of one caller is one request. Two calls under one key go one after the other, and the second
+raises `Busy` where its deadline is over first; another request under it is refused (`Reused`), as
+far as this client remembers, or its outbox does; the servers remember longer.
 
 Belongs to one event loop and one process. Bugs: a caller who is cancelled learns nothing; what had
 been sent may be applied, and what was on disk is sent.
@@ -74,9 +74,9 @@ class Asked(TypedDict, total=False):
     """`("name", "password")`, or the whole value of Authorization."""
     key: str | bool | None
     """The Idempotency-Key: what this one thing that you want done is called, the same for every
-    try. Default: a UUIDv7. `False`: none is sent, and it is never sent twice. Keys are the
-    application's own, whoever it asks for: two users' requests need two, also with two
-    credentials."""
+    try. Default: a UUIDv7. `False`: none is sent, and it is never sent twice. A key is its
+    caller's: under other credentials (Authorization, Cookie, X-API-Key, Proxy-Authorization) it is
+    another request's."""
     deadline: float | None
     """Seconds for this call, instead of the client's."""
     lifetime: float | None
@@ -190,8 +190,16 @@ class AsyncClient:
             self._known.settled(one.key)
             yield one
 
-    async def wait(self, key: str, timeout: float = 30.0) -> Fate | Queued:
+    async def wait(
+        self,
+        key: str,
+        timeout: float = 30.0,
+        *,
+        auth: Auth | None = None,
+        headers: Fields | None = None,
+    ) -> Fate | Queued:
         """What became of the request under this key; `Queued` when `timeout` seconds are over.
+        `auth`, `headers`: the credentials that it came with, where they are not the client's.
         Raises `Misconfigured` without an outbox, and KeyError for a key that it does not know."""
         parts = await self.ready()
         outbox = parts.outbox
@@ -199,10 +207,11 @@ class AsyncClient:
             raise no_outbox()
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
+        scope = self.build("GET", "/", auth=auth, headers=headers).scope
         while True:
-            entry = await outbox.find(key)
+            entry = await outbox.find(key, scope)
             if entry is None:
-                raise KeyError(f"{key!r} is not in the outbox")
+                raise KeyError(f"{key!r} is not in the outbox, under these credentials")
             result = result_of(
                 entry, survives=outbox.survives, receipt_from=parts.route.receipt_from
             )

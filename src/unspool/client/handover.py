@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -38,7 +38,8 @@ from ..problems import PREFIX, STILL_YOURS
 from ..queues.open import open_queue
 from ..queues.protocol import Queue
 from ..transports.protocol import Transport
-from .receipt import Receipt, is_ours, receipt_path
+from ..transports.timed import timed
+from .receipt import Place, Receipt, is_ours, receipt_path
 from .request import Request
 
 log: Final = logging.getLogger("unspool.client")
@@ -71,8 +72,11 @@ class Taker(Protocol):
 
     async def take(self, request: Request, *, now: Instant, timeout_ms: int) -> Handed: ...
 
-    def receipt(self, request_key: str, taken: Answered) -> Receipt:
-        """The receipt of what was taken by this answer; also of one that was read from a disk."""
+    def receipt(
+        self, request_key: str, taken: Answered, *, elsewhere: Sequence[Place] = ()
+    ) -> Receipt:
+        """The receipt of what was taken by this answer; also of one that was read from a disk.
+        `elsewhere`: who else may have it one day."""
         ...
 
     async def aclose(self) -> None: ...
@@ -98,21 +102,38 @@ class Relay:
         )
         return read(answer)
 
-    def receipt(self, request_key: str, taken: Answered) -> Receipt:
-        return receipt_at(self.where, self._transport, request_key, taken)
+    def receipt(
+        self, request_key: str, taken: Answered, *, elsewhere: Sequence[Place] = ()
+    ) -> Receipt:
+        return receipt_at(self.place(), request_key, taken, elsewhere=elsewhere)
+
+    def place(self) -> Place:
+        return place_at(self.where, self._transport)
 
     async def aclose(self) -> None:
         await self._transport.aclose()
 
 
-def receipt_at(where: str, transport: Transport, key: str, taken: Answered) -> Receipt:
-    """The receipt that a relay of ours gave."""
+def place_at(where: str, transport: Transport) -> Place:
+    """Somebody who may be asked for receipts."""
 
     async def ask(request: Wire, *, timeout_ms: int) -> Answer:
         return await attempt(transport, request, repeat=True, timeout_ms=timeout_ms)
 
+    return Place(where, ask)
+
+
+def receipt_at(
+    place: Place, key: str, taken: Answered, *, elsewhere: Sequence[Place] = ()
+) -> Receipt:
+    """The receipt that a relay of ours gave."""
     return Receipt(
-        where=where, key=key, path=receipt_path(taken), survives=_survives(taken), ask=ask
+        where=place.where,
+        key=key,
+        path=receipt_path(taken),
+        survives=_survives(taken),
+        ask=place.ask,
+        elsewhere=elsewhere,
     )
 
 
@@ -211,7 +232,9 @@ class Foreign:
             receipt_of=Answered(202, b"Accepted", (), b'{"survives":"%b"}' % survives.encode()),
         )
 
-    def receipt(self, request_key: str, taken: Answered) -> Receipt:
+    def receipt(
+        self, request_key: str, taken: Answered, *, elsewhere: Sequence[Place] = ()
+    ) -> Receipt:
         return Receipt(where=self.where, key=request_key, survives=_survives(taken))
 
     async def aclose(self) -> None:
@@ -229,13 +252,25 @@ def _well(task: asyncio.Task[Queue]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
 
 
-async def attempt(transport: Transport, wire: Wire, *, repeat: bool, timeout_ms: int) -> Answer:
-    """One try, for so long. What is cut off counts as maybe applied: nobody can tell from here."""
+async def attempt(
+    transport: Transport,
+    wire: Wire,
+    *,
+    repeat: bool,
+    timeout_ms: int,
+    reach_ms: int = 0,
+    sending: Callable[[], None] = lambda: None,
+) -> Answer:
+    """One try, for so long."""
     try:
-        async with asyncio.timeout(timeout_ms / 1000):
-            return await transport.attempt(wire, repeat=repeat)
-    except TimeoutError:
-        return Failure(Cause.HTTP_RESPONSE_TIMEOUT, f"no answer within {timeout_ms} ms", Sent.MAYBE)
+        return await timed(
+            transport,
+            wire,
+            repeat=repeat,
+            timeout_ms=timeout_ms,
+            reach_ms=reach_ms,
+            sending=sending,
+        )
     except Exception as error:
         if isinstance(error, RuntimeError) and "shutdown" in str(error):
             # Names are resolved in threads, and there are no more of those: nothing was sent.

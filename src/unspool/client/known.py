@@ -4,8 +4,9 @@
     known.queued(key)               it was put into the outbox, and nothing was heard since
     async with known.turn(request): one at a time under one key; the others wait, until the deadline
 
-Only of keys that callers give: a minted one is nobody's to reuse. At most KEYS_MAX, the latest; the
-outbox remembers what it keeps, and the servers remember longer.
+A key under other credentials is another one. Only of keys that callers give: a minted one is
+nobody's to reuse. At most KEYS_MAX, the latest; the outbox remembers what it keeps, and the servers
+remember longer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from hashlib import blake2b
 from typing import Final
 
 from ..core.message import fingerprint
@@ -21,6 +23,9 @@ from ..errors import Busy, Reused
 from .request import Request
 
 KEYS_MAX: Final = 10_000
+
+Name = tuple[str, bytes]
+"""A key, and a digest of whose it is."""
 
 
 class Turn:
@@ -35,22 +40,22 @@ class Turn:
 
 class Known:
     def __init__(self) -> None:
-        self._prints: OrderedDict[str, bytes] = OrderedDict()
+        self._prints: OrderedDict[Name, bytes] = OrderedDict()
         self._queued: set[str] = set()
-        self._turns: dict[str, Turn] = {}
+        self._turns: dict[Name, Turn] = {}
 
     def check(self, request: Request) -> None:
         """Remember what this key is used for. Raises `Reused`."""
         if request.minted or not request.key:
             return
-        now = fingerprint(request.wire)
-        before = self._prints.get(request.key)
+        now, name = fingerprint(request.wire), _name(request)
+        before = self._prints.get(name)
         if before is not None and before != now:
             raise reused(request)
-        self._prints[request.key] = now
-        self._prints.move_to_end(request.key)
+        self._prints[name] = now
+        self._prints.move_to_end(name)
         if len(self._prints) > KEYS_MAX:
-            gone, _ = self._prints.popitem(last=False)
+            (gone, _), _ = self._prints.popitem(last=False)
             self._queued.discard(gone)
 
     def queued(self, key: str) -> bool:
@@ -70,7 +75,8 @@ class Known:
         if request.minted or not request.key:
             yield
             return
-        turn = self._turns.setdefault(request.key, Turn())
+        name = _name(request)
+        turn = self._turns.setdefault(name, Turn())
         turn.wanted += 1
         try:
             try:
@@ -85,7 +91,12 @@ class Known:
         finally:
             turn.wanted -= 1
             if not turn.wanted:
-                self._turns.pop(request.key, None)
+                self._turns.pop(name, None)
+
+
+def _name(request: Request) -> Name:
+    scope = request.scope
+    return request.key, blake2b(repr(scope).encode(), digest_size=16).digest() if scope else b""
 
 
 def busy(request: Request) -> Busy:

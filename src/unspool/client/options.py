@@ -46,6 +46,7 @@ class ClientOptions(TypedDict, total=False):
     sends: bool
     destination: str
     outbox_max: int
+    outbox_max_bytes: int
     body_max_bytes: int
     answer_max_bytes: int
     backoff_least_ms: int
@@ -108,6 +109,10 @@ class Options(Value, frozen=True, kw_only=True):
     come and go, or where several services share one outbox."""
     outbox_max: int = 10_000
     """Requests that may wait in the outbox. One more is refused: `Undelivered`, or the fallback."""
+    outbox_max_bytes: int = 1024 * 1024 * 1024
+    """Bytes of requests that may wait in the outbox, of all processes on its file together. What
+    would exceed it is refused likewise. For SQLite files; a server that keeps an outbox has limits
+    of its own."""
     body_max_bytes: int = 1024 * 1024
     """A request with a larger body is refused: it could not be kept."""
     answer_max_bytes: int = 16 * 1024 * 1024
@@ -140,7 +145,8 @@ class Options(Value, frozen=True, kw_only=True):
 
 RELAYS: Final = ("http://", "https://")
 MORE_THAN_0: Final = (
-    "deadline", "lifetime", "attempts", "outbox_max", "body_max_bytes", "answer_max_bytes",
+    "deadline", "lifetime", "attempts", "outbox_max", "outbox_max_bytes", "body_max_bytes",
+    "answer_max_bytes",
     "backoff_least_ms", "backoff_most_ms", "connect_ms", "connections_max", "queue_ms",
 )  # fmt: skip
 
@@ -168,6 +174,11 @@ def checked(servers: str | Sequence[str], given: Mapping[str, Any]) -> Options:
     told["headers"] = tuple(fields.items() if isinstance(fields, Mapping) else fields)
     if told.get("outbox") is not None:
         told["outbox"] = outbox_url(str(told["outbox"]))
+    if "outbox_max_bytes" in told and not str(told.get("outbox")).startswith("sqlite:"):
+        raise Misconfigured(
+            "outbox_max_bytes is for an outbox in an SQLite file, and this client has none. Nothing"
+            ' was opened. Name one, outbox="sqlite:///outbox.db", or leave outbox_max_bytes out.'
+        )
     options = Options(**told)
     _check(options)
     return options

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -49,12 +48,14 @@ from ..core.scheduler import Scheduler
 from ..custody import Custody
 from ..dispatcher import Dispatcher
 from ..errors import CannotCreate, Full, Misconfigured, Refused, UnspoolError
-from ..spools.open import open_spool, path_of
-from ..spools.protocol import Duplicate, Entry, Lease, Mismatch, New, Spool
+from ..spools.closing import closed
+from ..spools.open import open_spool
+from ..spools.protocol import Acceptance, Duplicate, Entry, Lease, Mismatch, New, Spool
 from ..transports.protocol import Transport
-from .record import message
+from .record import message, size_of
 from .request import Request
 from .results import Try
+from .room import Room, disk_free, open_room
 from .turn import Turn
 
 log: Final = logging.getLogger("unspool.client")
@@ -66,6 +67,8 @@ relay's 20 a service that had just recovered was overloaded again by what had wa
 TURN_S: Final = 1.0
 """How often those whose turn it is not look whether it is."""
 RECOUNT_S: Final = 10.0
+LAST_WRITES_MS: Final = 500
+"""For giving back what has just been leased, where there is no time to drain."""
 DISK_FREE_MIN_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -103,6 +106,7 @@ class Outbox:
         clock: Clock,
         chance: Callable[[int], bytes],
         serves: Sequence[Destination],
+        room: Room | None,
     ) -> None:
         self.spool: Final = spool
         self.custody: Final = custody
@@ -115,6 +119,7 @@ class Outbox:
         self._clock = clock
         self._chance = chance
         self._serves = frozenset(serves)
+        self._room = room
         self._tasks: list[asyncio.Task[None]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -131,12 +136,14 @@ class Outbox:
         chance: Callable[[int], bytes],
         told: Callable[[Key], None],
         waiting_max: int,
+        waiting_max_bytes: int,
         pace: Pace,
     ) -> Outbox:
         """Raises what the spool raises: `CannotCreate` on a disk that cannot be written, `Newer`
         for a file of a newer version, `Misconfigured` for a URL that names no spool."""
         turn = Turn.at(url, destination)
         spool = await open_spool(url)
+        room: Room | None = None
         try:
             terms = Terms(
                 survives=spool.promises.survives,
@@ -144,9 +151,10 @@ class Outbox:
                 backlog_max=waiting_max,
                 disk_free_min_bytes=DISK_FREE_MIN_BYTES,
             )
-            custody = Custody(spool=spool, terms=terms, disk_free=_free(url))
+            custody = Custody(spool=spool, terms=terms, disk_free=disk_free(url))
             secret = await custody.open(now=clock.now(), chance=chance)
             await custody.count()
+            room = await open_room(url, max_bytes=waiting_max_bytes)
             policy = Policy(pace=pace, keeping=Keeping())
             dispatcher = Dispatcher(
                 custody=custody,
@@ -163,22 +171,25 @@ class Outbox:
                 among_others=True,
             )
         except BaseException:
+            if room is not None:
+                await room.aclose()
             await spool.aclose()
             raise
         return cls(
             spool=spool, custody=custody, secret=secret, dispatcher=dispatcher, turn=turn,
             destination=destination, policy=policy, clock=clock, chance=chance,
-            serves=serves,
+            serves=serves, room=room,
         )  # fmt: skip
 
     # --- taking in ---------------------------------------------------------------------------
 
-    def key(self, name: str) -> Key:
-        return identify(self._secret, scope=(), destination=self.destination, name=name)
+    def key(self, name: str, scope: Sequence[bytes]) -> Key:
+        """Of what the caller with these credentials calls so."""
+        return identify(self._secret, scope=scope, destination=self.destination, name=name)
 
-    async def find(self, name: str) -> Entry | None:
-        """What is known here of this name."""
-        return await self.custody.find(self.key(name))
+    async def find(self, name: str, scope: Sequence[bytes]) -> Entry | None:
+        """What is known here of this name of this caller's."""
+        return await self.custody.find(self.key(name, scope))
 
     async def reserve(
         self, request: Request, *, lifetime_ms: int
@@ -194,7 +205,7 @@ class Outbox:
             attempt=1,
             leased_until=until,
         )
-        acceptance = await self.custody.accept(entry, now=now)
+        acceptance = await self._accept(entry, now)
         if isinstance(acceptance, New):
             return Reserved(Lease(entry=acceptance.entry, until=until))
         return acceptance
@@ -211,7 +222,20 @@ class Outbox:
         entry = Entry(
             message=sealed, state=State.WAITING, due_at=due_at, attempt=len(trail), trail=trail
         )
-        return await self.custody.accept(entry, now=now)
+        return await self._accept(entry, now)
+
+    async def _accept(self, entry: Entry, now: Instant) -> Acceptance:
+        if self._room is None:
+            return await self.custody.accept(entry, now=now)
+        size = size_of(entry.message)
+        await self._room.take(size)
+        kept = False
+        try:
+            acceptance = await self.custody.accept(entry, now=now)
+            kept = isinstance(acceptance, New)
+            return acceptance
+        finally:
+            self._room.took(size, kept=kept)
 
     async def wait_on(
         self, reserved: Reserved, tries: Sequence[Try], *, hint_ms: int | None
@@ -262,7 +286,7 @@ class Outbox:
     def _sealed(self, request: Request, now: Instant, lifetime_ms: int) -> Message:
         return message(
             request,
-            key=self.key(request.key),
+            key=self.key(request.key, request.scope),
             destination=self.destination,
             now=now,
             lifetime_ms=lifetime_ms,
@@ -332,12 +356,18 @@ class Outbox:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.dispatcher.stop(drain_ms=drain_ms)
-        if self._running is not None:
-            await asyncio.gather(self._running, return_exceptions=True)  # cancelled, perhaps
-            await self.dispatcher.stop(drain_ms=drain_ms)
         try:
-            await self.custody.drain()
-            await self.spool.aclose()
+            if self._running is not None:
+                # What it is just leasing is given back: left leased, it would look as if sent.
+                await asyncio.wait([self._running], timeout=max(drain_ms, LAST_WRITES_MS) / 1000)
+                self._running.cancel()  # it waits for a disk that hangs
+                await asyncio.gather(self._running, return_exceptions=True)
+                await self.dispatcher.stop(drain_ms=drain_ms)
+            await self.custody.drain(within_ms=max(drain_ms, LAST_WRITES_MS))
+            if self._room is not None:
+                await self._room.aclose()
+            if not await closed(self.spool):
+                log.warning("the outbox does not answer, and was not waited for; it is kept")
         finally:
             self._turn.give_up()
 
@@ -347,20 +377,6 @@ def trail_of(tries: Sequence[Try], *, at: Instant) -> tuple[Tried, ...]:
         Tried(number, at, one.status, f"{one.cause} ({one.where})"[:200], one.sent)
         for number, one in enumerate(tries, 1)
     )
-
-
-def _free(url: str) -> Callable[[], int | None] | None:
-    path = path_of(url)
-    if path is None:
-        return None
-
-    def free() -> int | None:
-        try:
-            return shutil.disk_usage(path.parent).free
-        except OSError:
-            return None
-
-    return free
 
 
 def outbox_url(given: str) -> str:

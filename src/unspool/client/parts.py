@@ -42,16 +42,20 @@ PASS_MAX_MS: Final = LEASE_MS // 2
 class Background:
     """The route, as the dispatcher's transport."""
 
+    tells: Final = True
+
     def __init__(self, route: Route, *, deadline_ms: int) -> None:
         self._route = route
         self._deadline_ms = min(deadline_ms, PASS_MAX_MS)
 
-    async def attempt(self, wire: Wire, /, *, repeat: bool) -> Answer:
+    async def attempt(
+        self, wire: Wire, /, *, repeat: bool, sending: Callable[[], None] | None = None
+    ) -> Answer:
         now = self._route.now()
         request = restored(wire, repeat=repeat, now=now, deadline_ms=self._deadline_ms)
         carried = await carry(
             self._route, request, deadline_ms=self._deadline_ms, outbox=False,
-            first=number_of(wire), background=True,
+            first=number_of(wire), background=True, sending=sending or (lambda: None),
         )  # fmt: skip
         return answer_of(carried)
 
@@ -142,6 +146,7 @@ async def open_parts(options: Options, *, tell: OnEvent) -> Parts:
             chance=_bytes_of(options.luck),
             told=lambda key: _post(watches, key),
             waiting_max=options.outbox_max,
+            waiting_max_bytes=options.outbox_max_bytes,
             pace=Pace(least_ms=options.backoff_least_ms, most_ms=options.backoff_most_ms),
         )
     except BaseException:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -80,11 +81,12 @@ class Carried(Value, frozen=True):
 
 async def carry(
     route: Route, request: Request, *, deadline_ms: int, outbox: bool, first: int = 1,
-    background: bool = False,
+    background: bool = False, sending: Callable[[], None] = lambda: None,
 ) -> Carried:  # fmt: skip
-    """`first`: the number of its next attempt; `outbox`: it may be kept afterwards."""
+    """`first`: the number of its next attempt; `outbox`: it may be kept afterwards; `sending` is
+    called before a first byte of it may go to anybody."""
     route.asked()
-    return await _Passing(route, request, deadline_ms, outbox, first, background).run()
+    return await _Passing(route, request, deadline_ms, outbox, first, background, sending).run()
 
 
 class _Passing:
@@ -92,7 +94,7 @@ class _Passing:
 
     def __init__(
         self, route: Route, request: Request, deadline_ms: int, outbox: bool, first: int,
-        background: bool,
+        background: bool, sending: Callable[[], None],
     ) -> None:  # fmt: skip
         self._route = route
         self._request = request
@@ -100,6 +102,7 @@ class _Passing:
         self._outbox = outbox
         self._first = first
         self._background = background
+        self._sending = sending
         self._so_far: SoFar = BEGINNING
         self._tries: list[Try] = []
         self._last: Answer | None = None
@@ -144,7 +147,7 @@ class _Passing:
         began = self._loop.time()
         try:
             server, answer = await route.attempt(
-                step.server, request, timeout_ms=step.timeout_ms, number=number
+                step, request, number=number, sending=self._sending
             )
         finally:
             if step.cost:
@@ -195,6 +198,7 @@ class _Passing:
         route, request = self._route, self._request
         taker = route.takers[step.queue]
         began = self._loop.time()
+        self._sending()
         told = await taker.take(request, now=route.now(), timeout_ms=step.timeout_ms)
         took_ms = round((self._loop.time() - began) * 1000)
         stands = told.receipt_of or told.answer
@@ -204,7 +208,7 @@ class _Passing:
         self._tries.append(one)
         route.report(Offered(request.key, one, self._background))
         if told.receipt_of is not None:
-            receipt = taker.receipt(request.key, told.receipt_of)
+            receipt = route.receipt_from(taker.where, request.key, told.receipt_of)
             return self._ended(End.TAKEN, receipt=receipt, by=taker.where, answer=told.receipt_of)
         if told.answer is not None:
             self._last = told.answer

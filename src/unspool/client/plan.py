@@ -124,6 +124,8 @@ class Attempt(Value, frozen=True):
     timeout_ms: int
     wait_ms: int = 0
     cost: int = 0
+    reach_ms: int = 0
+    """How much of that the server may take to be reached; 0: all of it."""
 
 
 class HandOver(Value, frozen=True):
@@ -188,14 +190,19 @@ def _direct(kind: Kind, so_far: SoFar, facts: Facts, terms: Terms) -> Attempt | 
     if again and so_far.hint_ms is not None and wait_ms > room_ms // 2:
         return "the server wants to be left alone for longer than there is time"
     timeout_ms = room_ms - wait_ms
-    others = any(one != server for one in facts.open)
-    if kind.repeat and others and tries + 1 < terms.attempts_max:
-        timeout_ms = timeout_ms // 2  # somebody who hangs must leave time for somebody who does not
+    reach_ms = 0
+    if any(one != server for one in facts.open) and tries + 1 < terms.attempts_max:
+        # Somebody who hangs must leave time for somebody who does not; who may be asked after him
+        # only if he was never reached, when that is clear.
+        if kind.repeat:
+            timeout_ms = timeout_ms // 2
+        else:
+            reach_ms = timeout_ms // 2
     if terms.attempt_ms:
         timeout_ms = min(timeout_ms, terms.attempt_ms)
     if timeout_ms < terms.least_ms:  # P5
         return "there is no time left for another attempt" if tries else "there is no time left"
-    return Attempt(server, timeout_ms, wait_ms, cost)
+    return Attempt(server, timeout_ms, wait_ms, cost, reach_ms)
 
 
 def _reserve_ms(kind: Kind, so_far: SoFar, facts: Facts, terms: Terms) -> int:

@@ -11,13 +11,21 @@ is not a relay cannot be asked: its receipt says `handed over`, and that is all 
 here.
 
 That the relay does not answer changes nothing: it has the request. `wait` goes on asking.
+
+Where a relay says that the request was moved to another one (`unspool move`), or says nothing, or
+does not know it any longer, the other relays that this client was given are asked, at most
+PLACES_MAX of them, once each time; none else, for the receipt's address is all that is needed to
+read the answer. Nothing but that address is sent, and never unencrypted where it came over TLS. One
+that has it, and not as a copy that is held until it is moved, is asked from then on.
+
+Bugs: a relay that this client was not given is not found; the state then stays `moved`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -44,6 +52,8 @@ RECEIPTS: Final = "/_unspool/receipts/"
 WAIT_S: Final = 20
 """How long the relay is asked to wait before it answers: below the transport's patience."""
 FORGOTTEN: Final = "forgotten"
+MOVED: Final = "moved"
+PLACES_MAX: Final = 8
 PAUSE_S: Final = 1.0
 ASKED_MS: Final = 5_000
 
@@ -70,7 +80,8 @@ class Status(Value, frozen=True):
     """Where it is now, as whoever has it says."""
 
     state: str
-    """waiting · delivered · bounced · handed over · forgotten: it has ended, nobody knows how"""
+    """waiting · delivered · bounced · handed over · forgotten: it has ended, nobody knows how ·
+    moved: another relay has it, and this client was not given that one"""
     attempts: int = 0
     last: str = ""
     """What came of the last attempt."""
@@ -86,21 +97,37 @@ class Asks(Protocol):
     async def __call__(self, request: Wire, *, timeout_ms: int) -> Answer: ...
 
 
+class Place(Value, frozen=True):
+    """A relay that may have a request by now."""
+
+    where: str
+    ask: Asks
+
+
 class Receipt:
     """See the head of this file."""
 
-    __slots__ = ("_ask", "key", "path", "survives", "where")
+    __slots__ = ("_ask", "_elsewhere", "key", "path", "survives", "where")
 
     def __init__(
-        self, *, where: str, key: str, path: str = "", survives: str = "", ask: Asks | None = None
+        self,
+        *,
+        where: str,
+        key: str,
+        path: str = "",
+        survives: str = "",
+        ask: Asks | None = None,
+        elsewhere: Sequence[Place] = (),
     ) -> None:
-        self.where: Final = where
-        """Who has it: the relay's origin, or the queue."""
+        """`elsewhere`: where it may have been moved."""
+        self.where = where
+        """Who has it, as far as is known: the relay's origin, or the queue."""
         self.key: Final = key
         self.path: Final = path
         self.survives: Final = survives
         """What it outlives there, as far as is known."""
-        self._ask: Final = ask
+        self._ask = ask
+        self._elsewhere: Final = tuple(elsewhere)[:PLACES_MAX]
 
     def __repr__(self) -> str:
         return f"<Receipt of {self.key!r} at {self.where}>"
@@ -183,28 +210,54 @@ class Receipt:
         answer = await self._asked(b"DELETE", "", ASKED_MS)
         if isinstance(answer, Failure):
             raise self._silent(answer)
+        if answer.status != 200 and is_ours(answer) and await self._followed(await self._here("")):
+            return await self.cancel()
         return answer.status == 200
 
     async def _told(self, query: str, *, wait_s: float = 0) -> dict[str, Any]:
+        """What is said of it where it is; or elsewhere, where it has been moved."""
+        try:
+            told = await self._here(query, wait_s=wait_s)
+        except Unavailable:
+            if found := await self._followed({}):
+                return found
+            raise
+        return await self._followed(told) or told
+
+    async def _here(self, query: str, *, wait_s: float = 0) -> dict[str, Any]:
         answer = await self._asked(b"GET", query, ASKED_MS + round(wait_s * 1000))
         if isinstance(answer, Failure):
             raise self._silent(answer)
         if answer.status == 404 and is_ours(answer):  # and not somebody's on the way to it
             return {"state": FORGOTTEN}
-        try:
-            told = (
-                msgspec.json.decode(answer.body, type=dict[str, Any])
-                if answer.status == 200
-                else {}
-            )
-        except msgspec.MsgspecError:
-            told = {}
+        told = _receipt_in(answer)
         if not told:
             raise Unavailable(
                 f"{self.where} answered {answer.status} when it was asked for a receipt. It has the"
                 f" request all the same. Ask again: curl {shlex.quote(self.url)}"
             )
         return told
+
+    async def _followed(self, told: dict[str, Any]) -> dict[str, Any]:
+        """What another relay says of it, which is asked from now on; nothing, where there is none.
+        `told`: what was said here."""
+        state = told.get("state")
+        if state not in (None, MOVED, FORGOTTEN):
+            return {}
+        places = [one for one in self._elsewhere if _may_follow(self.where, one.where)]
+        wire = Wire(b"GET", self.path.encode(), ())
+        answers = await asyncio.gather(*(one.ask(wire, timeout_ms=ASKED_MS) for one in places))
+        for place, answer in zip(places, answers, strict=True):
+            if isinstance(answer, Failure) or not is_ours(answer):
+                continue
+            found = _receipt_in(answer)
+            if found.get("receipt") != self.path or found.get("state") in (None, MOVED):
+                continue
+            if found.get("held") and state != MOVED:
+                continue  # a copy, perhaps, until its old place has let it go
+            self.where, self._ask = place.where, place.ask
+            return found
+        return {}
 
     async def _asked(self, method: bytes, tail: str, timeout_ms: int) -> Answer:
         assert self._ask is not None
@@ -215,6 +268,21 @@ class Receipt:
             f"{self.where} did not answer ({failure.detail or failure.cause}). It has the request"
             f" all the same. Ask again: curl {shlex.quote(self.url)}"
         )
+
+
+def _receipt_in(answer: Answered) -> dict[str, Any]:
+    """The receipt that this answer is; nothing, where it is none."""
+    if answer.status != 200:
+        return {}
+    try:
+        return msgspec.json.decode(answer.body, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return {}
+
+
+def _may_follow(here: str, there: str) -> bool:
+    """Not to where it is already, and not from TLS to where everybody reads along."""
+    return here != there and (there.startswith("https://") or not here.startswith("https://"))
 
 
 class BlockingReceipt:

@@ -74,6 +74,14 @@ def message(
     )
 
 
+def size_of(message: Message) -> int:
+    """Of its request, as it is kept, in bytes; a few more or less."""
+    request = message.request
+    assert request is not None
+    fields = sum(len(name) + len(value) for name, value in request.fields)
+    return len(request.method) + len(request.target) + fields + len(request.body)
+
+
 def restored(wire: Wire, *, repeat: bool, now: Instant, deadline_ms: int) -> Request:
     """The request that was kept."""
     fields = tuple([field for field in wire.fields if field[0].lower() not in _OURS])

@@ -8,6 +8,11 @@ only once, a key that cannot be written, a path that is a URL, a field that may 
 A request that changes something has a key, and with it one identity for everybody who may get it:
 servers, relays, queues, the outbox. Who gives none gets a UUIDv7. `key=False` sends it without the
 field; it is then never sent twice where it may have been applied.
+
+A key is its caller's (I10): the values of CREDENTIALS are its `scope`, here as at a relay. The same
+word under other credentials is another request, which is sent, and is never told what became of the
+first. So is a repeat with credentials that have changed meanwhile: whether it is the same caller's
+is for the servers to say, who know him.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from ..core.fields import values
 from ..core.idempotency import Unreadable, read_key
 from ..core.message import IDEMPOTENT_METHODS, SAFE_METHODS, Field, Value
 from ..core.message import Request as Wire
@@ -35,6 +41,8 @@ OURS: Final = frozenset(
     }
 )  # fmt: skip
 """What the client writes: on the wire, and beside what it keeps (`record`)."""
+CREDENTIALS: Final = (b"authorization", b"cookie", b"x-api-key", b"proxy-authorization")
+"""Fields that tell callers apart: a relay's, as it is set up by default (`scope_fields`)."""
 _SAFE_IN_TARGET: Final = "/%:@!$&'()*+,;=~-._?"
 
 Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
@@ -64,6 +72,12 @@ class Request(Value, frozen=True):
     order: str = ""
     attempts_max: int = 0
     """0: as the client says."""
+
+    @property
+    def scope(self) -> tuple[bytes, ...]:
+        """Within which the key is known; empty where it came without credentials."""
+        found = tuple([b"\0".join(values(self.fields, name)) for name in CREDENTIALS])
+        return found if any(found) else ()
 
     @property
     def wire(self) -> Wire:

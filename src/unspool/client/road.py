@@ -10,6 +10,7 @@ hears within ten seconds, and until then an ordered request may overtake it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Final
 
@@ -55,9 +56,17 @@ class Road:
                 return self._already(outbox, request, known)
         if outbox is not None and self._stands_behind(outbox, request, reserved):
             return await self._kept(outbox, request, Carried(End.KEEP), reserved)
-        carried = await carry(
-            self._route, request, deadline_ms=deadline_ms, outbox=outbox is not None
-        )
+        went: list[bool] = []
+        try:
+            carried = await carry(
+                self._route, request, deadline_ms=deadline_ms, outbox=outbox is not None,
+                sending=lambda: went.append(True),
+            )  # fmt: skip
+        except asyncio.CancelledError:
+            if outbox is not None and reserved is not None and not went:
+                # The outbox alone has it: it goes out from there, also where it may not twice.
+                await outbox.wait_on(reserved, (), hint_ms=None)
+            raise
         if outbox is None:
             return self._ended(request, carried)
         if carried.end is not End.KEEP:
@@ -149,7 +158,7 @@ class Road:
     def _expect(self, outbox: Outbox, request: Request) -> None:
         self._known.queue(request)
         if self._watch is not None:
-            self._watch.expect(outbox.key(request.key), request.key)
+            self._watch.expect(outbox.key(request.key, request.scope), request.key)
 
     def _already(self, outbox: Outbox, request: Request, entry: Entry) -> Result:
         """The key is known here: what became of it, or that it still waits."""
@@ -185,7 +194,7 @@ async def _settled(outbox: Outbox, reserved: Reserved, carried: Carried) -> None
 async def _found(outbox: Outbox, request: Request) -> Entry | None:
     """What the outbox knows of this key. Trouble with it is no reason not to send."""
     try:
-        entry = await outbox.find(request.key)
+        entry = await outbox.find(request.key, request.scope)
     except UnspoolError as error:
         log.warning("the outbox does not tell whether it knows %s: %s", request.key, error)
         return None

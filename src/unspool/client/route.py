@@ -8,7 +8,7 @@ On the wire each attempt carries its number (`Unspool-Attempt`) and what is left
 seconds (`Unspool-Deadline`), so that layers below neither repeat what is repeated here nor work for
 somebody who has gone. A server may forbid further attempts: `Unspool-Retry: never`.
 
-Bugs: an attempt that the deadline cuts off while it connects counts as maybe applied.
+An attempt that is cut off while it still waits for a connection was never sent.
 """
 
 from __future__ import annotations
@@ -34,14 +34,10 @@ from ..gather import gather
 from ..transports.protocol import Transport
 from .budget import Budget, Hedges, Throttle, Usual
 from .events import Offered, OnEvent, Tried
-from .handover import Taker, attempt, receipt_at
+from .handover import Relay, Taker, attempt, place_at, receipt_at
 from .health import Health
-from .plan import (
-    Facts,
-    Terms,
-    hedge_after_ms,
-)
-from .receipt import Receipt
+from .plan import Attempt, Facts, Terms, hedge_after_ms
+from .receipt import Place, Receipt
 from .request import Request
 
 HEDGE_LEAST_MS: Final = 10
@@ -122,20 +118,32 @@ class Route:
 
     def receipt_from(self, by: str, key: str, taken: Answered) -> Receipt:
         """The receipt of what was taken by this answer, whoever it was that took it."""
+        places = self._places()
         for taker in self.takers:
             if taker.where == by:
-                return taker.receipt(key, taken)
+                return taker.receipt(key, taken, elsewhere=places)
         for server in self.servers:
             if server.where == by:
-                return receipt_at(server.where, server.transport, key, taken)
+                place = place_at(server.where, server.transport)
+                return receipt_at(place, key, taken, elsewhere=places)
         return Receipt(where=by, key=key)
+
+    def _places(self) -> list[Place]:
+        """Who may be asked for receipts: relays first, for servers may have one in front."""
+        relays = [taker.place() for taker in self.takers if isinstance(taker, Relay)]
+        servers = [place_at(server.where, server.transport) for server in self.servers]
+        places: dict[str, Place] = {}
+        for place in relays + servers:
+            places.setdefault(place.where, place)
+        return list(places.values())
 
     # --- one direct attempt ------------------------------------------------------------------
 
     async def attempt(
-        self, server: int, request: Request, *, timeout_ms: int, number: int
+        self, step: Attempt, request: Request, *, number: int, sending: Callable[[], None]
     ) -> tuple[int, Answer]:
-        """One try, at this server or, with hedging, at whichever answers first."""
+        """One try, at this server or, with hedging, at whichever answers first. `sending` is called
+        when a first byte of it may go."""
         now = self._clock.now()
         hedge_ms = hedge_after_ms(
             request.kind,
@@ -145,24 +153,29 @@ class Route:
             others=len(self.health.open(now)) - 1,
             affordable=self._hedge and self.hedges.may(now, self.budget),
         )
-        if hedge_ms is None or hedge_ms >= timeout_ms:
-            return server, await self._one(server, request, timeout_ms, number)
-        return await self._two(server, request, timeout_ms, number, hedge_ms)
+        if hedge_ms is None or hedge_ms >= step.timeout_ms:
+            return step.server, await self._one(step, request, number, sending)
+        return await self._two(step, request, number, sending, hedge_ms)
 
     async def _two(
-        self, server: int, request: Request, timeout_ms: int, number: int, hedge_ms: int
+        self,
+        step: Attempt,
+        request: Request,
+        number: int,
+        sending: Callable[[], None],
+        hedge_ms: int,
     ) -> tuple[int, Answer]:
         loop = asyncio.get_running_loop()
-        first = loop.create_task(self._one(server, request, timeout_ms, number))
-        asked = {first: server}
+        first = loop.create_task(self._one(step, request, number, sending))
+        asked = {first: step.server}
         try:
             await asyncio.wait([first], timeout=hedge_ms / 1000)
             now = self._clock.now()
-            others = [one for one in self.health.open(now) if one != server]
+            others = [one for one in self.health.open(now) if one != step.server]
             if not first.done() and others:
                 self.hedges.asks(now)
-                left_ms = timeout_ms - hedge_ms
-                second = loop.create_task(self._one(others[0], request, left_ms, number + 1))
+                other = Attempt(others[0], step.timeout_ms - hedge_ms)
+                second = loop.create_task(self._one(other, request, number + 1, sending))
                 asked[second] = others[0]
             waiting = set(asked)
             while waiting:
@@ -181,7 +194,10 @@ class Route:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
 
-    async def _one(self, server: int, request: Request, timeout_ms: int, number: int) -> Answer:
+    async def _one(
+        self, step: Attempt, request: Request, number: int, sending: Callable[[], None]
+    ) -> Answer:
+        server, timeout_ms = step.server, step.timeout_ms
         now = self._clock.now()
         self.throttle.asks(now)  # before it is sent: who hangs is counted while it hangs
         self.health.began(server, now)
@@ -201,6 +217,8 @@ class Route:
                 Wire(wire.method, wire.target, fields, wire.body),
                 repeat=request.kind.repeat or request.kind.safe,
                 timeout_ms=timeout_ms,
+                reach_ms=step.reach_ms,
+                sending=sending,
             )
             if isinstance(answer, Answered) and answer.rest is not None:
                 left_ms = max(1, timeout_ms - round((loop.time() - began) * 1000))

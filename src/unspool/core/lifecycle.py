@@ -150,7 +150,7 @@ def attempted(
     """An attempt for the trail. `judgement`: of this answer, where it is known already."""
     status, cause = cause_of(answer)
     sent = answer.sent if isinstance(answer, Failure) else (judgement or judge(answer)).sent
-    return Attempt(number, at, status, cause[:200], sent.value, _location(answer))
+    return Attempt(number, at, status, cause[:200], str(sent), _location(answer))
 
 
 def _location(answer: Answer) -> str:
@@ -168,20 +168,15 @@ def delivered(
 ) -> Delivered:
     """Remember this answer: its body if it is here and small enough, else only that it was."""
     whole = answer.rest is None and len(answer.body) <= keeping.answer_max_bytes
+    body = answer.body if whole else b""
+    fields = kept(answer.fields)
     return Delivered(
-        answer=Response(
-            answer.status,
-            answer.reason,
-            kept(answer.fields),
-            answer.body if whole else b"",
-            None,
-            answer.length,
-        ),
-        keep_until=Instant(now + keeping.key_ms),
-        answer_until=Instant(now + keeping.answer_ms),
-        trail=trail,
-        stored=whole,
-        settled_at=now,
+        Response(answer.status, answer.reason, fields, body, None, answer.length),
+        Instant(now + keeping.key_ms),
+        Instant(now + keeping.answer_ms),
+        trail,
+        whole,
+        now,
     )
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import http
 from typing import Final
 
-from ..core.fields import Kinds, name_of
+from ..core import heads
+from ..core.kinds import Kinds, name_of
 from ..core.message import Response
 
 _LINES: Final[dict[int, tuple[bytes, bytes]]] = {
@@ -55,6 +56,15 @@ def status_line(status: int, reason: bytes) -> bytes:
     if not 200 <= status <= 999:
         raise Unwritable(f"{status} is not the status of a final answer")
     return b"HTTP/1.1 %d %b\r\n" % (status, reason)
+
+
+def short_head(response: Response, length: int, date: bytes) -> bytes | None:
+    """The same for what is ordinary, where that was compiled: see core.heads. `length` is of the
+    body; -1 where none is declared."""
+    known = _LINES.get(response.status)
+    if known is None or response.reason not in (b"", known[0]) or response.status < 200:
+        return None
+    return heads.answer_head(known[1], response.fields, date, length, _KINDS)
 
 
 def head(response: Response, framing: bytes, date: bytes) -> bytes:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from httptools import HttpRequestParser
 
-from ..core.fields import Kinds
+from ..core.kinds import Kinds
 from ..core.message import Field, Request
 from .body import StreamedBody
 from .limits import Limits

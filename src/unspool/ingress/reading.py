@@ -4,11 +4,13 @@
     reading.phase           IDLE, HEAD or BODY: what is half here, for whoever watches the clock
     reading.give_up(…)      no more of this connection is wanted
 
-llhttp (httptools) parses; `strict` holds it to the rules it lets slip. A whole body up to
-`body_max_bytes` arrives with its request; a larger one arrives as soon as that is known, with a
-`StreamedBody` for the remainder. A request that breaks off before it is whole does not arrive at
-all. What can never become a request arrives once, as a `Refusal`, in its turn; after it, and after
-a request that ends its connection, the reader is `deaf` and only counts what it throws away.
+An ordinary request that has come whole, alone and in one piece, takes the short road
+(`core.heads`). All else llhttp (httptools) parses; `strict` holds it to the rules it lets slip.
+A whole body up to `body_max_bytes` arrives with its request; a larger one arrives as soon as that
+is known, with a `StreamedBody` for the remainder. A request that breaks off before it is whole
+does not arrive at all. What can never become a request arrives once, as a `Refusal`, in its turn;
+after it, and after a request that ends its connection, the reader is `deaf` and only counts what it
+throws away.
 
 Known: several spaces in a request line, and RTSP's and ICE's versions, are found by looking for the
 right line in the data at hand. A pipelined request can hide a wrong one if the right one stands in
@@ -17,6 +19,7 @@ a body that came with it. It gains nothing: heads are never passed on as they ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from httptools import (
@@ -26,13 +29,19 @@ from httptools import (
     HttpRequestParser,
 )
 
+from ..core import heads
+from ..core.fields import HEADS
+from ..core.kinds import Kinds
+from ..core.message import Request
 from .limits import Limits
 from .parsing import KEEP, OLD, TOO_MANY_BODIES, Ledger, Parsing, Sink, head_too_large
-from .strict import Refusal, grumble
+from .strict import Refusal, grumble, known_hosts
 
 __all__ = ["BODY", "HEAD", "IDLE", "KEEP", "OLD", "Ledger", "Reading", "Sink"]
 
 IDLE, HEAD, BODY = "idle", "head", "body"
+
+Short = Callable[[bytes, Kinds], heads.Asked | None]
 
 SLICE_BYTES: Final = 16 * 1024
 """Larger reads are parsed in pieces, so that a flood of tiny requests is noticed within one."""
@@ -41,10 +50,13 @@ SLICE_BYTES: Final = 16 * 1024
 class Reading(Parsing):
     """The reading half of one connection."""
 
-    __slots__ = ("_easy_bytes", "_slack", "_unfed", "thrown_away_bytes")
+    __slots__ = ("_easy_bytes", "_short", "_slack", "_unfed", "thrown_away_bytes")
 
-    def __init__(self, sink: Sink, limits: Limits, ledger: Ledger) -> None:
+    def __init__(
+        self, sink: Sink, limits: Limits, ledger: Ledger, *, short: Short = heads.request
+    ) -> None:
         super().__init__(sink, limits, ledger)
+        self._short = short
         self._easy_bytes = min(SLICE_BYTES, limits.head_max_bytes)
         self._slack = 0
         self._unfed = b""
@@ -84,6 +96,16 @@ class Reading(Parsing):
         if len(data) > self._easy_bytes or self._unfed:
             self._feed_in_slices(data)
             return
+        if self._at_rest and (asked := self._short(data, HEADS)) is not None:
+            method, target, fields, host, body = asked
+            limits = self._limits
+            if (
+                host in known_hosts
+                and len(fields) <= limits.fields_max
+                and len(body) <= limits.body_max_bytes
+            ):
+                self._arrived(Request(method, target, fields, body), KEEP)
+                return
         rest = self._feed_once(data)
         if rest is not None:
             self._decline_offer(rest)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..core.message import Reader, Response, Severed
 from ..problems import problem
-from .head import CHUNKED, CLOSE, KEEP_ALIVE, Unwritable, head
+from .head import CHUNKED, CLOSE, KEEP_ALIVE, Unwritable, head, short_head
 
 if TYPE_CHECKING:
     from .http import Door
@@ -133,15 +133,18 @@ class Writing:
         body = response.body
         status = response.status
         door = self._door
-        try:
-            if status == 204 or status == 304:
-                written = head(response, _length_of(response), door.date)
-                body = b""
-            else:
-                written = head(response, b"Content-Length: %d\r\n" % len(body), door.date)
-        except Unwritable as fault:
-            self.small(self.mistake(f"An answer cannot be written: {fault}"))
-            return
+        empty = status == 204 or status == 304
+        written = None if empty else short_head(response, len(body), door.date)
+        if written is None:
+            try:
+                if empty:
+                    written = head(response, _length_of(response), door.date)
+                    body = b""
+                else:
+                    written = head(response, b"Content-Length: %d\r\n" % len(body), door.date)
+            except Unwritable as fault:
+                self.small(self.mistake(f"An answer cannot be written: {fault}"))
+                return
         if len(body) < _JOIN_MAX_BYTES:
             if self._held:
                 self._held += written + body

@@ -17,6 +17,7 @@ that nobody gave, which another application has in this spool (`names`).
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Collection
@@ -27,10 +28,13 @@ from ..clock import Clock
 from ..core.admission import Terms
 from ..custody import Custody
 from ..errors import Misconfigured, PromiseBroken
+from ..spools.closing import closed
 from ..spools.open import open_spool
 from ..spools.protocol import Spool, Survives
 from ..spools.sole import sole
 from .names import take_name
+
+log = logging.getLogger("unspool.spool")
 
 T = TypeVar("T")
 
@@ -172,8 +176,8 @@ class Place(Generic[T]):
         return other
 
     async def _let_go(self, spool: Spool, alone: IO[bytes] | None) -> None:
-        if isinstance(self._given, str):
-            await spool.aclose()
+        if isinstance(self._given, str) and not await closed(spool):
+            log.warning("the spool does not answer, and was not waited for; what it has is kept")
         if alone is not None:
             alone.close()
 

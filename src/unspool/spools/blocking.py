@@ -201,15 +201,22 @@ class BlockingSpool(Generic[S]):
         return _result(self._writer.soon(self.store.discard, marks))
 
     async def aclose(self) -> None:
-        """Finish what was begun, and let go."""
+        """Finish what was begun, and let go. Cancelled, it leaves the store as a dead process
+        would: its disk may hang."""
         if self._writer.stopped:
             return
-        await self._browser.stop()
-        await self._finder.stop()
         try:
+            await self._browser.stop()
+            await self._finder.stop()
             await self._writer.soon(self.store.close)
-        finally:
+        except asyncio.CancelledError:
+            for thread in (self._browser, self._finder, self._writer):
+                thread.leave()
+            raise
+        except BaseException:
             await self._writer.stop()
+            raise
+        await self._writer.stop()
 
 
 async def _result(soon: Awaitable[T]) -> T:

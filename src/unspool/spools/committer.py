@@ -4,17 +4,24 @@
     result = await committer.submit(item)
     committer.submit_for(hears, item)           the same for somebody who is told in his own way
     await committer.drain()                     when everything submitted is done
+    committer.give_up(why)                      nobody waits any longer, and nothing more is taken
 
 While one commit is in flight the next batch fills. There is no timer: an idle spool adds no
-latency, and a busy one commits as often as its disk can sync, with two batches of like size on
-their ways in turn: one with the disk, one with the callers. A first item is handed over at once,
-inside `submit`; `commit` may begin its work when it is called. Who is `patient` hands it over at
-the end of the turn, with all that came in it: callers who come together do not send one ahead.
+latency, and where the disk is what all wait for, it is never idle: two batches of like size are on
+their ways in turn, one with the disk, one with the callers. A first item is handed over at once,
+inside `submit`; `commit` may begin its work when it is called.
+
+Who is `patient` hands over at the end of the first turn of the loop that brought nobody: a commit
+costs as much processor as a dozen items, so while callers are still coming, and the processor is
+what all wait for, it is worth more to have them all in one than to have the disk busy meanwhile.
 
 A caller's cancellation neither undoes nor delays the others' commit. An error reaches each caller
 of its batch; but of a batch that failed as `Corrupt` nothing was done and one item is to blame, so
 its items are tried one by one, and only that one's caller hears of it. A result that is a `Refused`
 is raised to its caller alone: so a commit tells of each item apart.
+
+A commit may hang for as long as its spool does. Whoever has to end gives it up: those of the batch
+that is under way are told `Unavailable`, for it may happen yet; those behind it, `NotDone`.
 
 Belongs to the loop that submits. Costs one future a call, or none for those who are told in their
 own way, and one task while it is busy.
@@ -27,12 +34,14 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
-from ..errors import Corrupt, Full, Refused
+from ..errors import Corrupt, Full, NotDone, Refused, Unavailable
 
 log: Final = logging.getLogger("unspool.spool")
 
 TURNS: Final = 3
 """Of the loop: answers are written, requests are read, requests are submitted."""
+COMING_TURNS_MAX: Final = 8
+"""So many turns a batch waits for those who are still coming, where each turn brings somebody."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,13 +73,16 @@ class Committer(Generic[T, R]):
         assert waiting_max > 0
         self._commit: Final = commit
         self._batch_max: Final = batch_max
-        self._waiting_max: Final = waiting_max
+        self._waiting_max = waiting_max
         self._patient: Final = patient
         self._items: list[T] = []
         self._futures: list[Hears[R]] = []
         self._flying: Sequence[Hears[R]] = ()
         self._running: asyncio.Task[None] | None = None
         self._begun: Awaitable[Sequence[R | Refused]] | None = None
+        self._well_at = 0.0
+        """When a commit was last done, or the first of a row was begun; by the loop's clock."""
+        self._given_up = ""
 
     @property
     def waiting(self) -> int:
@@ -86,6 +98,8 @@ class Committer(Generic[T, R]):
     def submit_for(self, hears: Hears[R], item: T) -> None:
         """The same for somebody who is told the result, in the middle of telling all the others."""
         if len(self._items) >= self._waiting_max:
+            if self._given_up:
+                raise NotDone(f"{self._given_up} This was not given to it; send it again later.")
             raise Full(
                 f"{self._waiting_max} requests wait for the spool's disk already. This one was not"
                 " taken; send it again later. See how busy the disk is: iostat -x 1"
@@ -93,14 +107,31 @@ class Committer(Generic[T, R]):
         self._items.append(item)
         self._futures.append(hears)
         if self._running is None:
+            loop = asyncio.get_running_loop()
+            self._well_at = loop.time()
             run = self._run() if self._patient else self._run(*self._next())
-            self._running = asyncio.get_running_loop().create_task(run)
+            self._running = loop.create_task(run)
             self._running.add_done_callback(self._ended)
 
     async def drain(self) -> None:
         """Return once everything that was submitted has its result."""
         while self._running is not None:
             await asyncio.wait([self._running])
+
+    def give_up(self, why: str, *, stuck_s: float = 0.0) -> int:
+        """Unless a commit was done within the last `stuck_s`: whoever waits hears so, and whoever
+        comes from now on. How many waited. The commit that is under way may happen yet."""
+        loop = asyncio.get_running_loop()
+        if self._running is None or loop.time() - self._well_at < stuck_s:
+            return 0
+        flying, behind = self._flying, self._futures
+        self._items, self._futures, self._flying = [], [], ()
+        self._waiting_max, self._given_up = 0, why
+        self._running.cancel()
+        waited = sum(not one.done() for one in (*flying, *behind))
+        _tell(flying, (), Unavailable(f"{why} It may or may not have this; repeat it."))
+        _tell(behind, (), NotDone(f"{why} This was not given to it; send it again later."))
+        return waited
 
     def _take(self) -> _Batch[T, R]:
         items, futures = self._items, self._futures
@@ -131,14 +162,18 @@ class Committer(Generic[T, R]):
         """Commit after commit, until nobody waits."""
         while True:
             if batch is None or begun is None:
+                await self._all_come()
                 batch, begun = self._next()
             items, futures = batch
             results, error = await _outcome(begun, len(items))
+            if error is None:
+                self._well_at = asyncio.get_running_loop().time()
             if isinstance(error, Corrupt) and len(items) > 1:
                 await self._one_by_one(items, futures)
                 futures, results, error = (), (), None  # each has been told, once
-            if 2 * len(self._items) >= len(items):
-                # The next batch is on its way before these callers wake: disk and loop overlap.
+            if 2 * len(self._items) >= len(items) and await self._nobody_comes():
+                # They waited for the disk. The next batch is on its way before these callers wake:
+                # disk and loop overlap.
                 batch, begun = self._next()
                 _tell(futures, results, error)
                 continue
@@ -148,6 +183,19 @@ class Committer(Generic[T, R]):
                 self._running = None
                 return
             batch = None
+
+    async def _nobody_comes(self) -> bool:
+        """Has a turn of the loop brought nobody?"""
+        if not self._patient:
+            return True
+        count = len(self._items)
+        await asyncio.sleep(0)
+        return len(self._items) == count
+
+    async def _all_come(self) -> None:
+        for _ in range(COMING_TURNS_MAX):
+            if len(self._items) >= self._batch_max or await self._nobody_comes():
+                return
 
     async def _come_back(self, count: int) -> None:
         """Let callers that were just answered bring what they have next.

@@ -4,6 +4,7 @@
     result = await thread.soon(function, *arguments)     the work is on its way when soon() returns
     result = await thread.joined(function, *arguments)   the same, perhaps together with others
     await thread.stop()                                  after everything told so far is done
+    thread.leave()                                       the same, and nobody waits for it
 
 `soon` hands the work over when it is called, not when it is awaited: a loop that is busy with its
 next request and a disk that is busy with the last one overlap.
@@ -109,10 +110,15 @@ class OneThread:
         """End the thread. Called twice, it does nothing the second time."""
         if not self.stopped:
             last = self.soon(lambda: None)
-            self.stopped = True
-            self._calls.put(None)
+            self.leave()
             await last
         self._thread.join()
+
+    def leave(self) -> None:
+        """It ends when it has done what it was told; a disk that hangs may keep it for ever."""
+        if not self.stopped:
+            self.stopped = True
+            self._calls.put(None)
 
     def _run(self) -> None:
         calls: list[_Call | None] = [self._calls.get()]

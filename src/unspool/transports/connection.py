@@ -19,26 +19,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade
 
+from ..core import heads
 from ..core.message import Answer, Cause, Failure, Response, Sent
 from .deadlines import overdue
 from .home import Hears, Home
-from .incoming import PREFACE, Incoming
+from .incoming import ENDS, KINDS, PREFACE, Incoming, Short
+from .limits import JOIN_MAX_BYTES, LONG_ANSWER_S, STALE_AFTER_S
 from .liveness import Probe, said_goodbye
 from .stream import Stream
-
-STALE_AFTER_S: Final = 0.02
-"""A connection unused for less was seen alive by the event loop just now; and nobody closes for
-idleness so soon."""
-JOIN_MAX_BYTES: Final = 16 * 1024
-"""A body up to this is copied behind its head, to go out in one piece."""
-LONG_ANSWER_S: Final = 1.0
-"""A body of unknown length that still comes so long after its head is a stream."""
-
-_ENDS: Final = b"\r\n\r\n"
 
 
 class Connection(Incoming, asyncio.Protocol):
@@ -51,8 +43,10 @@ class Connection(Incoming, asyncio.Protocol):
         "transport", "uploading",
     )  # fmt: skip
 
-    def __init__(self, home: Home, *, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(home.limits)
+    def __init__(
+        self, home: Home, *, loop: asyncio.AbstractEventLoop, short: Short = heads.answer
+    ) -> None:
+        super().__init__(home.limits, short)
         self._home = home
         self._idle = home.idle
         self._waiting = home.waiting
@@ -161,6 +155,20 @@ class Connection(Incoming, asyncio.Protocol):
         self._write = self.transport.write
 
     def data_received(self, data: bytes) -> None:
+        future = self._future
+        if (
+            self._preface == b""
+            and self._plain
+            and not self._unwritten
+            and len(data) <= self._head_max
+            and future is not None
+            and not future.done()
+            and (short := self._short(data, KINDS)) is not None
+        ):
+            self._future = None
+            self._free()  # what the parser left behind is as it was
+            future.set_result(Response(*short))
+            return
         if self._preface is not None:
             if (
                 data.startswith(PREFACE)
@@ -175,20 +183,12 @@ class Connection(Incoming, asyncio.Protocol):
         try:
             self._feed(data)
         except (HttpParserError, HttpParserUpgrade) as error:
-            self._plain = False
-            if not self._complete:
-                detail = self._fault or f"the answer is malformed: {error}"
-                self.give_up(Cause.HTTP_PROTOCOL_ERROR, detail)
+            if fault := self._stumbled(error, data):
+                self.give_up(Cause.HTTP_PROTOCOL_ERROR, fault)
                 return
-            if self._head_only:
-                # llhttp cannot be told that no body follows an answer to HEAD: it starts anew.
-                self._new_parser()
-                self._reusable &= data.find(_ENDS) == len(data) - 4
-            else:
-                self._reusable = False
         if not self._complete:
             self._progress(data)
-        elif self._plain and (future := self._future) is not None and not future.done():
+        elif self._plain and future is not None and not future.done():
             self._future = None
             answer = Response(
                 self._status, self._reason, self._fields, self._body, None, self._length
@@ -207,7 +207,7 @@ class Connection(Incoming, asyncio.Protocol):
             # Nobody asked, or we have yet to: what came cannot belong to the next request.
             self.give_up(Cause.CONNECTION_TERMINATED, "it spoke before it was asked")
             return False
-        if len(data) > self._head_max and data.find(_ENDS, 0, self._head_max) < 0:
+        if len(data) > self._head_max and data.find(ENDS, 0, self._head_max) < 0:
             self.give_up(*self._excess())
             return False
         assert self._preface is not None
@@ -273,11 +273,8 @@ class Connection(Incoming, asyncio.Protocol):
             self._reusable = False  # cancelled
         else:
             future.set_result(self._response(None))
-        if (
-            not self._reusable
-            or self.uploading
-            or (self._large and self.transport.get_write_buffer_size())
-        ):
+        unsent = self.uploading or (self._large and self.transport.get_write_buffer_size())
+        if unsent or not self._reusable:
             self.close()
             return
         self._large = False
@@ -288,10 +285,13 @@ class Connection(Incoming, asyncio.Protocol):
 
     def _rest(self) -> None:
         """Until the next request."""
+        self._reset()
+        self._free()
+
+    def _free(self) -> None:
         if self.requests == self._requests_max:
             self.close()
             return
-        self._reset()
         self._moved = self._now()
         if self._waiting:
             self._home.put(self)

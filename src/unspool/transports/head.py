@@ -15,7 +15,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from ..core.fields import HOP_BY_HOP, Kinds, name_of
+from ..core import heads
+from ..core.fields import HOP_BY_HOP
+from ..core.kinds import HOST, PLAIN, Kinds, name_of
 from ..core.message import Request
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -24,8 +26,6 @@ _SPACE: Final = 0x20
 _ENDS_A_LINE: Final = b"\r\n\0"
 _CHUNKED: Final = b"Transfer-Encoding: chunked\r\n\r\n"
 
-PLAIN: Final = 0
-HOST: Final = 1
 _BAD: Final = 1_000_000
 
 _KNOWN: Final = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
@@ -54,6 +54,18 @@ _line: Final = b": ".join
 
 def render(request: Request, host: bytes) -> bytes:
     """The head, with its empty line. `host` is the origin's, for a request that names none."""
+    method = request.method
+    if request.rest is None:
+        size = len(request.body)
+        length = size if size or method in _WITH_BODY else -1
+        short = heads.request_head(method, request.target, request.fields, length, _KINDS)
+        if short is not None:
+            return short
+    return at_length(request, host)
+
+
+def at_length(request: Request, host: bytes) -> bytes:
+    """The same on the long road: see core.heads."""
     method = request.method
     target = request.target
     fields = request.fields

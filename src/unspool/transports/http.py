@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from typing import Final
 from urllib.parse import urlsplit
 
 from ..core.message import Answer, Cause, Failure, Request, Sent
@@ -44,6 +45,8 @@ __all__ = ["HttpTransport", "Limits", "Statistics"]
 
 class HttpTransport:
     """See the head of this file."""
+
+    tells: Final = True
 
     def __init__(
         self, origin: str, *, limits: Limits | None = None, tls: ssl.SSLContext | None = None
@@ -62,8 +65,16 @@ class HttpTransport:
     def statistics(self) -> Statistics:
         return self._pool.statistics()
 
-    async def attempt(self, request: Request, /, *, repeat: bool = True) -> Answer:
-        """One try. Cancelling it closes its connection."""
+    async def attempt(
+        self,
+        request: Request,
+        /,
+        *,
+        repeat: bool = True,
+        sending: Callable[[], None] | None = None,
+    ) -> Answer:
+        """One try. Cancelling it closes its connection. `sending` is called when there is one, and
+        the request goes out."""
         try:
             head = render(request, self._host)
         except Unsendable as complaint:
@@ -80,6 +91,8 @@ class HttpTransport:
             connection = obtained
         if not pool.brisk:
             pool.hurry()
+        if sending is not None:
+            sending()
         if streamed:
             return await upload(connection, head, request)
         future = connection.send(head, request.body, request.method == b"HEAD")

@@ -2,6 +2,8 @@
 
     class Connection(Incoming)      the connection is its own parser target: no object between
 
+An ordinary answer that comes whole and in one piece takes the short road past all this: core.heads.
+
 Strict about framing (RFC 9112 §6): what could be read in two ways is an error and not an answer.
 llhttp refuses duplicate and conflicting lengths, bare LF, folded lines and bad chunks. Refused here
 are versions other than 1.0 and 1.1, statuses outside 100 to 599, codings other than `chunked`,
@@ -15,22 +17,20 @@ is given to whom.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 from httptools import HttpResponseParser
 
-from ..core.fields import HOP_BY_HOP, PROTECTED, Kinds
+from ..core import heads
+from ..core.fields import HOP_BY_HOP, PROTECTED
+from ..core.kinds import CONNECTION, DROP, LENGTH, PLAIN, STRANGE, Kinds
 from ..core.message import Cause, Field, Response
-from .head import PLAIN
 from .limits import Limits
 from .stream import Stream
 
-_DROP: Final = 1
-_LENGTH: Final = 2
-_CODING: Final = 3
-_CONNECTION: Final = 4
-
 PREFACE: Final = b"HTTP/1.1 "
+ENDS: Final = b"\r\n\r\n"
 _OLD: Final = b"HTTP/1.0 "
 _REASON: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _USUAL_REASONS: Final = frozenset({b"OK", b"Created", b"Accepted", b"No Content", b""})
@@ -38,15 +38,18 @@ _USUAL_REASONS: Final = frozenset({b"OK", b"Created", b"Accepted", b"No Content"
 
 def _classify(name: bytes) -> int:
     if name == b"content-length":
-        return _LENGTH
+        return LENGTH
     if name == b"transfer-encoding":
-        return _CODING
+        return STRANGE
     if name == b"connection":
-        return _CONNECTION
-    return _DROP if name in HOP_BY_HOP else PLAIN
+        return CONNECTION
+    return DROP if name in HOP_BY_HOP else PLAIN
 
 
-_KINDS: Final = Kinds(_classify)
+KINDS: Final = Kinds(_classify)
+
+
+Short = Callable[[bytes, Kinds], heads.Answered | None]
 
 
 class Enough(Exception):
@@ -59,12 +62,13 @@ class Incoming:
     __slots__ = (
         "_body", "_chunked", "_complete", "_count", "_dry", "_fault", "_feed", "_fields",
         "_get_status", "_head_at", "_head_done", "_head_only", "_interim", "_length", "_limits",
-        "_more", "_named", "_old", "_plain", "_preface", "_reason", "_reusable", "_seen", "_size",
-        "_status", "_stream", "_until_eof",
+        "_more", "_named", "_old", "_plain", "_preface", "_reason", "_reusable", "_seen", "_short",
+        "_size", "_status", "_stream", "_until_eof",
     )  # fmt: skip
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, short: Short) -> None:
         self._limits = limits
+        self._short = short
         self._head_only = False
         self._stream: Stream | None = None
         self._plain = False
@@ -95,6 +99,19 @@ class Incoming:
         self._status = self._count = self._interim = self._seen = self._dry = 0
         self._head_at = 0.0
 
+    def _stumbled(self, error: Exception, data: bytes) -> str:
+        """What is wrong with the answer. Empty: it is whole, and the parser minds what follows."""
+        self._plain = False
+        if not self._complete:
+            return self._fault or f"the answer is malformed: {error}"
+        if self._head_only:
+            # llhttp cannot be told that no body follows an answer to HEAD: it starts anew.
+            self._new_parser()
+            self._reusable &= data.find(ENDS) == len(data) - 4
+        else:
+            self._reusable = False
+        return ""
+
     def on_message_begin(self) -> None:
         if self._complete:
             raise Enough  # a second answer to one request: never to be paired with the next
@@ -103,14 +120,14 @@ class Incoming:
         self._reason = self._reason + reason if self._reason else reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        kind = _KINDS[name]
+        kind = KINDS[name]
         if kind == PLAIN:
             self._fields.append((name, value))
-        elif kind == _DROP or self._head_done:
+        elif kind == DROP or self._head_done:
             return
-        elif kind == _LENGTH:
+        elif kind == LENGTH:
             self._length = int(value)
-        elif kind == _CODING:
+        elif kind == STRANGE:
             # Any other coding would need a decoder here, or end its message by closing.
             if self._chunked or value.strip().lower() != b"chunked":
                 self._fault = f"Transfer-Encoding {value[:40]!r} is not understood"

@@ -7,8 +7,18 @@ mend (`errors.Misconfigured`).
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..core.message import Value
 from ..errors import Misconfigured
+
+STALE_AFTER_S: Final = 0.02
+"""A connection unused for less was seen alive by the event loop just now; and nobody closes for
+idleness so soon."""
+JOIN_MAX_BYTES: Final = 16 * 1024
+"""A body up to this is copied behind its head, to go out in one piece."""
+LONG_ANSWER_S: Final = 1.0
+"""A body of unknown length that still comes so long after its head is a stream."""
 
 
 class Limits(Value, frozen=True, kw_only=True):

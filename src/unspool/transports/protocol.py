@@ -38,6 +38,19 @@ class Prompt(Protocol):
         ...
 
 
+class Telling(Protocol):
+    """What a transport may offer besides: to tell when the request may go out."""
+
+    tells: bool
+    """It does, always."""
+
+    async def attempt(
+        self, request: Request, /, *, repeat: bool, sending: Callable[[], None] | None = None
+    ) -> Answer:
+        """`sending` is called before a first byte of it may leave. Must not raise."""
+        ...
+
+
 class Transport(Protocol):
     async def attempt(self, request: Request, /, *, repeat: bool) -> Answer:
         """One try. Never raises for what the network does; cancelling gives the connection up."""

@@ -41,12 +41,16 @@ class Servers:
         self._clock = clock
         self._chance = chance
         self._count = 0
+        self.tells: Final = all(getattr(server, "tells", False) for server in servers)
 
-    async def attempt(self, request: Request, /, *, repeat: bool) -> Answer:
+    async def attempt(
+        self, request: Request, /, *, repeat: bool, sending: Callable[[], None] | None = None
+    ) -> Answer:
         best: Answer | None = None
         maybe = False
+        told = {} if sending is None or not self.tells else {"sending": sending}
         for server, lane in self._open():
-            answer = await server.attempt(request, repeat=repeat)
+            answer = await server.attempt(request, repeat=repeat, **told)
             judgement = judge(answer)
             if judgement.outcome is not Outcome.ERROR:
                 if not lane.calm:

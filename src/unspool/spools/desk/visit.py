@@ -98,6 +98,18 @@ class DeskSpool:
         except ValueError as error:
             raise self._gone() from error
 
+    async def _pages(self, call: Callable[[Any, int], wire.Call], limit: int) -> list[Any]:
+        """Page after page, each behind the last one's last. `call`: for so many behind that one;
+        None: from the beginning."""
+        found: list[Any] = []
+        while len(found) < limit:
+            asked = min(PAGE_MAX, limit - len(found))
+            page = await self._call(call(found[-1] if found else None, asked))
+            found += page
+            if len(page) < asked:
+                break
+        return found
+
     async def _line(self) -> _Line:
         while self._idle:
             line = self._idle.pop()
@@ -132,15 +144,9 @@ class DeskSpool:
         return answers
 
     async def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
-        lanes: list[LaneDue] = []
-        while len(lanes) < limit:
-            asked = min(PAGE_MAX, limit - len(lanes))
-            page = await self._call(wire.Survey(after, asked))
-            lanes += page
-            if len(page) < asked:
-                break
-            after = page[-1].destination
-        return lanes
+        return await self._pages(
+            lambda last, count: wire.Survey(last.destination if last else after, count), limit
+        )
 
     async def lease(
         self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
@@ -219,14 +225,7 @@ class DeskSpool:
         return leases
 
     async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:
-        leases: list[Lease] = []
-        while len(leases) < limit:
-            asked = min(PAGE_MAX, limit - len(leases))
-            page = await self._call(wire.Expire(now, until, asked))
-            leases += page
-            if len(page) < asked:
-                break
-        return leases
+        return await self._pages(lambda _last, count: wire.Expire(now, until, count), limit)
 
     async def sweep(self, *, now: Instant, limit: int) -> int:
         went = 0
@@ -239,15 +238,9 @@ class DeskSpool:
         return went
 
     async def damaged(self, *, after: str | None, limit: int) -> Sequence[Damaged]:
-        found: list[Damaged] = []
-        while len(found) < limit:
-            asked = min(PAGE_MAX, limit - len(found))
-            page = await self._call(wire.ListDamaged(after, asked))
-            found += page
-            if len(page) < asked:
-                break
-            after = page[-1].mark
-        return found
+        return await self._pages(
+            lambda last, count: wire.ListDamaged(last.mark if last else after, count), limit
+        )
 
     async def discard(self, marks: Sequence[str], /) -> Sequence[bool]:
         gone: list[bool] = []

@@ -14,7 +14,7 @@ from ...errors import Misconfigured, Missing, Unavailable
 from .records import Names
 
 OPTIONS: Final = (
-    "creds", "max_bytes", "replicas", "storage", "survives", "sync_interval", "tls",
+    "ca", "creds", "max_bytes", "replicas", "storage", "survives", "sync_interval", "tls",
 )  # fmt: skip
 
 
@@ -29,6 +29,9 @@ class Address(Value, frozen=True):
     shown: str
     """For people: without a password."""
     tls: bool = False
+    """Nothing is said to a server that does not speak it."""
+    ca: str | None = None
+    """A file with the certificates that are trusted; None: the system's."""
     user: str | None = None
     password: str | None = None
     token: str | None = None
@@ -41,6 +44,7 @@ class Address(Value, frozen=True):
         NATS_PASSWORD, where he has set that; never here."""
         scheme = "tls://" if self.tls else ""
         words = ["nats", "--server", ",".join(f"{scheme}{server}" for server in self.servers)]
+        words += ["--tlsca", self.ca] if self.ca else []
         words += ["--creds", self.credentials] if self.credentials else []
         words += ["--user", self.user] if self.user else []
         return shlex.join(words)
@@ -89,7 +93,9 @@ def read_url(url: str) -> Place:
         ) from error
     return Place(
         address=Address(
-            servers=servers, shown=shown, tls=options.get("tls") == "yes",
+            servers=servers, shown=shown,
+            tls=options.get("tls") == "yes" or "ca" in options,
+            ca=options.get("ca"),
             user=unquote(name) if colon else None, password=unquote(password) if colon else None,
             token=unquote(user) if at and not colon else None,
             credentials=options.get("creds"),
@@ -112,6 +118,11 @@ def _check_choices(shown: str, options: Mapping[str, str]) -> None:
                 f" Known: {', '.join(known)}; leave it out where none of these is so. See:"
                 " docs/howto/nats.md"
             )
+    if options.get("tls") == "no" and "ca" in options:
+        raise Misconfigured(
+            f"{shown!r} says whose certificates to trust (ca), and tls=no. Nothing was opened."
+            " Leave one of them out. See: docs/howto/nats.md"
+        )
     if "survives" in options and "sync_interval" not in options:
         raise Misconfigured(
             f"{shown!r} says survives=machine without sync_interval=always: a power cut that takes"
@@ -144,8 +155,9 @@ def not_connected(address: Address, error: BaseException, complaint: str) -> Exc
         )
     if isinstance(error, ssl.SSLError):
         return Misconfigured(
-            f"TLS with the NATS server of {address.shown} failed ({text}). Nothing was opened. See"
-            f" what it shows: openssl s_client -connect {shlex.quote(address.servers[0])}"
+            f"TLS with the NATS server of {address.shown} failed ({text}). Nothing was opened, and"
+            " nothing was said to it. Trust its certificate (?ca=FILE) and call it by a name that"
+            f" stands there, or mend the server, and try it: {address.cli} server check connection"
         )
     return Unavailable(
         f"No NATS server answers for {address.shown} ({text}). Nothing was opened, and nothing is"

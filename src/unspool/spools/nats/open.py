@@ -10,7 +10,8 @@
         storage=memory         likewise
         max_bytes=10737418240  likewise
         creds=/etc/nats.creds  credentials of a user, with nkey and JWT
-        tls=yes                where the server does not ask for it by itself
+        tls=yes                only over TLS; without it, where the server asks for it
+        ca=/etc/ssl/ours.pem   likewise, and trust these certificates instead of the system's
 
 Needs the extra `nats` (nats-py, 2.16 or newer) and a server of 2.12 or newer with JetStream: a
 batch of the contract is an atomic batch of the server's, which 2.12 brought. An older one is

@@ -8,8 +8,9 @@
 
 Every question has a deadline, and none is asked while there is no connection: who waits for a
 server that is gone is told at once. nats-py reconnects by itself, for ever; `on_reconnect` is told.
-After some of the server's errors it gives up instead: `closed` says so, and whoever minds the
-connection (`watch`) opens it again.
+With TLS nothing is said to a server that does not speak it, or whose certificate is not trusted; a
+client certificate cannot be shown. After some of the server's errors it gives up instead: `closed`
+says so, and whoever minds the connection (`watch`) opens it again.
 
 Of what nats-py offers for JetStream nothing is used: atomic batches (server 2.12) it does not know,
 and its pull subscriptions do not outlive a restart of the server (nats.py#504). Publishing and one
@@ -20,12 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import Full, Missing, Unavailable
+from ...errors import Full, Misconfigured, Missing, Unavailable
 from .address import Address, not_connected
 from .records import Names
 
@@ -112,7 +114,9 @@ class Wire:
             "pending_size": PENDING_BYTES, "flush_timeout": ANSWER_S,
         }  # fmt: skip
         if address.tls:
-            options["tls"] = ssl.create_default_context()
+            options["tls"] = _trusting(address)
+            _insist(probe)
+            _insist(self._client)
         async with asyncio.timeout(CONNECT_S):
             try:  # first without reconnects: then a refusal is told as what it is
                 await probe.connect(
@@ -263,6 +267,30 @@ class Wire:
             " (max_payload in its configuration), or keep requests smaller: unspool serve"
             " --body-max-bytes 64KiB"
         )
+
+
+def _trusting(address: Address) -> ssl.SSLContext:
+    """Raises `Misconfigured`."""
+    try:
+        return ssl.create_default_context(cafile=address.ca)
+    except OSError as error:
+        raise Misconfigured(
+            f"The certificates in {address.ca} for {address.shown} cannot be read ({error})."
+            f" Nothing was opened. Give a file in PEM form: ls -l {shlex.quote(address.ca or '')}"
+        ) from error
+
+
+def _insist(client: Client) -> None:
+    """nats-py speaks TLS only to a server that asks for it, and would tell its password in the
+    clear to one that does not, or for which somebody in between has taken that word out."""
+    read = client._process_info
+
+    async def insisting(info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and not info.get("tls_required"):
+            raise ssl.SSLError(1, "it does not speak TLS, which the URL asks for")
+        await read(info, initial_connection)
+
+    vars(client)["_process_info"] = insisting
 
 
 async def _give_up(client: Client) -> None:

@@ -70,6 +70,7 @@ _AT_CONNECT: Final = (
     ("authentication failed", "does not let this user in"),
     ("does not support SSL", "does not speak TLS, which the URL asks for"),
     ("certificate verify failed", "has a certificate that the URL does not trust"),
+    ("does not match host name", "has a certificate for another name than the URL's"),
 )
 """What libpq says where trying again is useless; it has no codes before there is a session."""
 

@@ -17,8 +17,9 @@ on its way when it is called; who is cancelled leaves it to end by itself (13).
 Two batches that cross lock in one order, and are done again where PostgreSQL undid one. What a line
 (5) is made of changes under a lock of that line, so ids follow one another in it.
 
-Bugs: leases of a relay that was killed run out by themselves: nobody knows that it is dead, so its
-messages wait that long (`lease_ms`). Ids are given before their commit, so `browse` may pass by an
+Bugs: leases of a relay that was killed run out by themselves: that its session has ended does not
+say that it is dead, so its messages wait that long (`lease_ms`; docs/explanation/architecture.md).
+Ids are given before their commit, so `browse` may pass by an
 entry that is being accepted just then beside a later one, and show it the next time. A transaction
 that stays open for hours, anybody's in the cluster, keeps the dead rows: `pg_stat_activity`. Of a
 damaged page the server gives nothing (`Corrupt`); what our own checksums find is set aside alone.

@@ -336,6 +336,8 @@ async def _exchange(connection: Any, *command: Any) -> Any:
 
 def _pool(url: str, patience: Patience) -> ConnectionPool:
     """Only makes connections; which are free is told here."""
+    # Older libraries look at the name in a certificate only where they are told to.
+    named = {"ssl_check_hostname": True} if _verified(url) else {}
     return ConnectionPool.from_url(
         url,
         protocol=2,
@@ -344,4 +346,9 @@ def _pool(url: str, patience: Patience) -> ConnectionPool:
         socket_keepalive=True,
         retry=Retry(NoBackoff(), 0),
         client_name="unspool",
+        **named,
     )
+
+
+def _verified(url: str) -> bool:
+    return url.startswith("rediss:") and "ssl_cert_reqs=none" not in url

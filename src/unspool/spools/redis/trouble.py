@@ -39,6 +39,15 @@ _LOADING: Final = (
     "is still reading its data from the disk. Nothing was done. See how far it is: {cli} INFO"
     " persistence"
 )
+_TLS: Final = "Nothing was done, and nothing was said to it."
+_TRUST: Final = (
+    f"has a certificate that is not trusted. {_TLS} Name who made it, and call the server by a name"
+    " that stands in it: unspool serve --spool 'rediss://HOST/0?ssl_ca_certs=ca.pem'. Try it:"
+    " {cli} PING"
+)
+_NO_TLS: Final = (
+    f"does not speak TLS, which rediss: asks for. {_TLS} Name its TLS port. Try it: {{cli}} PING"
+)
 SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
     (
         "allowed when used memory",
@@ -65,6 +74,9 @@ SAID: Final[tuple[tuple[str, type[UnspoolError], str], ...]] = (
         ),
     ),
     ("BusyLoadingError", NotDone, _LOADING),
+    ("CERTIFICATE_VERIFY_FAILED", Misconfigured, _TRUST),
+    ("certificate verify failed", Misconfigured, _TRUST),
+    ("WRONG_VERSION_NUMBER", Misconfigured, _NO_TLS),
     (
         "NOREPLICAS",
         NotDone,
@@ -152,6 +164,8 @@ def translate(error: Exception, place: Place, *, at: Stage) -> UnspoolError:
             return kind(f"{where} {meaning.replace('{cli}', cli)}")
     if isinstance(error, trouble.TimeoutError | TimeoutError):
         said = "it does not answer in time"
+        if at is Stage.CONNECTING and place.url.startswith("rediss:"):
+            said += ", as a port without TLS does not either"
     if at is Stage.CONNECTING:
         return NotDone(
             f"{where} cannot be reached, or broke off ({said}). Nothing was done. Is it there:"

@@ -109,7 +109,13 @@ def survey(
 
 
 def browse(
-    connection: apsw.Connection, query: Query, after: Key | None, limit: int, requests: bool
+    connection: apsw.Connection,
+    query: Query,
+    after: Key | None,
+    limit: int,
+    requests: bool,
+    *,
+    step: int = BROWSE_ROWS,
 ) -> tuple[Sequence[Entry], Sequence[int]]:
     place = 0
     if after is not None:
@@ -127,8 +133,8 @@ def browse(
     spoilt: list[int] = []
     last = _last(connection)
     while place < last and len(entries) < limit:
-        window = (place, place + BROWSE_ROWS, *values, limit - len(entries))
-        place += BROWSE_ROWS
+        window = (place, place + step, *values, limit - len(entries))
+        place += step
         for row in rows(connection, statement, window):
             try:
                 entries.append(entry_of(row))

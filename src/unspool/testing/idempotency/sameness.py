@@ -12,6 +12,7 @@ from .service import ITEM, NotOffered, Orders
 from .wire import Reply
 
 WORD_MIN_BYTES: Final = 8
+MOMENT_S: Final = 0.05
 
 
 async def c1(it: Orders) -> None:
