@@ -22,22 +22,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from crash.launch import Forked, Quick
-from crash.processes import ROUNDS, Relay, eventually, listens
+from crash.processes import ROUNDS, Relay, eventually
 from idempotency_crash.fleet import quick as servers_launcher
+from ports import free_port
 from unspool.middleware.once import once
 
 PROGRAM = (sys.executable, "-m", "client_crash.sender")
 SERVERS = 3
 PATIENCE_S = 60 * ROUNDS
-
-
-def quiet_port() -> int:
-    """A port that no outgoing connection takes while its server is down: below those that the
-    kernel gives to them."""
-    while True:
-        port = random.randrange(20_000, 30_000)
-        if not listens(port):
-            return port
 
 
 class Machine:
@@ -82,12 +74,12 @@ class Scene:
         """Chaos ends once it is; who was about to be started is started first."""
         self._servers = servers_launcher()
         self._senders = Quick(PROGRAM)
-        self._ports = [quiet_port() for _ in range(SERVERS)]
+        self._ports = [free_port() for _ in range(SERVERS)]
         urls = [f"http://127.0.0.1:{port}" for port in self._ports]
         more = [word for url in urls[1:] for word in ("--to", url)]
         # Slow enough to be worth asking for, quick enough for the test's patience.
         quick = ["--backoff-most-ms", "2s", "--first-byte-ms", "1s", "--destination", "shop"]
-        port = quiet_port()
+        port = free_port()
         listen = ("--listen", f"127.0.0.1:{port}")
         self.relay = Relay(folder, to=urls[0], arguments=[*more, *quick, *listen])
         self.relay.port = port

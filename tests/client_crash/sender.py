@@ -28,9 +28,9 @@ from zygote import logged, say, zygote
 SENDERS = 6
 PAUSE_S = 0.02
 OPTIONS: dict[str, Any] = {
-    "deadline": 1.5,
+    "deadline": 2.0,
     "connect_ms": 300,
-    "queue_ms": 400,
+    "queue_ms": 1_000,
     "backoff_most_ms": 2_000,
     "headers": {"X-Do": "buy"},
     "destination": "shop",

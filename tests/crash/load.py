@@ -140,6 +140,22 @@ def note(call: Call, told: Told) -> None:
     call.told_at = now_ns()
 
 
+async def at_stake(
+    history: History, *, since: int, accepted: int, answered: int = 0, seconds: float = 20
+) -> None:
+    """Return when so many of the calls since then were told that: on a slow machine, too, something
+    is to be lost. Or when they will not be: then it is the test's to say so."""
+    until = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < until:
+        calls = history.calls[since:]
+        if (
+            sum(call.accepted for call in calls) >= accepted
+            and sum(call.answered for call in calls) >= answered
+        ):
+            return
+        await asyncio.sleep(0.01)
+
+
 async def settle(port: int, history: History, *, seconds: float = 40, at_once: int = 16) -> None:
     """Ask every receipt until it has settled, and keep what it says."""
     receipts = sorted({call.receipt for call in history.accepted()} - set(history.finals))
@@ -183,4 +199,15 @@ async def receipt_of(port: int, receipt: str, *, wait_s: int = 0) -> Final:
         wire.close()
 
 
-__all__ = ["ASYNC", "KEYED", "PLAIN", "Job", "Load", "ask", "note", "receipt_of", "settle"]
+__all__ = [
+    "ASYNC",
+    "KEYED",
+    "PLAIN",
+    "Job",
+    "Load",
+    "ask",
+    "at_stake",
+    "note",
+    "receipt_of",
+    "settle",
+]

@@ -100,6 +100,10 @@ class Service:
     def hold(self) -> None:
         self._loop.call_soon_threadsafe(self._free.clear)
 
+    @property
+    def is_up(self) -> bool:
+        return self._server is not None
+
     def all_read(self) -> None:
         """Return when nobody is left whose next word could come: all who talked to us are dead."""
         self._do(self._all_read())

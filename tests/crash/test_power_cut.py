@@ -34,7 +34,7 @@ from .disks import Disk, need_disk
 from .engines import ENGINES, SHARE, need, open_store
 from .history import Call, History, now_ns
 from .launch import Quick
-from .load import ASYNC, KEYED, PLAIN, Load
+from .load import ASYNC, KEYED, PLAIN, Load, at_stake
 from .processes import ROUNDS
 from .service import Service
 
@@ -43,6 +43,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.root]
 CUTS = 100 * ROUNDS
 CONTROL_CUTS = 8
 CUTS_A_SPOOL = 10
+STAKE_202 = 10
+STAKE_ANSWERS = 5
+"""So many must have been told, at each cut; answers where there is a service."""
 SENDERS = 12
 
 
@@ -147,6 +150,7 @@ async def cycle(
 ) -> None:
     """One cut, and what it cost."""
     port = free_port()
+    begun = len(spool.history.calls)
     score.cuts += 1
     plan = {"to": service.url, "port": port, "spool": str(spool.path), "engine": spool.engine}
     relay = await quick.start(**plan, synced=synced)
@@ -160,6 +164,9 @@ async def cycle(
     )
     running = asyncio.create_task(load.run())
     await asyncio.sleep(random.uniform(0.02, 0.25))
+    await at_stake(
+        spool.history, since=begun, accepted=STAKE_202, answered=STAKE_ANSWERS * service.is_up
+    )
     cut_at = now_ns()
     disk.cut()
     relay.kill()
@@ -221,8 +228,8 @@ async def test_what_was_told_before_a_cut_is_there_after_it(
     score = await cuts(engine, disk, quick, count, synced=True)
     print(f"\npower cuts, {engine}: {score}")
     assert score.lost[:20] == []
-    assert score.evidence_202 > 10 * count, "too little was at stake"
-    assert score.evidence_answers > 2 * count, "too little was at stake"
+    assert score.evidence_202 >= STAKE_202 * count, "too little was at stake"
+    assert score.evidence_answers >= STAKE_ANSWERS * (count // 2), "too little was at stake"
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -29,7 +29,7 @@ from servers.redis import redis
 from .disks import Disk, need_disk
 from .history import now_ns
 from .launch import Quick
-from .load import ASYNC, KEYED, PLAIN, Load
+from .load import ASYNC, KEYED, PLAIN, Load, at_stake
 from .processes import ROUNDS
 from .service import Service
 from .test_power_cut import CUTS_A_SPOOL, SENDERS, Score, Spool, weather
@@ -116,12 +116,9 @@ async def cut(
         quick, service, server, spool, score.cuts, synced=synced
     )
     # Until somebody was told something; where each waits for the next second's sync, that is long.
-    told = len(spool.history.accepted())
+    begun = len(spool.history.calls)
     await asyncio.sleep(random.uniform(0.05, 0.3))
-    for _ in range(300):
-        if len(spool.history.accepted()) > told + 10:
-            break
-        await asyncio.sleep(0.01)
+    await at_stake(spool.history, since=begun, accepted=10)
     cut_at = now_ns()
     disk.cut()
     relay.kill()
@@ -193,7 +190,9 @@ async def test_relay_and_server_are_killed(tmp_path: Path, quick: Quick, name: s
             relay, load, running = await under_load(
                 quick, service, server, spool, number, synced=True
             )
+            begun = len(spool.history.calls)
             await asyncio.sleep(random.uniform(0.05, 0.3))
+            await at_stake(spool.history, since=begun, accepted=5)
             score.cuts += 1
             if number % 2:
                 server.kill()
@@ -201,7 +200,7 @@ async def test_relay_and_server_are_killed(tmp_path: Path, quick: Quick, name: s
                 await asyncio.sleep(random.uniform(0, 0.1))
                 server.start()
                 refused = len(spool.history.calls)
-                for _ in range(500):
+                for _ in range(3_000):
                     if any(call.accepted for call in spool.history.calls[refused:]):
                         break
                     await asyncio.sleep(0.01)

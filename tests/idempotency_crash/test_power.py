@@ -21,7 +21,7 @@ import pytest
 from crash.disks import Disk, need_disk
 from crash.history import now_ns
 from crash.launch import Quick
-from crash.processes import ROUNDS
+from crash.processes import ROUNDS, eventually
 from crash.wire import Severed, Wire
 
 from .fleet import Fleet, Process, replayed, stored
@@ -70,6 +70,7 @@ async def cuts(
                 for sender in range(SENDERS)
             ]
             await asyncio.sleep(random.uniform(0.05, 0.15))
+            await eventually(lambda told=told: len(told) >= TOLD_MIN, "something is at stake")
             cut_at = now_ns()
             disk.cut()
             process.kill()
