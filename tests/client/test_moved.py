@@ -14,6 +14,7 @@ import pytest
 from crash.processes import Relay
 from crash.service import Service
 from unspool import Accepted, AsyncClient, Bounced, Delivered
+from unspool.client.receipt import receipt_path
 from unspool.core.message import Answer, Cause, Failure, Request, Response, Sent
 from unspool.errors import Unavailable
 
@@ -83,6 +84,31 @@ async def test_to_cancel_it_is_followed_too() -> None:
     _, client = scene(relay1=relay(tells("moved")), relay2=relay(tells("waiting", held=True)))
     async with client:
         assert await (await taken(client)).cancel()
+
+
+async def test_two_that_each_say_the_other_has_it_are_not_asked_for_ever() -> None:
+    turn = iter(range(1_000))
+
+    def flips(request: Request) -> Answer:
+        if not request.target.startswith(b"/_unspool/"):
+            return TAKEN
+        if request.method == b"DELETE":
+            return says(409, b"{}", Proxy_Status=OURS)
+        return tells("waiting" if next(turn) % 2 else "moved")
+
+    world, client = scene(relay1=flips, relay2=flips)
+    async with client:
+        assert not await (await taken(client)).cancel()
+    assert world.asked() < 50
+
+
+@pytest.mark.parametrize("way", ["../../admin", "..", "x/../../y", "x?y=1", "%2e%2e/z", "x\\..\\y"])
+def test_a_receipt_leads_nowhere_else(way: str) -> None:
+    """Others are asked for it than who named it."""
+    location = f"/_unspool/receipts/{way}".encode()
+    taken_so = says(202, b"", Proxy_Status=OURS, Location=location.decode())
+    assert receipt_path(taken_so) == ""
+    assert receipt_path(TAKEN) == PATH
 
 
 @pytest.mark.parametrize(

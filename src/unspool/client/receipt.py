@@ -24,6 +24,7 @@ Bugs: a relay that this client was not given is not found; the state then stays 
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
@@ -48,7 +49,8 @@ from .results import (
     response_of,
 )
 
-RECEIPTS: Final = "/_unspool/receipts/"
+_RECEIPT: Final = re.compile(r"/_unspool/receipts/[^./?#%\\][^/?#%\\]*")
+"""No way to anywhere else: others than who named it may be asked for it."""
 WAIT_S: Final = 20
 """How long the relay is asked to wait before it answers: below the transport's patience."""
 FORGOTTEN: Final = "forgotten"
@@ -71,7 +73,7 @@ def receipt_path(answer: Answer) -> str:
     if isinstance(answer, Failure) or answer.status != 202 or not is_ours(answer):
         return ""
     for value in values(answer.fields, b"location"):
-        if value.startswith(RECEIPTS.encode()) and value.isascii():
+        if value.isascii() and _RECEIPT.fullmatch(value.decode()):
             return value.decode()
     return ""
 
@@ -207,12 +209,15 @@ class Receipt:
         False: it is being tried just now (ask again), or has ended."""
         if self._ask is None or not self.path:
             return False
-        answer = await self._asked(b"DELETE", "", ASKED_MS)
-        if isinstance(answer, Failure):
-            raise self._silent(answer)
-        if answer.status != 200 and is_ours(answer) and await self._followed(await self._here("")):
-            return await self.cancel()
-        return answer.status == 200
+        for _ in range(PLACES_MAX):
+            answer = await self._asked(b"DELETE", "", ASKED_MS)
+            if isinstance(answer, Failure):
+                raise self._silent(answer)
+            if answer.status == 200 or not is_ours(answer):
+                return answer.status == 200
+            if not await self._followed(await self._here("")):
+                return False
+        return False  # each says that the other has it
 
     async def _told(self, query: str, *, wait_s: float = 0) -> dict[str, Any]:
         """What is said of it where it is; or elsewhere, where it has been moved."""
