@@ -17,6 +17,7 @@ from unspool import Accepted, AsyncClient, Bounced, Delivered
 from unspool.client.receipt import receipt_path
 from unspool.core.message import Answer, Cause, Failure, Request, Response, Sent
 from unspool.errors import Unavailable
+from unspool.testing.clock import virtually
 
 from .kit import DOWN, OK, TAKEN, World, has, says
 
@@ -140,6 +141,16 @@ async def test_from_a_relay_that_is_silent_a_copy_that_is_held_is_not_believed()
             else:
                 assert (await receipt.status()).state == "waiting"
                 assert receipt.where == "https://relay2"
+
+
+@pytest.mark.parametrize("here", [SILENT, tells("moved")])
+@virtually
+async def test_the_others_are_asked_less_and_less_often(here: Answer) -> None:
+    """While one is away, a thousand that wait for it must be no load for the others."""
+    world, client = scene(relay1=relay(here), relay2=relay(says(404, Proxy_Status=OURS)))
+    async with client:
+        assert isinstance(await (await taken(client)).wait(100), Accepted)
+    assert 10 <= world.asked("relay2") < 20
 
 
 async def test_what_came_over_tls_is_not_asked_for_without() -> None:

@@ -14,9 +14,10 @@ That the relay does not answer changes nothing: it has the request. `wait` goes 
 
 Where a relay says that the request was moved to another one (`unspool move`), or says nothing, or
 does not know it any longer, the other relays that this client was given are asked, at most
-PLACES_MAX of them, once each time; none else, for the receipt's address is all that is needed to
-read the answer. Nothing but that address is sent, and never unencrypted where it came over TLS. One
-that has it, and not as a copy that is held until it is moved, is asked from then on.
+PLACES_MAX of them, once each time, and by `wait` less and less often; none else, for the receipt's
+address is all that is needed to read the answer. Nothing but that address is sent, and never
+unencrypted where it came over TLS. One that has it, and not as a copy that is held until it is
+moved, is asked from then on.
 
 Bugs: a relay that this client was not given is not found; the state then stays `moved`.
 """
@@ -57,6 +58,7 @@ FORGOTTEN: Final = "forgotten"
 MOVED: Final = "moved"
 PLACES_MAX: Final = 8
 PAUSE_S: Final = 1.0
+PAUSE_MAX_S: Final = 10.0
 ASKED_MS: Final = 5_000
 
 T = TypeVar("T")
@@ -159,20 +161,26 @@ class Receipt:
             return Accepted(self, self.key)
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
+        pause_s = PAUSE_S
         while True:
             left = max(0.0, until - loop.time())
             began = loop.time()
+            state = ""
             try:
                 told = await self._told(f"?wait={int(min(WAIT_S, left))}", wait_s=min(WAIT_S, left))
                 if (fate := await self._fate(told)) is not None:
                     return fate
+                state = str(told.get("state"))
             except Unavailable:
                 pass  # it has it all the same
             left = until - loop.time()
             if left <= 0:
                 return Accepted(self, self.key)
-            if loop.time() - began < PAUSE_S:
-                await asyncio.sleep(min(PAUSE_S, left))
+            if loop.time() - began < pause_s:
+                await asyncio.sleep(min(pause_s, left))
+            # All who might have it were asked: with a thousand that wait, in an outage, a load.
+            lost = state in ("", MOVED)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S) if lost else PAUSE_S
 
     async def _fate(self, told: dict[str, Any]) -> Fate | None:
         tries = tuple(
