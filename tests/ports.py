@@ -43,14 +43,17 @@ def _block() -> tuple[socket.socket, Iterator[int]]:
 
 def free_port() -> int:
     _, ports = _block()
-    for port in ports:
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-    raise AssertionError("unreachable")
+    for again in (False, True):  # at last also where a connection has ended a moment ago
+        for _ in range(BLOCK):
+            port = next(ports)
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, again)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+            return port
+    raise AssertionError("on each port of this test process a server listens")
 
 
 def free_ports(count: int) -> list[int]:

@@ -48,6 +48,9 @@ TROUBLE_MS: Final = 1_000
 BATCH_MAX: Final = 512
 WAITING_MAX: Final = 20_000
 DRAIN_MS: Final = 5_000
+STUCK_S: Final = 0.5
+"""A spool that has done nothing for so long at the end hangs; one that is only slow is waited for
+a little beyond it."""
 HANGS: Final = "The spool has not answered, and this process ends."
 
 

@@ -14,8 +14,10 @@ import pytest
 from crash.processes import Relay
 from crash.service import Service
 from unspool import Accepted, AsyncClient, Bounced, Delivered
+from unspool.client.receipt import receipt_path
 from unspool.core.message import Answer, Cause, Failure, Request, Response, Sent
 from unspool.errors import Unavailable
+from unspool.testing.clock import virtually
 
 from .kit import DOWN, OK, TAKEN, World, has, says
 
@@ -85,6 +87,31 @@ async def test_to_cancel_it_is_followed_too() -> None:
         assert await (await taken(client)).cancel()
 
 
+async def test_two_that_each_say_the_other_has_it_are_not_asked_for_ever() -> None:
+    turn = iter(range(1_000))
+
+    def flips(request: Request) -> Answer:
+        if not request.target.startswith(b"/_unspool/"):
+            return TAKEN
+        if request.method == b"DELETE":
+            return says(409, b"{}", Proxy_Status=OURS)
+        return tells("waiting" if next(turn) % 2 else "moved")
+
+    world, client = scene(relay1=flips, relay2=flips)
+    async with client:
+        assert not await (await taken(client)).cancel()
+    assert world.asked() < 50
+
+
+@pytest.mark.parametrize("way", ["../../admin", "..", "x/../../y", "x?y=1", "%2e%2e/z", "x\\..\\y"])
+def test_a_receipt_leads_nowhere_else(way: str) -> None:
+    """Others are asked for it than who named it."""
+    location = f"/_unspool/receipts/{way}".encode()
+    taken_so = says(202, b"", Proxy_Status=OURS, Location=location.decode())
+    assert receipt_path(taken_so) == ""
+    assert receipt_path(TAKEN) == PATH
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -114,6 +141,16 @@ async def test_from_a_relay_that_is_silent_a_copy_that_is_held_is_not_believed()
             else:
                 assert (await receipt.status()).state == "waiting"
                 assert receipt.where == "https://relay2"
+
+
+@pytest.mark.parametrize("here", [SILENT, tells("moved")])
+@virtually
+async def test_the_others_are_asked_less_and_less_often(here: Answer) -> None:
+    """While one is away, a thousand that wait for it must be no load for the others."""
+    world, client = scene(relay1=relay(here), relay2=relay(says(404, Proxy_Status=OURS)))
+    async with client:
+        assert isinstance(await (await taken(client)).wait(100), Accepted)
+    assert 10 <= world.asked("relay2") < 20
 
 
 async def test_what_came_over_tls_is_not_asked_for_without() -> None:

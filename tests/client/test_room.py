@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from unspool import Delivered, FellBack, Queued, Undelivered
 from unspool.client import AsyncClient
-from unspool.errors import Misconfigured
+from unspool.client.room import Room
+from unspool.errors import Misconfigured, NotDone
 from unspool.spools.sqlite.scale import Scale
+from unspool.spools.thread import OneThread
 
 from .kit import DOWN, OK, World
 
@@ -88,6 +93,20 @@ async def test_what_was_there_before_counts(tmp_path: Path) -> None:
             await client.post("/o", content=b"1", deadline=0.3)
 
 
+@pytest.mark.parametrize("limit", [{"outbox_max_bytes": 9 * KIB}, {"outbox_max": 1}])
+async def test_what_is_in_a_full_outbox_is_not_refused(tmp_path: Path, limit: Any) -> None:
+    """Nobody is told that it is still his: he would do it in another way as well."""
+    world = World(a=DOWN)
+    async with world.client(
+        "a", outbox=str(tmp_path / "outbox.db"), durability="before", **limit
+    ) as client:
+        for _ in range(2):
+            result = await client.post("/o", content=ORDER, key="order-7", deadline=0.3)
+            assert isinstance(result, Queued)
+        with pytest.raises(Undelivered, match="takes no more"):
+            await client.post("/o", content=ORDER, deadline=0.3)
+
+
 def test_several_processes_have_one_limit(tmp_path: Path) -> None:
     """Each of three wants more than the whole; together they get it, and each at most what it is
     just writing beyond. What was said to be queued is there, and nothing else."""
@@ -110,6 +129,28 @@ def test_several_processes_have_one_limit(tmp_path: Path) -> None:
     found = waiting(path)
     assert queued * len(ORDER) <= found < queued * (len(ORDER) + KIB)
     assert CAP - 2 * len(ORDER) < found < CAP + 2 * (len(ORDER) + KIB)
+
+
+async def test_who_waits_for_a_disk_that_hangs_is_told_at_the_end() -> None:
+    class Hung:
+        def changed(self) -> bool:
+            goes_on.wait(20)
+            return False
+
+        def close(self) -> None:
+            pass
+
+    goes_on = threading.Event()
+    room = Room(Hung(), OneThread("hung"), max_bytes=CAP)  # type: ignore[arg-type]
+    waits = asyncio.create_task(room.take(1))
+    await asyncio.sleep(0.01)
+    await room.aclose()
+    try:
+        async with asyncio.timeout(5):
+            with pytest.raises(NotDone):
+                await waits
+    finally:
+        goes_on.set()
 
 
 def test_where_it_cannot_be_told_it_is_not_promised() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +41,35 @@ WORKERS = (
     # What a dead worker had under way is free again after this.
     "--total-ms", "5s", "--connect-ms", "1s", "--lease-ms", "21s",
 )  # fmt: skip
+
+
+TOLD_IN_A_FORK = """
+import asyncio, os, signal, sys
+from unspool.admin.ears import STOPS, ears
+from unspool.admin.workers import supervise
+
+forks, died = [], sys.argv[1]
+
+def told() -> None:
+    forks.append(1)
+    if len(forks) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+async def wait() -> None:
+    await ears(parent=True).wait()
+
+def work(number: int) -> int:
+    if not os.path.exists(died):
+        open(died, "w").close()
+        return 1
+    asyncio.run(wait())
+    return 0
+
+os.register_at_fork(after_in_parent=told)
+signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+sys.exit(supervise(1, work, drain_ms=1000))
+"""
+"""A worker dies at once, and just as another is forked the parent is told to stop."""
 
 
 def connections_of(pid: int, port: int) -> int:
@@ -159,6 +190,12 @@ async def test_a_killed_worker_is_replaced_and_nothing_is_lost(tmp_path: Path) -
     assert check(history) == []
     assert len(history.accepted()) > 30
     assert code == 0
+
+
+def test_who_is_forked_as_the_parent_is_told_is_told_too(tmp_path: Path) -> None:
+    """Else the parent would wait for him for ever."""
+    command = [sys.executable, "-c", TOLD_IN_A_FORK, str(tmp_path / "died")]
+    assert subprocess.run(command, timeout=60, capture_output=True).returncode == 0
 
 
 async def test_a_killed_parent_leaves_no_orphan_at_the_port(tmp_path: Path) -> None:

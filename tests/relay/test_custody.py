@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from collections.abc import Sequence
+
+import pytest
+
+from unspool.admin.collect import _until_told
 from unspool.core.admission import Terms
-from unspool.core.message import Instant
+from unspool.core.message import Instant, Key
 from unspool.custody import TROUBLE_MS, Custody
 from unspool.errors import Full
 from unspool.spools.memory import MemorySpool
+from unspool.spools.protocol import Entry
+from unspool.testing.clock import virtually
 
 NOW = 1_790_000_000_000
 
@@ -75,3 +84,24 @@ async def test_trouble_is_over_when_the_clock_was_set_back() -> None:
     custody.failed(Full("simulated"), Instant(NOW))
     assert not takes(custody, NOW + 1)
     assert takes(custody, NOW - 3_600_000)
+
+
+@pytest.mark.parametrize(("takes_s", "code"), [(0.2, os.EX_OK), (30.0, os.EX_TEMPFAIL)])
+@virtually
+async def test_a_spool_that_is_slow_is_none_that_hangs(takes_s: float, code: int) -> None:
+    """However short the time that a collector has to stop in."""
+
+    class Slow(MemorySpool):
+        async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
+            await asyncio.sleep(takes_s)
+            return [None for _ in keys]
+
+    custody = Custody(spool=Slow(), terms=Terms(survives=0, required=0))
+
+    async def work() -> int:
+        await custody.find(Key("k"))
+        return os.EX_OK
+
+    told = asyncio.Event()
+    told.set()
+    assert await _until_told(asyncio.create_task(work()), told, custody, 0) == code

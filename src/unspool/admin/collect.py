@@ -25,7 +25,7 @@ from ..chance import Chance
 from ..clock import SystemClock
 from ..core.admission import Terms
 from ..core.urls import concealed
-from ..custody import Custody
+from ..custody import STUCK_S, Custody
 from ..errors import InUse, Misconfigured, PromiseBroken
 from ..ingress.collector import Collector
 from ..node import Node, marked
@@ -106,7 +106,7 @@ async def _until_told(
         if not work.done():
             notify("STOPPING=1")
             await asyncio.wait([work], timeout=drain_ms / 1000)
-            custody.give_up()
+            custody.give_up(stuck_s=STUCK_S)
         await _ended([work])
         await custody.drain(within_ms=drain_ms)
         return os.EX_TEMPFAIL if work.cancelled() else work.result()

@@ -33,6 +33,7 @@ import uvloop
 
 from ..clock import SystemClock
 from ..core.urls import concealed
+from ..custody import STUCK_S
 from ..errors import CannotCreate, Misconfigured
 from ..ingress.http import Door
 from ..ingress.limits import Limits as DoorLimits
@@ -67,9 +68,6 @@ IN_USE_PAUSE_S: Final = 0.05
 """Two seconds: a relay that was just killed may take a moment to be gone."""
 LAST_WORDS_MS: Final = 1_000
 """Of the time to drain: for saving what has had no answer, and for saying so."""
-STUCK_MS: Final = 500
-"""A spool that has done nothing for so long by then hangs; one that is only slow goes on for the
-second beyond the drain that `Node.stop` leaves it."""
 GC_THRESHOLD: Final = 20_000
 """Requests leave no cycles behind; looking for them 30 times less often is worth a tenth."""
 
@@ -178,7 +176,7 @@ async def _cut(transport: Transport, node: Node, *, drain_ms: int) -> None:
     await asyncio.sleep((drain_ms - words_ms) / 1000)
     await transport.aclose()
     await asyncio.sleep(words_ms * 3 / 4000)
-    node.custody.give_up(stuck_s=STUCK_MS / 1000)
+    node.custody.give_up(stuck_s=STUCK_S)
 
 
 def _serve_alone(url: str) -> IO[bytes] | None:

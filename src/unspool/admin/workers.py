@@ -66,8 +66,11 @@ def supervise(count: int, work: Callable[[int], int], *, drain_ms: int) -> int:
             continue
         log.warning("worker %d (pid %d) ended with %d; starting it again", number, pid, code)
         time.sleep(RESTART_MS / 1000)
+        # Whoever is forked is told: a word that comes meanwhile is heard when he is on the list.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         if not stopping:
             workers[_fork(number, work)] = number
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     return worst
 
 

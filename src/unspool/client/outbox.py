@@ -67,8 +67,7 @@ relay's 20 a service that had just recovered was overloaded again by what had wa
 TURN_S: Final = 1.0
 """How often those whose turn it is not look whether it is."""
 RECOUNT_S: Final = 10.0
-LAST_WRITES_MS: Final = 500
-"""For giving back what has just been leased, where there is no time to drain."""
+LAST_WRITES_MS: Final = 500  # for giving back what is just leased, with no time to drain
 DISK_FREE_MIN_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -196,7 +195,6 @@ class Outbox:
     ) -> Reserved | Duplicate | Mismatch:
         """On disk before the first byte is sent. Raises `Full`, `Unavailable`."""
         now = self._clock.now()
-        self._admit(now)
         until = Instant(now + max(LEASE_MS, 2 * request.deadline_ms))
         entry = Entry(
             message=self._sealed(request, now, lifetime_ms),
@@ -215,7 +213,6 @@ class Outbox:
     ) -> New | Duplicate | Mismatch:
         """On disk, for later. Raises `Full`, `Unavailable`: it is not, and it is still yours."""
         now = self._clock.now()
-        self._admit(now)
         sealed = self._sealed(request, now, lifetime_ms)
         trail = trail_of(tries, at=now)
         due_at = self._due(sealed, trail, now, hint_ms)
@@ -225,6 +222,17 @@ class Outbox:
         return await self._accept(entry, now)
 
     async def _accept(self, entry: Entry, now: Instant) -> Acceptance:
+        try:
+            self._admit(now)
+            return await self._put(entry, now)
+        except Full:
+            # What is here already takes no room, and is not "still yours".
+            if (found := await self.custody.find(entry.message.key)) is None:
+                raise
+            same = found.message.fingerprint == entry.message.fingerprint
+            return Duplicate(found) if same else Mismatch(found)
+
+    async def _put(self, entry: Entry, now: Instant) -> Acceptance:
         if self._room is None:
             return await self.custody.accept(entry, now=now)
         size = size_of(entry.message)
@@ -358,7 +366,7 @@ class Outbox:
         await self.dispatcher.stop(drain_ms=drain_ms)
         try:
             if self._running is not None:
-                # What it is just leasing is given back: left leased, it would look as if sent.
+                # Left leased, what it is just leasing would look as if it had been sent.
                 await asyncio.wait([self._running], timeout=max(drain_ms, LAST_WRITES_MS) / 1000)
                 self._running.cancel()  # it waits for a disk that hangs
                 await asyncio.gather(self._running, return_exceptions=True)

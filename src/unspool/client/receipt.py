@@ -14,9 +14,10 @@ That the relay does not answer changes nothing: it has the request. `wait` goes 
 
 Where a relay says that the request was moved to another one (`unspool move`), or says nothing, or
 does not know it any longer, the other relays that this client was given are asked, at most
-PLACES_MAX of them, once each time; none else, for the receipt's address is all that is needed to
-read the answer. Nothing but that address is sent, and never unencrypted where it came over TLS. One
-that has it, and not as a copy that is held until it is moved, is asked from then on.
+PLACES_MAX of them, once each time, and by `wait` less and less often; none else, for the receipt's
+address is all that is needed to read the answer. Nothing but that address is sent, and never
+unencrypted where it came over TLS. One that has it, and not as a copy that is held until it is
+moved, is asked from then on.
 
 Bugs: a relay that this client was not given is not found; the state then stays `moved`.
 """
@@ -24,6 +25,7 @@ Bugs: a relay that this client was not given is not found; the state then stays 
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
@@ -48,13 +50,15 @@ from .results import (
     response_of,
 )
 
-RECEIPTS: Final = "/_unspool/receipts/"
+_RECEIPT: Final = re.compile(r"/_unspool/receipts/[^./?#%\\][^/?#%\\]*")
+"""No way to anywhere else: others than who named it may be asked for it."""
 WAIT_S: Final = 20
 """How long the relay is asked to wait before it answers: below the transport's patience."""
 FORGOTTEN: Final = "forgotten"
 MOVED: Final = "moved"
 PLACES_MAX: Final = 8
 PAUSE_S: Final = 1.0
+PAUSE_MAX_S: Final = 10.0
 ASKED_MS: Final = 5_000
 
 T = TypeVar("T")
@@ -71,7 +75,7 @@ def receipt_path(answer: Answer) -> str:
     if isinstance(answer, Failure) or answer.status != 202 or not is_ours(answer):
         return ""
     for value in values(answer.fields, b"location"):
-        if value.startswith(RECEIPTS.encode()) and value.isascii():
+        if value.isascii() and _RECEIPT.fullmatch(value.decode()):
             return value.decode()
     return ""
 
@@ -157,20 +161,26 @@ class Receipt:
             return Accepted(self, self.key)
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
+        pause_s = PAUSE_S
         while True:
             left = max(0.0, until - loop.time())
             began = loop.time()
+            state = ""
             try:
                 told = await self._told(f"?wait={int(min(WAIT_S, left))}", wait_s=min(WAIT_S, left))
                 if (fate := await self._fate(told)) is not None:
                     return fate
+                state = str(told.get("state"))
             except Unavailable:
                 pass  # it has it all the same
             left = until - loop.time()
             if left <= 0:
                 return Accepted(self, self.key)
-            if loop.time() - began < PAUSE_S:
-                await asyncio.sleep(min(PAUSE_S, left))
+            if loop.time() - began < pause_s:
+                await asyncio.sleep(min(pause_s, left))
+            # All who might have it were asked: with a thousand that wait, in an outage, a load.
+            lost = state in ("", MOVED)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S) if lost else PAUSE_S
 
     async def _fate(self, told: dict[str, Any]) -> Fate | None:
         tries = tuple(
@@ -207,12 +217,15 @@ class Receipt:
         False: it is being tried just now (ask again), or has ended."""
         if self._ask is None or not self.path:
             return False
-        answer = await self._asked(b"DELETE", "", ASKED_MS)
-        if isinstance(answer, Failure):
-            raise self._silent(answer)
-        if answer.status != 200 and is_ours(answer) and await self._followed(await self._here("")):
-            return await self.cancel()
-        return answer.status == 200
+        for _ in range(PLACES_MAX):
+            answer = await self._asked(b"DELETE", "", ASKED_MS)
+            if isinstance(answer, Failure):
+                raise self._silent(answer)
+            if answer.status == 200 or not is_ours(answer):
+                return answer.status == 200
+            if not await self._followed(await self._here("")):
+                return False
+        return False  # each says that the other has it
 
     async def _told(self, query: str, *, wait_s: float = 0) -> dict[str, Any]:
         """What is said of it where it is; or elsewhere, where it has been moved."""

@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ..errors import Full, NotDone, UnspoolError
+from ..errors import Full, NotDone, Unavailable, UnspoolError
 from ..spools.committer import Committer
 from ..spools.open import path_of
 from ..spools.sqlite.scale import Scale
@@ -32,6 +32,7 @@ SQLITE: Final = "sqlite:"
 LOOKS_MAX: Final = 512
 WAITING_MAX: Final = 20_000
 CLOSE_S: Final = 1.0
+HANGS: Final = "The outbox has not answered, and is closed."
 
 
 class Room:
@@ -49,7 +50,12 @@ class Room:
 
     async def take(self, size: int) -> None:
         """Raises `Full`; `NotDone` where the file cannot be weighed."""
-        await self._looks.submit(size)
+        try:
+            await self._looks.submit(size)
+        except NotDone:
+            raise
+        except Unavailable as error:
+            raise NotDone(f"{HANGS} This is not in it.") from error
         would = self._weighed + self._coming + size
         if would > self._max_bytes:
             raise Full(
@@ -82,7 +88,8 @@ class Room:
         return self._scale.weigh() if self._scale.changed() else None
 
     async def aclose(self) -> None:
-        """A disk that hangs is not waited for."""
+        """A disk that hangs is not waited for, and whoever waits for it is told so."""
+        self._looks.give_up(HANGS)
         closing = asyncio.ensure_future(self._thread.soon(self._scale.close))
         self._thread.leave()
         await asyncio.wait([closing], timeout=CLOSE_S)
