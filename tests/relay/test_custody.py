@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
 from unspool.core.admission import Terms
-from unspool.core.message import Instant
+from unspool.core.message import Instant, Key
 from unspool.custody import TROUBLE_MS, Custody
-from unspool.errors import Full
+from unspool.errors import Full, NotDone, Unavailable
 from unspool.spools.memory import MemorySpool
+from unspool.spools.protocol import Acceptance, Entry
+from unspool.spools.secret import secret_entry
 
 NOW = 1_790_000_000_000
 
@@ -75,3 +82,31 @@ async def test_trouble_is_over_when_the_clock_was_set_back() -> None:
     custody.failed(Full("simulated"), Instant(NOW))
     assert not takes(custody, NOW + 1)
     assert takes(custody, NOW - 3_600_000)
+
+
+class Hanging(MemorySpool):
+    async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+
+async def test_who_hears_that_the_spool_hangs_does_not_wait_for_it_again() -> None:
+    """A look that follows is refused at once, though nobody had looked when it was given up."""
+    terms = Terms(survives=0, required=0, backlog_max=0, disk_free_min_bytes=0)
+    custody = Custody(spool=Hanging(), terms=terms)
+    entry = secret_entry(b"s" * 32, now=Instant(NOW))
+
+    async def accepts_or_looks() -> None:
+        with pytest.raises(Unavailable):
+            await custody.accept(entry, now=Instant(NOW))
+        await custody.find(entry.message.key)
+
+    asking = asyncio.create_task(accepts_or_looks())
+    await asyncio.sleep(0.03)
+    assert custody.give_up(stuck_s=0.02) == 1
+    async with asyncio.timeout(1):
+        with pytest.raises(NotDone):
+            await asking
+        assert await custody.drain()
