@@ -182,9 +182,13 @@ class Express:
 
         `otherwise` goes on where the spool did not take it as new: known, or in this trouble.
         """
-        if self.custody.admit(now) is not None:
-            return False
-        entry = self.saving.waiting(passage, None, now)
+        try:
+            if self.custody.admit(now) is not None:
+                return False
+            entry = self.saving.waiting(passage, None, now)
+        except Exception as error:  # a mistake is an answer, too: a key is not kept by it
+            done(self.other.complaint(error))
+            return True
         saved = Saved(self, passage, entry, done, otherwise)
         try:
             self.custody.accept_for(Told(saved.took, saved.failed, done), entry)

@@ -667,3 +667,24 @@ async def test_a_key_that_the_spool_may_have_yet_is_not_tried_and_not_called_ref
         counted.node.custody._trouble = ""
         await caller.send(keyed(b"k"))
         assert (await caller.answer()).status == 200
+
+
+@pytest.mark.parametrize("what", [POST, keyed(b"k")], ids=["unnamed", "keyed"])
+@both_loops
+async def test_a_mistake_before_the_save_is_an_answer_and_keeps_no_key(what: bytes) -> None:
+    """Whatever goes wrong: the connection goes on, and the next one under the key is served."""
+
+    def broken() -> int:
+        raise RuntimeError("nobody thought of this")
+
+    async with road(answers(GOOD)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        close_lane(counted)
+        custody = counted.node.custody
+        custody._disk_free = broken
+        custody._admitted_at = Instant(0)
+        await caller.send(what)
+        assert (await caller.answer()).status == 500
+        custody._disk_free = None
+        await caller.send(what)
+        assert (await caller.answer()).status == 202
