@@ -225,6 +225,8 @@ class Custody:
         """Tell whoever waits for the spool that it hangs, if it has done nothing for `stuck_s`.
         How many they were. What they brought may or may not be in it (12)."""
         committers = (self._accepts, self._settles, self._finds)
+        if any(one.hangs(stuck_s) for one in committers) and not self._finds.busy:
+            self._finds.close(HANGS)  # who hears it would else look there, and wait again
         waited = sum(one.give_up(HANGS, stuck_s=stuck_s) for one in committers)
         self.gave_up += waited
         return waited

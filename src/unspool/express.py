@@ -39,7 +39,7 @@ from .core.message import (
 from .core.outcome import STANDS
 from .core.prefer import NONE
 from .custody import Custody
-from .errors import Corrupt, Refused
+from .errors import Corrupt, NotDone, Refused, Unavailable
 from .ingress.protocol import Caller
 from .passage import Options, Passage, forwarded, plain, untried
 from .problems import PREFIX, problem
@@ -181,15 +181,19 @@ class Express:
         passage: Passage,
         done: _Done,
         now: Instant,
-        otherwise: Callable[[], None] | None = None,
+        otherwise: Callable[[Exception | None], None] | None = None,
     ) -> bool:
         """Steps 6 and 7, for what was not tried. False: the other road has something to say.
 
-        `otherwise` goes on where the spool did not take it as new: known, or in trouble.
+        `otherwise` goes on where the spool did not take it as new: known, or in this trouble.
         """
-        if self.custody.admit(now) is not None:
-            return False
-        entry = self.saving.waiting(passage, None, now)
+        try:
+            if self.custody.admit(now) is not None:
+                return False
+            entry = self.saving.waiting(passage, None, now)
+        except Exception as error:  # a mistake is an answer, too: a key is not kept by it
+            done(self.other.complaint(error))
+            return True
         saved = Saved(self, passage, entry, done, otherwise)
         try:
             self.custody.accept_for(Told(saved.took, saved.failed, done), entry)
@@ -248,10 +252,29 @@ class Keyed:
             return False  # a refusal, for a key that nobody knows
         if express.custody.chain is not None:
             return False  # who takes it may not be who knows it
-        return express.save(passage, self.end, now, self._look)
+        return express.save(passage, self.end, now, self._not_new)
 
     def _look(self) -> None:
         self._over(self._express.other.looked(self._passage, self._turn))
+
+    def _not_new(self, error: Exception | None) -> None:
+        """Step 2, after all."""
+        if not isinstance(error, Unavailable) or isinstance(error, NotDone):
+            self._look()
+            return
+        # The spool may have it, or have it yet: then it has the receipt, and else nobody tries it
+        # beside that (I5), and no trouble with the look says that it has not.
+        express = self._express
+        doubt = express.saving.refused(self._passage, untried(express.lane.last_trouble), error)
+        told = Told(
+            lambda entry: doubt if entry is None else self.found(entry),
+            lambda error: doubt if isinstance(error, Refused) else express.other.complaint(error),
+            self.end,
+        )
+        try:
+            express.custody.find_for(told, self._passage.key)
+        except Refused:
+            self.end(doubt)
 
     def found(self, entry: Entry | None) -> Response | None:
         """Step 2: is the key known?"""
@@ -343,7 +366,7 @@ class Saved:
         passage: Passage,
         entry: Entry,
         done: _Done,
-        otherwise: Callable[[], None] | None,
+        otherwise: Callable[[Exception | None], None] | None,
     ) -> None:
         self._otherwise = otherwise
         self._express = express
@@ -358,7 +381,7 @@ class Saved:
         if isinstance(acceptance, New):
             return express.saving.promise(passage, acceptance.entry, failure)
         if self._otherwise is not None:
-            return self._otherwise()
+            return self._otherwise(None)
         entry = None if isinstance(acceptance, Mismatch) else acceptance.entry
         express.other.take_over(express.saving.taken(passage, entry, failure), self._done)
         return None
@@ -368,7 +391,7 @@ class Saved:
         if isinstance(error, Refused):
             express.custody.failed(error, express.clock.now())
         if self._otherwise is not None and isinstance(error, Refused | Corrupt):
-            return self._otherwise()
+            return self._otherwise(error)
         if not isinstance(error, Refused):
             return express.other.complaint(error)
         return express.saving.refused(self._passage, untried(express.lane.last_trouble), error)

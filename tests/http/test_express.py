@@ -24,10 +24,11 @@ from hostile import (
     eventually,
     reset_at_once,
 )
+from unspool.core.lane import NO_PAUSE
 from unspool.core.lifecycle import State
 from unspool.core.message import Cause, Failure, Instant, Key, Request, Response, Sent
 from unspool.core.outcome import judge
-from unspool.errors import Corrupt, Full, Unavailable, UnspoolError
+from unspool.errors import Corrupt, Full, NotDone, Unavailable, UnspoolError
 from unspool.ingress.http import Door
 from unspool.ingress.protocol import Caller
 from unspool.node import Node, plan_for
@@ -69,6 +70,8 @@ class Ill(MemorySpool):
     gated = False
     """Somebody waits at the gate."""
     finds = 0
+    blind: Exception | None = None
+    """It finds nothing, and says so."""
 
     async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
         if self.gate is not None:
@@ -82,6 +85,8 @@ class Ill(MemorySpool):
 
     async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
         self.finds += len(keys)
+        if self.blind is not None:
+            raise self.blind
         return await super().find(keys)
 
 
@@ -632,3 +637,54 @@ async def test_two_who_come_with_one_key_at_once_get_one_receipt() -> None:
         assert (one.status, other.status) == (202, 202)
         assert one["Location"] == other["Location"]
         assert kept(counted) == [State.WAITING]
+
+
+@pytest.mark.parametrize("looking", [True, False])
+@both_loops
+async def test_a_key_that_the_spool_may_have_yet_is_not_tried_and_not_called_refused_for_sure(
+    looking: bool,
+) -> None:
+    """What nobody knows may come to the spool later, and would be delivered beside the try: though
+    the lane would let it go by now. And a look that fails, too, does not make it known (12)."""
+    async with road(answers(GOOD)) as (caller, counted, server, _):
+        await warm(caller, counted)
+        close_lane(counted)
+        spool = counted.node.custody.spool
+        spool.error = Unavailable("The disk is gone. It may or may not have this; repeat it.")
+        spool.blind = None if looking else NotDone("This was not given to it; send it again.")
+        spool.gate = asyncio.Event()
+        await caller.send(keyed(b"k"))
+        await eventually(lambda: spool.gated)
+        lane = counted.node.scheduler.lane(counted.node.plan.options.destination)
+        lane._quiet = NO_PAUSE
+        assert lane.is_open(counted.node.clock.now())
+        spool.gate.set()
+        answer = await caller.answer()
+        assert answer.status == 503
+        assert "may or may not have this" in answer.body.decode()
+        assert len(server.requests) == 1
+        spool.error = spool.blind = None
+        counted.node.custody._trouble = ""
+        await caller.send(keyed(b"k"))
+        assert (await caller.answer()).status == 200
+
+
+@pytest.mark.parametrize("what", [POST, keyed(b"k")], ids=["unnamed", "keyed"])
+@both_loops
+async def test_a_mistake_before_the_save_is_an_answer_and_keeps_no_key(what: bytes) -> None:
+    """Whatever goes wrong: the connection goes on, and the next one under the key is served."""
+
+    def broken() -> int:
+        raise RuntimeError("nobody thought of this")
+
+    async with road(answers(GOOD)) as (caller, counted, _, _):
+        await warm(caller, counted)
+        close_lane(counted)
+        custody = counted.node.custody
+        custody._disk_free = broken
+        custody._admitted_at = Instant(0)
+        await caller.send(what)
+        assert (await caller.answer()).status == 500
+        custody._disk_free = None
+        await caller.send(what)
+        assert (await caller.answer()).status == 202

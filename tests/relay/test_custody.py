@@ -12,9 +12,10 @@ from unspool.admin.collect import _until_told
 from unspool.core.admission import Terms
 from unspool.core.message import Instant, Key
 from unspool.custody import TROUBLE_MS, Custody
-from unspool.errors import Full
+from unspool.errors import Full, NotDone, Unavailable
 from unspool.spools.memory import MemorySpool
-from unspool.spools.protocol import Entry
+from unspool.spools.protocol import Acceptance, Entry
+from unspool.spools.secret import secret_entry
 from unspool.testing.clock import virtually
 
 NOW = 1_790_000_000_000
@@ -105,3 +106,31 @@ async def test_a_spool_that_is_slow_is_none_that_hangs(takes_s: float, code: int
     told = asyncio.Event()
     told.set()
     assert await _until_told(asyncio.create_task(work()), told, custody, 0) == code
+
+
+class Hanging(MemorySpool):
+    async def accept(self, entries: Sequence[Entry], /) -> Sequence[Acceptance]:
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+
+async def test_who_hears_that_the_spool_hangs_does_not_wait_for_it_again() -> None:
+    """A look that follows is refused at once, though nobody had looked when it was given up."""
+    terms = Terms(survives=0, required=0, backlog_max=0, disk_free_min_bytes=0)
+    custody = Custody(spool=Hanging(), terms=terms)
+    entry = secret_entry(b"s" * 32, now=Instant(NOW))
+
+    async def accepts_or_looks() -> None:
+        with pytest.raises(Unavailable):
+            await custody.accept(entry, now=Instant(NOW))
+        await custody.find(entry.message.key)
+
+    asking = asyncio.create_task(accepts_or_looks())
+    await asyncio.sleep(0.03)
+    assert custody.give_up(stuck_s=0.02) == 1
+    async with asyncio.timeout(1):
+        with pytest.raises(NotDone):
+            await asking
+        assert await custody.drain()

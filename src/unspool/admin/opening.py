@@ -48,9 +48,10 @@ def disk_free(url: str) -> Callable[[], int | None] | None:
     def free() -> int | None:
         try:
             found = os.statvfs(path.parent)
+            reusable = _reusable(path) if path.is_file() else 0
         except OSError:
             return None
-        return found.f_bavail * found.f_frsize + (_reusable(path) if path.is_file() else 0)
+        return found.f_bavail * found.f_frsize + reusable
 
     return free
 

@@ -5,6 +5,7 @@
     committer.submit_for(hears, item)           the same for somebody who is told in his own way
     await committer.drain()                     when everything submitted is done
     committer.give_up(why)                      nobody waits any longer, and nothing more is taken
+    committer.close(why)                        nothing more is taken
 
 While one commit is in flight the next batch fills. There is no timer: an idle spool adds no
 latency, and where the disk is what all wait for, it is never idle: two batches of like size are on
@@ -89,6 +90,10 @@ class Committer(Generic[T, R]):
         """Items that no commit has taken up yet."""
         return len(self._items)
 
+    @property
+    def busy(self) -> bool:
+        return self._running is not None
+
     def submit(self, item: T) -> asyncio.Future[R]:
         """Await what it returns. Raises `Full` at once: nothing of this item was begun."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -121,17 +126,25 @@ class Committer(Generic[T, R]):
     def give_up(self, why: str, *, stuck_s: float = 0.0) -> int:
         """Unless a commit was done within the last `stuck_s`: whoever waits hears so, and whoever
         comes from now on. How many waited. The commit that is under way may happen yet."""
-        loop = asyncio.get_running_loop()
-        if self._running is None or loop.time() - self._well_at < stuck_s:
+        if self._running is None or not self.hangs(stuck_s):
             return 0
         flying, behind = self._flying, self._futures
         self._items, self._futures, self._flying = [], [], ()
-        self._waiting_max, self._given_up = 0, why
+        self.close(why)
         self._running.cancel()
         waited = sum(not one.done() for one in (*flying, *behind))
         _tell(flying, (), Unavailable(f"{why} It may or may not have this; repeat it."))
         _tell(behind, (), NotDone(f"{why} This was not given to it; send it again later."))
         return waited
+
+    def hangs(self, stuck_s: float) -> bool:
+        """Somebody waits, and no commit was done within the last `stuck_s`."""
+        waited_s = asyncio.get_running_loop().time() - self._well_at
+        return self._running is not None and waited_s >= stuck_s
+
+    def close(self, why: str) -> None:
+        """Take nothing more: who comes is told `NotDone`, and why."""
+        self._waiting_max, self._given_up = 0, why
 
     def _take(self) -> _Batch[T, R]:
         items, futures = self._items, self._futures
