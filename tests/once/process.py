@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 SHOP = Path(__file__).parent / "shop.py"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Shop:

@@ -67,7 +67,10 @@ def test_killed_after_the_commit_there_are_both(place: Place) -> None:
 def test_killed_at_any_moment_rows_and_records_agree(place: Place) -> None:
     """F6: at a random moment of a run over many keys there are as many rows as records."""
     chance = random.Random(7)
-    for _ in range(3):
+    records = 0
+    for turn in range(30):
+        if turn >= 3 and records:
+            break  # on a slow machine none has come so far as to its first commit
         with Shop("rivals", where(place), "2000") as shop:
             assert shop.heard() == "ready"
             shop.tell()
