@@ -143,6 +143,12 @@ PROBLEMS: Final[dict[str, Problem]] = {
         "Send it again after Retry-After, with the same key.",
         "proxy_internal_response",
     ),
+    "in-doubt": Problem(
+        503, "The relay may or may not have taken responsibility",
+        "The spool has it or has it not; if it has, it is delivered.",
+        "Send it again after Retry-After, with the same key: it is not saved twice.",
+        "proxy_internal_response",
+    ),
     "memory-down": Problem(
         503, "The memory of keys does not answer", "It was not run: you still have it.",
         "Send it again after Retry-After, with the same key.",

@@ -161,6 +161,8 @@ class Saving:
         doubt = isinstance(error, Unavailable) and not isinstance(error, NotDone)
         if doubt and not passage.repeat:
             return problem("unknown", str(error))
+        if doubt and not isinstance(answer, Response):
+            return problem("in-doubt", str(error), retry_after_s=1)
         return self.not_saved(answer, str(error), 1)
 
     def not_saved(self, answer: Answer | None, why: str, retry_after_s: int | None) -> Response:

@@ -239,6 +239,8 @@ def test_every_problem_of_a_relay_means_something(name: str) -> None:
     elif "still have it" in where or "not taken" in where:
         assert told.answer is None
         assert told.sent is Sent.REFUSED, "it may go elsewhere, with or without a key"
+    elif name == "in-doubt":
+        assert (told.answer, told.sent) == (None, Sent.MAYBE)
     assert told.receipt_of is None
 
 

@@ -662,6 +662,7 @@ async def test_a_key_that_the_spool_may_have_yet_is_not_tried_and_not_called_ref
         answer = await caller.answer()
         assert answer.status == 503
         assert "may or may not have this" in answer.body.decode()
+        assert b"/in-doubt" in answer.body
         assert len(server.requests) == 1
         spool.error = spool.blind = None
         counted.node.custody._trouble = ""
