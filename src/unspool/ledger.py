@@ -44,7 +44,7 @@ from .core.lifecycle import Forgotten, Reason, State, bounced
 from .core.message import Instant, Message, Value
 from .core.tenure import LEASE_MIN_MS, Abandoned, Tenure
 from .custody import Custody
-from .endings import Endings
+from .endings import LAST_TRY_S, Endings
 from .errors import UnspoolError
 from .spools.protocol import Entry, Lease, New
 from .tries import LoopClock, Tries, Turn
@@ -224,5 +224,7 @@ class Ledger:
         """Write what can be written. Claims that are left lapse by themselves."""
         await self._endings.aclose()
         await self._upkeep.aclose()
+        if self._giving_back:
+            await asyncio.wait(self._giving_back, timeout=LAST_TRY_S)
+        await self.custody.drain()  # gives up a spool that hangs, and whoever waits for it
         await asyncio.gather(*self._giving_back, return_exceptions=True)
-        await self.custody.drain()

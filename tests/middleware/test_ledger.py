@@ -553,3 +553,18 @@ def test_one_at_a_time_whatever_happens(data: st.DataObject) -> None:
             await each.aclose()
 
     play()
+
+
+@virtually
+async def test_it_closes_over_a_spool_that_hangs() -> None:
+    """What a caller who has gone had begun is being given back, and the spool does not answer."""
+    spool = SharedMemory()
+    one = ledger(spool, VirtualClock())
+    spool.hold = asyncio.Event()
+    asking = asyncio.create_task(one.claim(ask()))
+    await asyncio.sleep(0.1)
+    asking.cancel()
+    await asyncio.wait([asking])
+    async with asyncio.timeout(15):
+        await one.aclose()
+    assert len(asyncio.all_tasks()) == 1
