@@ -179,7 +179,7 @@ async def test_without_its_engine_a_relay_passes_through_and_takes_nothing(
                     assert time.monotonic() - began < 3, "it passes as ever"
                     if number % 10 == 0:
                         call = await saved(port, history, f"{ends.__name__} {number}")
-                        assert call.refused == "refused", call
+                        assert call.refused in ("refused", "in-doubt"), call
                         refusals += 1
                 await asyncio.to_thread(begins)
                 assert refusals == 2
