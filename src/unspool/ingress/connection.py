@@ -53,7 +53,7 @@ Turn = tuple[Request | None, int]
 WAKE: Final = 1 << 16
 """A turn that only says: look up, something has changed."""
 _SOMETHING: Final = Request(b"POST", b"/", ())
-"""Stands for a request that was answered on the express road: ordinary, and no HEAD."""
+"""Stands for a request that took the express road: ordinary, and no HEAD."""
 
 
 class Connection(asyncio.Protocol):
@@ -85,8 +85,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[Turn] | None = None
         self._busy = self._eof = self._paused = False
         self._since_ms = door.now_ms
-        self._watched_message: object = None
-        self._watched_phase = IDLE
+        self._watched_message, self._watched_phase = cast(object, None), IDLE
         self._waited_ms = self._body_idle_ms = self._body_seen_bytes = 0
         self.served = self._lingering_until_ms = 0
 
@@ -382,7 +381,8 @@ class Connection(asyncio.Protocol):
         phase = reading.phase
         if self._watched_message is not reading.message or self._watched_phase is not phase:
             self._watched_message, self._watched_phase = reading.message, phase
-            self._waited_ms = self._body_idle_ms = self._body_seen_bytes = 0
+            # It may have begun just now: nobody has less time than was promised.
+            self._waited_ms = self._body_idle_ms = self._body_seen_bytes = elapsed_ms = 0
         if self._paused or reading.waits_for_us:
             return
         self._waited_ms += elapsed_ms
