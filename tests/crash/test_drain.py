@@ -69,7 +69,7 @@ async def test_deployed_again_and_again_under_load(tmp_path: Path, workers: int)
     assert codes == [0] * len(codes)
     assert max(took) < DRAIN_S + 8
     assert check(history) == []
-    assert len(history.accepted()) > 50 * DRAINS
+    assert len(history.accepted()) > 10 * DRAINS  # each had something at stake
     # An idle connection may be closed just as its sender speaks. But whoever was heard is answered:
     # a request that has no key is sent once, so if it is known to the service, its sender was told.
     seen = {one.body for one in service.handled}
