@@ -17,6 +17,7 @@ import socket
 from collections.abc import Iterator
 from functools import cache
 from itertools import cycle
+from threading import Lock
 from typing import Final
 
 FIRST: Final = 15_000
@@ -41,8 +42,13 @@ def _block() -> tuple[socket.socket, Iterator[int]]:
     raise AssertionError("every block of ports is taken by test processes that live")
 
 
+_ONE_AT_A_TIME: Final = Lock()
+"""Servers are started by several threads at once: two that come first would take two blocks."""
+
+
 def free_port() -> int:
-    _, ports = _block()
+    with _ONE_AT_A_TIME:
+        _, ports = _block()
     for again in (False, True):  # at last also where a connection has ended a moment ago
         for _ in range(BLOCK):
             port = next(ports)
