@@ -6,17 +6,13 @@ disk_of(settings)                     how much room the disk of the one has; of 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
-
-import apsw
 
 from ..clock import SystemClock
 from ..settings import Settings
 from ..spools.chain.open import open_spools
 from ..spools.chain.spool import ChainSpool
-from ..spools.open import path_of
+from ..spools.disk import disk_free
 from ..spools.protocol import Spool, Survives
 
 
@@ -40,22 +36,6 @@ def disk_of(settings: Settings) -> Callable[[], int | None] | None:
     return disk_free(settings.spool[0]) if len(settings.spool) == 1 else None
 
 
-def disk_free(url: str) -> Callable[[], int | None] | None:
-    path = path_of(url)
-    if path is None:
-        return None
-
-    def free() -> int | None:
-        try:
-            found = os.statvfs(path.parent)
-            reusable = _reusable(path) if path.is_file() else 0
-        except OSError:
-            return None
-        return found.f_bavail * found.f_frsize + reusable
-
-    return free
-
-
 def _room(url: str, least: int) -> Callable[[], bool] | None:
     """Has the disk of one of several spools so much room?"""
     free = disk_free(url)
@@ -67,17 +47,3 @@ def _room(url: str, least: int) -> Callable[[], bool] | None:
         return found is None or found >= least
 
     return room
-
-
-def _reusable(path: Path) -> int:
-    """What an SQLite file has room for itself: it keeps the pages of what has gone."""
-    try:
-        looking = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            [[pages]] = looking.execute("PRAGMA freelist_count")
-            [[page_bytes]] = looking.execute("PRAGMA page_size")
-            return int(str(pages)) * int(str(page_bytes))
-        finally:
-            looking.close()
-    except apsw.Error:
-        return 0

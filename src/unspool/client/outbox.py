@@ -49,13 +49,14 @@ from ..custody import Custody
 from ..dispatcher import Dispatcher
 from ..errors import CannotCreate, Full, Misconfigured, Refused, UnspoolError
 from ..spools.closing import closed
+from ..spools.disk import disk_free
 from ..spools.open import open_spool
 from ..spools.protocol import Acceptance, Duplicate, Entry, Lease, Mismatch, New, Spool
 from ..transports.protocol import Transport
 from .record import message, size_of
 from .request import Request
 from .results import Try
-from .room import Room, disk_free, open_room
+from .room import Room, open_room
 from .turn import Turn
 
 log: Final = logging.getLogger("unspool.client")
@@ -64,8 +65,7 @@ LEASE_MS: Final = 30_000
 ATTEMPTS_MAX: Final = 5
 """At once, and so the outbox's window. What is late must not crowd out what is asked now: with the
 relay's 20 a service that had just recovered was overloaded again by what had waited for it."""
-TURN_S: Final = 1.0
-"""How often those whose turn it is not look whether it is."""
+TURN_S: Final = 1.0  # how often those whose turn it is not look whether it is
 RECOUNT_S: Final = 10.0
 LAST_WRITES_MS: Final = 500  # for giving back what is just leased, with no time to drain
 DISK_FREE_MIN_BYTES: Final = 16 * 1024 * 1024

@@ -4,7 +4,6 @@
     await room.take(size)               raises `Full`: there is no room for so many bytes
     room.took(size, kept=…)             they are in the outbox now, or are not
     await room.aclose()
-    disk_free(url)                      how much the disk has left; None: it is nobody's to say here
 
 Several processes have one file, and each knows only of its own: so the file is weighed
 (`spools.sqlite.scale`) before something is put in, where anybody has written to it since; once for
@@ -18,8 +17,7 @@ bytes.
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from ..errors import Full, NotDone, Unavailable, UnspoolError
@@ -109,17 +107,3 @@ async def open_room(url: str, *, max_bytes: int) -> Room | None:
         await thread.stop()
         raise
     return room
-
-
-def disk_free(url: str) -> Callable[[], int | None] | None:
-    path = path_of(url)
-    if path is None:
-        return None
-
-    def free() -> int | None:
-        try:
-            return shutil.disk_usage(path.parent).free
-        except OSError:
-            return None
-
-    return free

@@ -95,6 +95,16 @@ cdef bytes_at cut(bytes_at at, bytes_at stop, Line* line) noexcept:
     return look + 2
 
 
+cdef bint is_strange(long long kind, Line* line, Py_ssize_t* length) noexcept:
+    """Is a head with this field for the long road? A Content-Length is read; there is one at most."""
+    if kind == C_LENGTH:
+        if length[0] >= 0:
+            return True
+        length[0] = number(line.value, line.size)
+        return length[0] < 0
+    return kind == C_STRANGE or (kind == C_CONNECTION and not lives_on(line.value, line.size))
+
+
 cdef inline bytes made(bytes_at at, Py_ssize_t size):
     return PyBytes_FromStringAndSize(<const char*>at, size)
 
@@ -131,21 +141,12 @@ def request(bytes data not None, kinds):
             return None
         name, value = made(at, line.name), made(line.value, line.size)
         kind = kind_of(kinds, name)
-        if kind:
-            if kind == C_LENGTH:
-                if length >= 0:
-                    return None
-                length = number(line.value, line.size)
-                if length < 0:
-                    return None
-            elif kind == C_HOST:
-                if host is not None:
-                    return None
-                host = value
-            elif kind == C_STRANGE or (
-                kind == C_CONNECTION and not lives_on(line.value, line.size)
-            ):
+        if kind == C_HOST:
+            if host is not None:
                 return None
+            host = value
+        elif kind and is_strange(kind, &line, &length):
+            return None
         fields.append((name, value))
         at = look
     if at[1] != 10 or host is None or stop - at - 2 != max(length, 0):
@@ -184,13 +185,7 @@ def answer(bytes data not None, kinds):
         kind = kind_of(kinds, name)
         if kind == 0:
             fields.append((name, made(line.value, line.size)))
-        elif kind == C_LENGTH:
-            if length >= 0:
-                return None
-            length = number(line.value, line.size)
-            if length < 0:
-                return None
-        elif kind == C_STRANGE or (kind == C_CONNECTION and not lives_on(line.value, line.size)):
+        elif is_strange(kind, &line, &length):
             return None
         at = look
     if at[1] != 10:
