@@ -120,7 +120,7 @@ def _fill(bench: Bench, relay: Relay) -> None:
     """Accept until the backlog is as large as it should be."""
     for _ in range(60):
         good(load(bench, relay.port, "plain", seconds=1), "filling")
-        if int(relay.health()["backlog"]) >= bench.backlog:
+        if int(relay.health()["backlog"] or 0) >= bench.backlog:
             return
     raise Failed("the backlog did not fill within a minute")
 
@@ -226,7 +226,7 @@ def memory(bench: Bench) -> list[Row]:
         found["with the backlog"] = watch.end()
         watch = Highest(relay)
         with upstream(bench, port):
-            wait_for(lambda: relay.health()["backlog"] <= 0, "the last verdict", FIRST_S + DRAIN_S)
+            wait_for(lambda: relay.health()["backlog"] == 0, "the last verdict", FIRST_S + DRAIN_S)
         found["delivering it"] = watch.end()
     return [
         Row(

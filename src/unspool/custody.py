@@ -65,6 +65,8 @@ class Custody:
         self.chain: Final = spool if isinstance(spool, ChainSpool) else None
         self.backlog = 0
         """Waiting messages, roughly: what was counted at start and what came and went since."""
+        self.counted = False
+        """Has that been counted yet? Until then `backlog` is only what came and went."""
         self.gave_up = 0
         """Who waited for the spool when it was given up."""
         self.recent: Final = Recent()
@@ -105,6 +107,7 @@ class Custody:
         before = self.backlog  # what came in since we opened is in the spool, and is counted there
         rows = await self.spool.tally([Instant(0)])
         self.backlog += sum(sum(row.counts) + row.held for row in rows) - before
+        self.counted = True
 
     def health(self, now: Instant) -> Health:
         if self._disk_free is not None and not 0 <= now - self._looked_at < TROUBLE_MS:
@@ -156,6 +159,14 @@ class Custody:
         except Refused as error:
             self.failed(error, now)
             raise
+
+    def hold_settles(self, seconds: float) -> None:
+        """A lease is coming: verdicts wait for `settle_now`, so long at most."""
+        self._settles.hold(seconds)
+
+    def settle_now(self) -> None:
+        """It comes now, and is one commit with these verdicts, where the spool can do that."""
+        self._settles.go()
 
     def settle_for(self, hears: Hears[bool], lease: Lease, verdict: Verdict) -> None:
         self._settles.submit_for(hears, (lease, verdict))

@@ -53,6 +53,8 @@ SURVEY_MS: Final = 50
 PLACES_MS: Final = 1
 PLACES_TIMES: Final = 4
 """How often a lease for few waits for more of them, and how long each time."""
+HOLD_S: Final = (PLACES_TIMES + 1) * PLACES_MS / 1000
+"""So long at most verdicts wait for the next lease, to be written in its commit."""
 SWEEP_MAX: Final = 1_000
 
 
@@ -139,6 +141,8 @@ class Dispatcher:
     def _freed(self, destination: Destination) -> None:
         self._awake.set()
         self._stirred.add(destination)
+        if self._more[0]:
+            self._custody.hold_settles(HOLD_S)
         if not self._calm.is_set() and not self.scheduler.few(self._stirred):
             self._calm.set()
 
@@ -175,6 +179,7 @@ class Dispatcher:
         wants = scheduler.wants(lanes, now=now)
         if wants and not self._stopping:
             until = Instant(now + self._lease_ms)
+            self._custody.settle_now()
             leases = await spool.lease(wants, now=now, until=until)
             scheduler.served(wants)
             if scheduler.place is None and len(leases) == sum(wants.values()):

@@ -204,7 +204,9 @@ class Node:
             "takes_custody": reject is None,
             "why_not": reject.detail if reject else None,
             "survives": promises.survives.name.lower(),
-            "backlog": self.custody.backlog,
+            # A spool of ten million is counted for seconds, and who waits for none to be left must
+            # not be told of none before.
+            "backlog": max(0, self.custody.backlog) if self.custody.counted else None,
             "delivered": self.dispatcher.delivered,
             "deferred": self.dispatcher.deferred,
             "bounced": self.dispatcher.bounced,

@@ -190,7 +190,7 @@ class Scene:
                 break
 
         async def empty() -> bool:
-            return not (await self.relay.health())["backlog"]
+            return bool((await self.relay.health())["backlog"] == 0)
 
         await eventually(empty, "the relay delivered what it had", seconds=PATIENCE_S)
 

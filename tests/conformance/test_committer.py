@@ -9,6 +9,7 @@ import pytest
 
 from unspool.errors import Corrupt, Full, NotDone, Unavailable
 from unspool.spools.committer import COMING_TURNS_MAX, Committer
+from unspool.testing.clock import virtually
 
 
 class Disk:
@@ -274,6 +275,86 @@ async def test_the_patient_does_not_wait_for_ever() -> None:
     assert full.batches[0] == [0, 1, 2]
 
 
+@virtually
+async def test_who_is_held_goes_when_he_is_told_to() -> None:
+    """And in that moment: whoever tells him to has something for the same commit."""
+    disk = Disk()
+    many = patient(disk)
+    many.hold(0.005)
+    futures = await one_a_turn(many, 3)
+    await asyncio.sleep(0.004)
+    assert disk.batches == []
+    many.go()
+    assert disk.batches == [[0, 1, 2]]
+    many.go()
+    assert disk.batches == [[0, 1, 2]]
+    disk.sync()
+    assert await asyncio.gather(*futures) == [0, 10, 20]
+    await many.drain()
+    assert not many.busy
+
+
+@virtually
+async def test_who_is_held_and_forgotten_goes_by_himself() -> None:
+    disk = Disk()
+    disk.sync(9)
+    many = patient(disk)
+    many.hold(0.005)
+    futures = await one_a_turn(many, 3)
+    await asyncio.sleep(0.006)
+    assert disk.batches == [[0, 1, 2]]
+    many.go()  # nobody waits
+    assert await asyncio.gather(*futures, many.submit(3)) == [0, 10, 20, 30]
+
+
+@virtually
+async def test_go_during_a_commit_is_for_those_behind_it() -> None:
+    """One commit is under way at a time, whoever says go; and those behind it are not held then."""
+    disk = Disk()
+    many = patient(disk)
+    first = many.submit(1)
+    many.go()
+    assert disk.batches == [[1]]
+    second = many.submit(2)
+    many.hold(60)
+    many.go()
+    assert disk.batches == [[1]]
+    disk.sync(2)
+    assert await asyncio.gather(first, second) == [10, 20]
+
+
+@virtually
+async def test_who_is_held_during_a_commit_is_not_next_by_himself() -> None:
+    disk = Disk()
+    many = patient(disk)
+    first = many.submit(1)
+    many.go()
+    many.hold(0.005)
+    second = many.submit(2)
+    disk.sync(2)
+    assert await first == 10
+    await asyncio.sleep(0.004)
+    assert disk.batches == [[1]]
+    assert await second == 20
+
+
+@virtually
+async def test_what_has_begun_by_go_is_given_up_as_what_is_under_way() -> None:
+    disk = Disk()
+    many = patient(disk)
+    many.hold(60)
+    first = many.submit(1)
+    many.go()
+    second = many.submit(2)
+    assert many.give_up("The disk hangs.") == 2
+    with pytest.raises(Unavailable) as caught:
+        await first
+    assert not isinstance(caught.value, NotDone)
+    with pytest.raises(NotDone):
+        await second
+
+
+@virtually
 async def test_who_waited_for_the_disk_is_next_before_those_it_has_served_wake() -> None:
     """While nobody comes the disk is what all wait for: it is not left idle, patient or not."""
     disk = Disk()

@@ -117,7 +117,7 @@ async def killed_at_random(
             await settle(relay.port, history)
             for _ in range(30):  # what was counted beside the work is counted again within 10 s
                 health = await relay.health()
-                if not health["backlog"]:
+                if health["backlog"] == 0:
                     break
                 await asyncio.sleep(0.5)
         finally:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from kit import OK, RESET, It, Service
 from test_dispatcher import LEASE_MS, save, states, world
 
-from unspool.core.lifecycle import Keeping, Policy, State
+from unspool.core.lane import WINDOW_MAX
+from unspool.core.lifecycle import Keeping, Policy, State, Verdict
 from unspool.core.message import Answer, Destination, Instant, Request, Response
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import SKEW_MS, Lease
@@ -90,6 +92,50 @@ async def test_an_answer_may_be_there_before_begin_returns() -> None:
         it.node.start()
         await asyncio.sleep(5)
         assert states(it) == [State.DELIVERED] * 50
+
+
+class Written(MemorySpool):
+    """What is written, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[tuple[str, int]] = []
+
+    async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
+        self.writes.append(("settle", len(settlements)))
+        return await super().settle(settlements)
+
+    async def lease(
+        self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease]:
+        leases = await super().lease(wants, now=now, until=until)
+        self.writes.append(("lease", len(leases)))
+        return leases
+
+
+class Single(Prompt):
+    """Answers come one after the other, as from a service of one process."""
+
+    def begin(
+        self, request: Request, done: Callable[[Answer], None], /, *, repeat: bool
+    ) -> Begun | None:
+        self.takes_s = 0.0001 * (self.busy + 1)
+        return super().begin(request, done, repeat=repeat)
+
+
+@virtually
+async def test_verdicts_are_written_with_the_next_lease() -> None:
+    """A commit costs as much as a dozen items: one for both, while there is more to lease."""
+    spool = Written()
+    async with world(service=Single(OK), spool=spool) as it:
+        await save(it, 1_000)
+        it.node.start()
+        await asyncio.sleep(60)
+        assert states(it) == [State.DELIVERED] * 1_000
+        last = max(place for place, (what, _) in enumerate(spool.writes) if what == "lease")
+        while_more = [what for what, _ in spool.writes[2:last]]
+        assert len(while_more) > 2 * 1_000 / WINDOW_MAX
+        assert all(one != other for one, other in pairwise(while_more)), spool.writes
 
 
 @virtually

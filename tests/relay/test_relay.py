@@ -17,11 +17,24 @@ from unspool.core.lifecycle import Keeping, Policy, State, Verdict
 from unspool.core.message import Answer, Instant, Key, Request, Response
 from unspool.errors import Full, Unavailable
 from unspool.spools.memory import MemorySpool
-from unspool.spools.protocol import Acceptance, Entry, Lease
+from unspool.spools.protocol import Acceptance, Entry, Lease, Tally
 from unspool.testing.clock import VirtualClock, virtually
 
 ASYNC = (b"Prefer", b"respond-async")
 SHORT = Policy(keeping=Keeping(answer_ms=60_000, key_ms=600_000))
+
+
+class Uncounted(MemorySpool):
+    """Counting takes as long as counting ten million."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counting = asyncio.Event()
+
+    async def tally(self, edges: Sequence[Instant], /) -> Sequence[Tally]:
+        rows = await super().tally(edges)
+        await self.counting.wait()
+        return rows
 
 
 @contextlib.asynccontextmanager
@@ -367,6 +380,25 @@ async def test_the_backlog_counts_what_is_new_and_no_repeat() -> None:
         await asyncio.sleep(120)
         assert it.node.custody.backlog == 0
         assert (await it.ask(b"POST", b"/", ASYNC, key="d")).status == 202
+
+
+@virtually
+async def test_no_backlog_is_told_before_it_was_counted() -> None:
+    """Whoever waits for a backlog of none after a start must not be told of none too early."""
+    spool = Uncounted()
+    async with node(RESET, clock=VirtualClock(), spool=spool) as it:
+        for number in range(60):
+            await it.ask(b"POST", b"/", ASYNC, key=f"{number}")
+        it.service.then(slowly(OK, 1))
+        it.node.start()
+        await asyncio.sleep(2.5)
+        assert it.node.dispatcher.delivered
+        assert it.node.ready()["backlog"] is None
+        spool.counting.set()
+        await asyncio.sleep(0.2)
+        left = sum(entry.state is State.WAITING for entry in it.kept)
+        assert 0 < left < 60
+        assert it.node.ready()["backlog"] == left
 
 
 @virtually

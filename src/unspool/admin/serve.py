@@ -142,7 +142,9 @@ async def _drain(door: Door, node: Node, transport: Transport, *, drain_ms: int)
     _left, whole = await asyncio.gather(door.close(drain_ms=drain_ms), node.stop(drain_ms=drain_ms))
     cutting.cancel()
     if whole:
-        log.info("drained: %d messages wait in the spool", max(0, node.custody.backlog))
+        custody = node.custody
+        waiting = f"{max(0, custody.backlog)}" if custody.counted else "uncounted"
+        log.info("drained: %s messages wait in the spool", waiting)
     return whole
 
 

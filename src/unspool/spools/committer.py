@@ -6,6 +6,7 @@
     await committer.drain()                     when everything submitted is done
     committer.give_up(why)                      nobody waits any longer, and nothing more is taken
     committer.close(why)                        nothing more is taken
+    committer.hold(seconds) … committer.go()    what comes meanwhile waits for `go`
 
 While one commit is in flight the next batch fills. There is no timer: an idle spool adds no
 latency, and where the disk is what all wait for, it is never idle: two batches of like size are on
@@ -15,6 +16,9 @@ inside `submit`; `commit` may begin its work when it is called.
 Who is `patient` hands over at the end of the first turn of the loop that brought nobody: a commit
 costs as much processor as a dozen items, so while callers are still coming, and the processor is
 what all wait for, it is worth more to have them all in one than to have the disk busy meanwhile.
+
+Who is about to write to the same store himself holds the next batch until he does, and says `go`
+just before: then one commit does for both. Held is for milliseconds, whatever becomes of him.
 
 A caller's cancellation neither undoes nor delays the others' commit. An error reaches each caller
 of its batch; but of a batch that failed as `Corrupt` nothing was done and one item is to blame, so
@@ -59,6 +63,7 @@ class Hears(Protocol[Heard]):
 
 
 _Batch = tuple[Sequence[T], Sequence[Hears[R]]]
+_Commit = tuple[_Batch[T, R], Awaitable[Sequence[R | Refused]]]
 
 
 class Committer(Generic[T, R]):
@@ -81,6 +86,11 @@ class Committer(Generic[T, R]):
         self._flying: Sequence[Hears[R]] = ()
         self._running: asyncio.Task[None] | None = None
         self._begun: Awaitable[Sequence[R | Refused]] | None = None
+        self._ready: _Commit[T, R] | None = None
+        """What `go` has begun."""
+        self._under_way = False
+        self._held_until = 0.0
+        self._gate: asyncio.Future[None] | None = None
         self._well_at = 0.0
         """When a commit was last done, or the first of a row was begun; by the loop's clock."""
         self._given_up = ""
@@ -114,9 +124,22 @@ class Committer(Generic[T, R]):
         if self._running is None:
             loop = asyncio.get_running_loop()
             self._well_at = loop.time()
-            run = self._run() if self._patient else self._run(*self._next())
-            self._running = loop.create_task(run)
+            if not self._patient:
+                self._ready = self._next()
+            self._running = loop.create_task(self._run())
             self._running.add_done_callback(self._ended)
+
+    def hold(self, seconds: float) -> None:
+        """What no commit has taken up yet waits for `go`, so long at most."""
+        self._held_until = asyncio.get_running_loop().time() + seconds
+
+    def go(self) -> None:
+        """What waits begins in this moment; where a commit is under way, after that."""
+        self._held_until = 0.0
+        if self._items and self._running is not None and not self._under_way:
+            self._ready = self._next()
+        if self._gate is not None:
+            _open(self._gate)
 
     async def drain(self) -> None:
         """Return once everything that was submitted has its result."""
@@ -156,7 +179,8 @@ class Committer(Generic[T, R]):
         self._flying = futures
         return items, futures
 
-    def _next(self) -> tuple[_Batch[T, R], Awaitable[Sequence[R | Refused]]]:
+    def _next(self) -> _Commit[T, R]:
+        self._under_way = True
         batch = self._take()
         return batch, self._begin(batch[0])
 
@@ -167,35 +191,37 @@ class Committer(Generic[T, R]):
             self._begun = _failed(error)
         return self._begun
 
-    async def _run(
-        self,
-        batch: _Batch[T, R] | None = None,
-        begun: Awaitable[Sequence[R | Refused]] | None = None,
-    ) -> None:
+    async def _run(self) -> None:
         """Commit after commit, until nobody waits."""
         while True:
-            if batch is None or begun is None:
+            if self._ready is None:
                 await self._all_come()
-                batch, begun = self._next()
-            items, futures = batch
+            (items, futures), begun = self._ready or self._next()
+            self._ready = None
             results, error = await _outcome(begun, len(items))
             if error is None:
                 self._well_at = asyncio.get_running_loop().time()
             if isinstance(error, Corrupt) and len(items) > 1:
                 await self._one_by_one(items, futures)
                 futures, results, error = (), (), None  # each has been told, once
-            if 2 * len(self._items) >= len(items) and await self._nobody_comes():
+            many = 2 * len(self._items) >= len(items) and not self._held_s
+            if many and await self._nobody_comes():
                 # They waited for the disk. The next batch is on its way before these callers wake:
                 # disk and loop overlap.
-                batch, begun = self._next()
+                self._ready = self._next()
                 _tell(futures, results, error)
                 continue
             _tell(futures, results, error)
+            self._under_way = False
             await self._come_back(len(items))
-            if not self._items:
+            if not self._items and not self._under_way:
                 self._running = None
                 return
-            batch = None
+
+    @property
+    def _held_s(self) -> float:
+        """For so long whoever waits is held."""
+        return max(0.0, self._held_until - asyncio.get_running_loop().time())
 
     async def _nobody_comes(self) -> bool:
         """Has a turn of the loop brought nobody?"""
@@ -208,7 +234,13 @@ class Committer(Generic[T, R]):
     async def _all_come(self) -> None:
         for _ in range(COMING_TURNS_MAX):
             if len(self._items) >= self._batch_max or await self._nobody_comes():
-                return
+                break
+        loop = asyncio.get_running_loop()
+        while not self._under_way and (left_s := self._held_s):
+            gate = self._gate = loop.create_future()
+            alarm = loop.call_later(left_s, _open, gate)
+            await gate
+            alarm.cancel()
 
     async def _come_back(self, count: int) -> None:
         """Let callers that were just answered bring what they have next.
@@ -218,7 +250,7 @@ class Committer(Generic[T, R]):
         """
         for _ in range(TURNS):
             await asyncio.sleep(0)
-            if 2 * len(self._items) >= count:
+            if self._under_way or 2 * len(self._items) >= count:
                 return
 
     async def _one_by_one(self, items: Sequence[T], futures: Sequence[Hears[R]]) -> None:
@@ -232,9 +264,15 @@ class Committer(Generic[T, R]):
             if asyncio.iscoroutine(self._begun):
                 self._begun.close()  # it may not have come to its first step
             left = [*self._flying, *self._futures]
-            self._running, self._items, self._futures, self._flying = None, [], [], []
+            self._running, self._ready, self._under_way = None, None, False
+            self._items, self._futures, self._flying = [], [], []
             for future in left:
                 future.cancel()
+
+
+def _open(gate: asyncio.Future[None]) -> None:
+    if not gate.done():
+        gate.set_result(None)
 
 
 async def _failed(error: Exception) -> Sequence[R | Refused]:
