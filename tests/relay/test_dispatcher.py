@@ -175,6 +175,29 @@ async def test_a_dead_destination_costs_a_probe_now_and_then_and_comes_back_slow
 
 
 @virtually
+async def test_a_window_that_grows_by_what_comes_just_now_is_used() -> None:
+    """Beside one slow delivery, which was all that might go, requests that come just now go well:
+    what is due does not wait for its end, nor for the next look."""
+    async with world(REFUSED) as it:
+        await save(it, 6)
+        it.node.start()
+        await asyncio.sleep(8)
+        began: list[float] = []
+
+        async def takes_long() -> Answer:
+            began.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(25)
+            return OK
+
+        it.service.then(lambda request: takes_long() if request.target == b"/" else OK)
+        while len(began) < 6:
+            await it.ask(b"GET", b"/now", body=b"")
+            await asyncio.sleep(0.1)
+        assert max(began[2:]) - began[1] < 2
+        assert max(began) - began[0] < 30
+
+
+@virtually
 async def test_an_operators_retry_is_tried_at_once_whatever_the_lane_says() -> None:
     """`unspool retry` speaks through the spool: one attempt now, and one only."""
     service = Counting(REFUSED, takes_s=0.01)
