@@ -16,7 +16,7 @@ from unspool.core.lane import WINDOW_START
 from unspool.core.lifecycle import Deferred, Keeping, Policy, State, Verdict
 from unspool.core.message import AT_ONCE, NEVER, Answer, Destination, Instant, Request, Response
 from unspool.core.scheduler import LaneDue
-from unspool.errors import Unavailable
+from unspool.errors import Full, Unavailable
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import SKEW_MS, Lease
 from unspool.testing.clock import VirtualClock, virtually
@@ -557,6 +557,23 @@ async def test_what_was_kept_long_enough_is_swept() -> None:
         await asyncio.sleep(60)
         assert it.kept[0].answer is None
         await asyncio.sleep(600)
+        assert it.kept == []
+
+
+class Cramped(MemorySpool):
+    """No room for a lease of what is too old; what is forgotten makes room."""
+
+    async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:
+        raise Full("simulated")
+
+
+@virtually
+async def test_room_is_made_also_where_there_is_none_for_a_bounce() -> None:
+    policy = Policy(keeping=Keeping(answer_ms=60_000, key_ms=600_000))
+    async with world(policy=policy, spool=Cramped()) as it:
+        await save(it, 1)
+        it.node.start()
+        await asyncio.sleep(700)
         assert it.kept == []
 
 
