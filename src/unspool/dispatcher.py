@@ -59,7 +59,7 @@ SWEEP_MAX: Final = 1_000
 
 
 class Posts(Protocol):
-    """Who wants to know which messages have a new verdict: the board, or an outbox."""
+    """Who wants to know which messages may have a new verdict: the board, or an outbox."""
 
     def post(self, key: Key) -> None: ...
 
@@ -133,9 +133,9 @@ class Dispatcher:
     def wake(self) -> None:
         self._awake.set()
 
-    def _settled(self, lease: Lease, kept: bool) -> None:
-        if kept:
-            self._board.post(lease.entry.message.key)
+    def _settled(self, lease: Lease) -> None:
+        # Also where it was not kept: it may have been, by a write of which nobody could tell.
+        self._board.post(lease.entry.message.key)
         self._awake.set()
 
     def _freed(self, destination: Destination) -> None:
