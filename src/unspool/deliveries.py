@@ -72,10 +72,10 @@ class Deliveries:
         lease_ms: int,
         chance: Callable[[], float],
         freed: Callable[[Destination], None],
-        settled: Callable[[Lease, bool], None],
+        settled: Callable[[Lease], None],
     ) -> None:
         """`freed`: there is a place in this window. `settled`: this has a new verdict; or it has
-        not, and comes due by itself."""
+        not, as far as anybody can tell, and comes due by itself."""
         self.delivered = self.bounced = self.deferred = 0
         self.ended = 0
         """Attempts that have had an answer, of whatever kind."""
@@ -260,30 +260,30 @@ class Deliveries:
     def wrote(self, settling: Settling, kept: bool) -> None:
         if kept:
             self._count(settling.verdict)
-        self._done(settling, kept)
+        self._done(settling)
 
     def failed(self, settling: Settling, error: Exception) -> None:
         now = self._clock.now()
         if not isinstance(error, Refused):
             log.error("a verdict could not be written; it comes due again", exc_info=error)
-            self._done(settling, False)
+            self._done(settling)
             return
         self._custody.failed(error, now)
         if now >= settling.lease.until or settling.last:
             self.unwritten += settling.last
             log.warning("a verdict could not be written; it comes due again: %s", error)
-            self._done(settling, False)
+            self._done(settling)
             return
         loop = asyncio.get_running_loop()
         settling.again = loop.call_later(SPOOL_TROUBLE_MS / 1000, self.write, settling)
 
     def lost(self, settling: Settling) -> None:
         """Nobody will tell what became of it."""
-        self._done(settling, False)
+        self._done(settling)
 
-    def _done(self, settling: Settling, kept: bool) -> None:
+    def _done(self, settling: Settling) -> None:
         self._verdicts.discard(settling)
-        self._settled(settling.lease, kept)
+        self._settled(settling.lease)
         if settling.then is not None:
             settling.then()
         self._look_quiet()
@@ -342,7 +342,7 @@ class Deliveries:
             if settling.again is not None:
                 settling.again.cancel()
                 self.unwritten += 1
-                self._done(settling, False)
+                self._done(settling)
 
 
 class Prompted:

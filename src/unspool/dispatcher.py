@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from random import random
 from typing import Final, Protocol
 
@@ -59,7 +59,7 @@ SWEEP_MAX: Final = 1_000
 
 
 class Posts(Protocol):
-    """Who wants to know which messages have a new verdict: the board, or an outbox."""
+    """Who wants to know which messages may have a new verdict: the board, or an outbox."""
 
     def post(self, key: Key) -> None: ...
 
@@ -133,9 +133,9 @@ class Dispatcher:
     def wake(self) -> None:
         self._awake.set()
 
-    def _settled(self, lease: Lease, kept: bool) -> None:
-        if kept:
-            self._board.post(lease.entry.message.key)
+    def _settled(self, lease: Lease) -> None:
+        # Also where it was not kept: it may have been, by a write of which nobody could tell.
+        self._board.post(lease.entry.message.key)
         self._awake.set()
 
     def _freed(self, destination: Destination) -> None:
@@ -297,19 +297,25 @@ class Dispatcher:
             await asyncio.sleep(ARRIVAL_PAUSE_MS / 1000)
 
     async def _sweep(self) -> None:
-        """The broom: bounce what is too old, forget what was kept long enough."""
+        """The broom: forget what was kept long enough, bounce what is too old."""
         while True:
             await asyncio.sleep(SWEEP_MS / 1000)
-            spool = self._custody.spool
-            try:
-                while await self._expire() >= SWEEP_MAX:
-                    await asyncio.sleep(SWEEP_PAUSE_MS / 1000)
-                while await spool.sweep(now=self._clock.now(), limit=SWEEP_MAX) >= SWEEP_MAX:
-                    await asyncio.sleep(SWEEP_PAUSE_MS / 1000)
-            except UnspoolError as error:
-                log.warning("the sweep was interrupted: %s", error)
-            except Exception:
-                log.exception("the sweep made a mistake; it goes on")
+            # In turns, and each for itself: room is made also where there is none for a bounce.
+            while any([await self._swept(self._forget), await self._swept(self._expire)]):
+                await asyncio.sleep(SWEEP_PAUSE_MS / 1000)
+
+    async def _swept(self, broom: Callable[[], Awaitable[int]]) -> bool:
+        """Is there more?"""
+        try:
+            return await broom() >= SWEEP_MAX
+        except UnspoolError as error:
+            log.warning("the sweep was interrupted: %s", error)
+        except Exception:
+            log.exception("the sweep made a mistake; it goes on")
+        return False
+
+    async def _forget(self) -> int:
+        return await self._custody.spool.sweep(now=self._clock.now(), limit=SWEEP_MAX)
 
     async def _expire(self) -> int:
         """Bounce what nobody will attempt any more, as where a lane is closed for days (I2).

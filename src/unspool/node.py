@@ -182,6 +182,8 @@ class Node:
                 await self.custody.count()
             except UnspoolError as error:
                 log.warning("the waiting messages could not be counted: %s", error)
+            except Exception:
+                log.exception("counting the waiting messages was a mistake; it goes on")
             took_s = loop.time() - began
             await asyncio.sleep(max(RECOUNT_MS / 1000, 50 * took_s))
 

@@ -335,10 +335,10 @@ class Relay:
         return answer
 
     def _saw(self, passage: Passage, answer: Answer, judgement: Judgement) -> None:
-        """The lane's weather; and whoever waits for it to clear is told."""
+        """The lane's weather; and whoever waits for it to clear, or for its window, is told."""
         self._live += 1
         now = self._clock.now()
-        was_open = self._lane.is_open(now)
+        room = self._lane.room(now)
         self._lane.saw(
             judgement,
             key=passage.key or Key(f"live-{self._live}"),
@@ -347,7 +347,7 @@ class Relay:
             hint_ms=retry_after(answer, now=now),
             detail=cause_of(answer)[1],
         )
-        if not was_open and self._lane.is_open(now):
+        if self._lane.room(now) > room:
             self._wake()
 
     async def _gathered(self, answer: Response) -> Answer:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from unspool import Delivered, Queued, Unknown
+from unspool import Bounced, Delivered, Queued, Unknown
 from unspool.admin.cli import cli
 from unspool.client import AsyncClient, Settled
 from unspool.client.turn import Turn
-from unspool.core.message import Destination
+from unspool.client.watch import LOOK_S, Watch
+from unspool.core.admission import Terms
+from unspool.core.message import Destination, Key
+from unspool.custody import Custody
+from unspool.errors import Unavailable
+from unspool.spools.memory import MemorySpool
+from unspool.spools.protocol import Entry, Survives
+from unspool.testing.clock import virtually
+from unspool.testing.conformance.values import key, settled
 
 from .kit import DOWN, OK, World, never
 
@@ -241,3 +252,55 @@ def test_an_outbox_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> N
         with pytest.raises(NoSuch, match="there is no outbox at"):
             command("outbox", verb, "--outbox", str(tmp_path / "none.db"))
     assert not list(tmp_path.iterdir())
+
+
+# --- what became of them --------------------------------------------------------------------------
+
+
+async def test_a_spoilt_record_silences_nobody_else(tmp_path: Path) -> None:
+    """What became of the others is told, and of that one, that nobody knows."""
+    world, told = World(a=DOWN), list[str]()
+    client = world.client(
+        outbox=url_of("sqlite", tmp_path),
+        on_settled=lambda one: told.append(one.key),
+        backoff_most_ms=100,
+    )
+    async with client:
+        for name in ("spoilt", "whole"):
+            assert isinstance(await client.post("/orders", json=1, key=name), Queued)
+        with closing(sqlite3.connect(tmp_path / "outbox", timeout=5)) as file, file:
+            file.execute(
+                "UPDATE body SET request = x'00' FROM message AS m"
+                " WHERE m.id = body.id AND m.name = 'spoilt'"
+            )
+        world.servers["a"].then(OK)
+        async with asyncio.timeout(10):
+            while told != ["whole"]:
+                await asyncio.sleep(0.05)
+
+
+class Troubled(MemorySpool):
+    """It cannot be asked, for a while."""
+
+    left = 2
+
+    async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
+        self.left -= 1
+        if self.left >= 0:
+            raise Unavailable("simulated")
+        return await super().find(keys)
+
+
+@virtually
+async def test_what_was_settled_while_the_outbox_cannot_be_asked_is_told_later() -> None:
+    """Also of what nobody here waits for: whoever queued it may have died."""
+    spool, told = Troubled(), list[Settled]()
+    await spool.accept([settled("1")])
+    custody = Custody(spool=spool, terms=Terms(survives=Survives.NOTHING, required=0))
+    watch = Watch(custody=custody, read=lambda _: Bounced("1", "expired", ()), told=told.append)
+    watching = asyncio.create_task(watch.run())
+    watch.posted(key("1"))
+    await asyncio.sleep(5 * LOOK_S)
+    assert len(told) == 1
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)

@@ -16,7 +16,7 @@ from unspool.core.lane import WINDOW_START
 from unspool.core.lifecycle import Deferred, Keeping, Policy, State, Verdict
 from unspool.core.message import AT_ONCE, NEVER, Answer, Destination, Instant, Request, Response
 from unspool.core.scheduler import LaneDue
-from unspool.errors import Unavailable
+from unspool.errors import Full, Unavailable
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import SKEW_MS, Lease
 from unspool.testing.clock import VirtualClock, virtually
@@ -172,6 +172,29 @@ async def test_a_dead_destination_costs_a_probe_now_and_then_and_comes_back_slow
         assert len([at for at in begins if at < begins[0] + 2]) <= 3
         await asyncio.sleep(2 * 3600)  # those that were probes wait as long again as they waited
         assert states(it) == [State.DELIVERED] * 100
+
+
+@virtually
+async def test_a_window_that_grows_by_what_comes_just_now_is_used() -> None:
+    """Beside one slow delivery, which was all that might go, requests that come just now go well:
+    what is due does not wait for its end, nor for the next look."""
+    async with world(REFUSED) as it:
+        await save(it, 6)
+        it.node.start()
+        await asyncio.sleep(8)
+        began: list[float] = []
+
+        async def takes_long() -> Answer:
+            began.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(25)
+            return OK
+
+        it.service.then(lambda request: takes_long() if request.target == b"/" else OK)
+        while len(began) < 6:
+            await it.ask(b"GET", b"/now", body=b"")
+            await asyncio.sleep(0.1)
+        assert max(began[2:]) - began[1] < 2
+        assert max(began) - began[0] < 30
 
 
 @virtually
@@ -534,6 +557,23 @@ async def test_what_was_kept_long_enough_is_swept() -> None:
         await asyncio.sleep(60)
         assert it.kept[0].answer is None
         await asyncio.sleep(600)
+        assert it.kept == []
+
+
+class Cramped(MemorySpool):
+    """No room for a lease of what is too old; what is forgotten makes room."""
+
+    async def expire(self, *, now: Instant, until: Instant, limit: int) -> Sequence[Lease]:
+        raise Full("simulated")
+
+
+@virtually
+async def test_room_is_made_also_where_there_is_none_for_a_bounce() -> None:
+    policy = Policy(keeping=Keeping(answer_ms=60_000, key_ms=600_000))
+    async with world(policy=policy, spool=Cramped()) as it:
+        await save(it, 1)
+        it.node.start()
+        await asyncio.sleep(700)
         assert it.kept == []
 
 

@@ -401,6 +401,52 @@ async def test_no_backlog_is_told_before_it_was_counted() -> None:
         assert it.node.ready()["backlog"] == left
 
 
+class Miscounted(MemorySpool):
+    """Counting makes a mistake, once."""
+
+    tallies = 0
+
+    async def tally(self, edges: Sequence[Instant], /) -> Sequence[Tally]:
+        self.tallies += 1
+        if self.tallies == 1:
+            raise RuntimeError("a bug of ours")
+        return await super().tally(edges)
+
+
+@virtually
+async def test_a_count_that_made_a_mistake_is_made_again() -> None:
+    """A backlog that is never counted again drifts, and with it what `backlog_max` admits."""
+    async with world(spool=Miscounted()) as it:
+        await asyncio.sleep(1)
+        assert it.node.ready()["backlog"] is None
+        await asyncio.sleep(10)
+        assert it.node.ready()["backlog"] == 0
+
+
+class Doubtful(MemorySpool):
+    """The first verdict is written, and nobody hears of it."""
+
+    settles = 0
+
+    async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
+        kept = await super().settle(settlements)
+        self.settles += 1
+        if self.settles == 1:
+            raise Unavailable("simulated")
+        return kept
+
+
+@virtually
+async def test_who_waits_hears_of_a_verdict_of_which_nobody_could_tell() -> None:
+    """It is written once more, finds itself there, and is told: at once, not at the end of what
+    the sender is ready to wait."""
+    async with world(spool=Doubtful()) as it:
+        began_at = it.clock.now()
+        told = await it.ask(b"POST", b"/", ASYNC, (b"Prefer", b"wait=30"), key="a")
+        assert told.status == 201
+        assert it.clock.now() - began_at < 3_000
+
+
 @virtually
 async def test_an_entry_that_was_known_already_adds_nothing_to_the_backlog() -> None:
     """The accept that is repeated after trouble is a Duplicate, and one message waits."""

@@ -47,7 +47,7 @@ from ..core.schedule import Pace, next_due
 from ..core.scheduler import Scheduler
 from ..custody import Custody
 from ..dispatcher import Dispatcher
-from ..errors import CannotCreate, Full, Misconfigured, Refused, UnspoolError
+from ..errors import CannotCreate, Full, Misconfigured, Refused
 from ..spools.closing import closed
 from ..spools.disk import disk_free
 from ..spools.open import open_spool
@@ -350,8 +350,8 @@ class Outbox:
             await asyncio.sleep(RECOUNT_S)
             try:
                 await self.custody.count()
-            except UnspoolError as error:
-                log.warning("what waits in the outbox could not be counted: %s", error)
+            except Exception as error:  # whatever it is, it is counted again
+                log.warning("what waits in the outbox could not be counted: %r", error)
 
     def hurry(self) -> None:
         """A server that was in trouble is well again: what waits for it may go."""

@@ -20,7 +20,7 @@ from typing import Final
 from ..core.lifecycle import State
 from ..core.message import Key
 from ..custody import Custody
-from ..errors import UnspoolError
+from ..errors import Corrupt, UnspoolError
 from ..spools.protocol import Entry
 from .results import Fate, Queued, Settled
 
@@ -77,12 +77,22 @@ class Watch:
             return
 
     async def _look(self) -> None:
-        posted, self._posted = list(self._posted), {}
+        posted, self._posted = self._posted, {}
         keys = list(dict.fromkeys([*posted, *self._ours]))
         for at in range(0, len(keys), BATCH):
             some = keys[at : at + BATCH]
-            for key, entry in zip(some, await self._custody.spool.find(some), strict=True):
-                if entry is None:
+            # Each for itself: one that is spoilt says nothing of the others.
+            found = await asyncio.gather(*map(self._custody.find, some), return_exceptions=True)
+            errors = (one for one in found if isinstance(one, BaseException))
+            if trouble := [error for error in errors if not isinstance(error, Corrupt)]:
+                left = {key: None for key in keys[at:] if key in posted}
+                self._posted = left | self._posted
+                raise trouble[0]
+            for key, entry in zip(some, found, strict=True):
+                if isinstance(entry, Corrupt):
+                    self._ours.pop(key, None)
+                    log.error("what became of a request is not known: %s", entry)
+                elif not isinstance(entry, Entry):
                     self._ours.pop(key, None)
                 elif entry.state in (State.DELIVERED, State.BOUNCED):
                     self._tell(key, entry)
