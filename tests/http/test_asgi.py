@@ -239,11 +239,17 @@ async def test_framing_is_the_servers(http: str) -> None:
 
 
 @servers
-@pytest.mark.parametrize("value", [b"b\r\nSet-Cookie: c", b"b\nc", b"b\0"])
-async def test_an_answer_cannot_be_split(http: str, value: bytes) -> None:
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"A", b"b\r\nSet-Cookie: c"), (b"A", b"b\nc"), (b"A", b"b\0"), (b"Set-Cookie ", b"c"),
+        (b"Content-Length: 1\tX", b"c"), (b"", b"c"),
+    ],
+)  # fmt: skip
+async def test_an_answer_cannot_be_split(http: str, field: tuple[bytes, bytes]) -> None:
     rest = Parts(b"x")
     async with (
-        serving(Recorder(Response(200, b"", [(b"A", value)], b"", rest)), http) as port,
+        serving(Recorder(Response(200, b"", [field], b"", rest)), http) as port,
         calling(port) as caller,
     ):
         await caller.send(GET)

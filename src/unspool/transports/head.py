@@ -12,15 +12,12 @@ Does not touch order, case, duplicates or values.
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from ..core import heads
-from ..core.fields import HOP_BY_HOP
+from ..core.fields import HOP_BY_HOP, is_token
 from ..core.kinds import HOST, PLAIN, Kinds, name_of
 from ..core.message import Request
-
-_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 _SPACE: Final = 0x20
 _ENDS_A_LINE: Final = b"\r\n\0"
@@ -40,7 +37,7 @@ class Unsendable(ValueError):
 def _classify(name: bytes) -> int:
     if name == b"host":
         return HOST
-    if name in HOP_BY_HOP or name == b"content-length" or not _TOKEN.fullmatch(name):
+    if name in HOP_BY_HOP or name == b"content-length" or not is_token(name):
         return _BAD
     return PLAIN
 
@@ -96,7 +93,7 @@ def at_length(request: Request, host: bytes) -> bytes:
 
 
 def _check_method(method: bytes) -> None:
-    if not _TOKEN.fullmatch(method):
+    if not is_token(method):
         raise Unsendable("the method is no token")
     if method == b"CONNECT":
         raise Unsendable("CONNECT asks for a tunnel, and this carries requests")
