@@ -77,6 +77,8 @@ def head(response: Response, framing: bytes, date: bytes) -> bytes:
     status = response.status
     if status < 200:
         raise Unwritable(f"{status} is not the status of a final answer")
+    if response.rest is not None and 0 <= response.length < len(response.body):
+        raise Unwritable("more of its body is here than it declares")
     fields = response.fields
     # One sum tells whether there is a Date, framing to be left out, or what may not be written.
     kinds = sum(map(_kind, map(name_of, fields)))
