@@ -420,6 +420,49 @@ async def test_it_is_repeated_once_and_on_a_fresh_connection() -> None:
         assert server.requests[1].connection == 4
 
 
+@pytest.mark.parametrize("how", ["attempt", "begin"])
+@both_loops
+async def test_a_used_connection_gets_no_second_wait(how: str) -> None:
+    """A server that is slow has the request: it is not sent again, and a deadline is one."""
+
+    async def slow_on_the_second(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await peer.gone()
+
+    told: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    limits = {"first_byte_ms": 100}
+    async with (
+        Hostile(slow_on_the_second, answers(GOOD)) as server,
+        to(server, **limits) as transport,
+    ):
+        good(await transport.attempt(POST))
+        if how == "attempt":
+            told.set_result(await transport.attempt(POST, repeat=True))
+        else:
+            assert transport.begin(POST, told.set_result, repeat=True) is not None
+        bad(await told, Cause.HTTP_RESPONSE_TIMEOUT)
+        assert [got.connection for got in server.requests] == [0, 0]
+
+
+@both_loops
+async def test_what_is_no_answer_is_one_all_the_same() -> None:
+    """Bytes came: the request is not sent again, whatever they were."""
+
+    async def garbage_on_the_second(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await peer.send(b"SSH-2.0-OpenSSH_9.2\r\n")
+        await peer.gone()
+
+    async with Hostile(garbage_on_the_second, answers(GOOD)) as server, to(server) as transport:
+        good(await transport.attempt(POST))
+        bad(await transport.attempt(POST, repeat=True), Cause.HTTP_PROTOCOL_ERROR)
+        assert server.connections == 1
+
+
 @both_loops
 async def test_a_byte_of_an_answer_forbids_repeating() -> None:
     async def script(peer: Peer) -> None:
