@@ -359,6 +359,29 @@ async def test_targets_of_other_servers(scope: dict[str, Any], target: bytes) ->
     assert handler.peers[0] == Caller(peer="unix", scheme="http")
 
 
+async def test_heads_that_a_server_let_through() -> None:
+    """They would be passed on to a service that reads them otherwise, or saved and never sent."""
+    two = [(b"host", b"a"), (b"host", b"b")]
+    both = [(b"host", b"a"), (b"transfer-encoding", b"chunked"), (b"content-length", b"3")]
+    for scope, status in (
+        ({"method": "POST", "path": "/", "headers": two}, 400),
+        ({"method": "POST", "path": "/", "headers": both}, 400),
+        ({"method": "CONNECT", "path": "", "raw_path": b"a:80"}, 501),
+        ({"method": "CONNECT", "path": "/"}, 501),
+        ({"method": "POST", "path": "*"}, 400),
+        ({"method": "GET", "path": "/a", "raw_path": b"/a#b"}, 400),
+        ({"method": "GET", "path": "a", "raw_path": b"a"}, 400),
+    ):
+        handler = Recorder()
+        sent = await exchange(handler, scope)
+        assert sent[0]["status"] == status, scope
+        assert (b"content-type", b"application/problem+json") in sent[0]["headers"]
+        assert not handler.requests
+    handler = Recorder()
+    await exchange(handler, {"path": "/", "raw_path": b"http://b/c", "headers": [(b"host", b"a")]})
+    assert (handler.requests[0].target, handler.requests[0].fields) == (b"/c", [(b"host", b"b")])
+
+
 async def test_a_server_that_cancels_cancels_only_its_own() -> None:
     """Hypercorn ends the application's task when the caller goes."""
     begun, gate, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
