@@ -7,11 +7,12 @@ truly if the request can have been received, and that no later request meets wha
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import uvloop
@@ -628,6 +629,26 @@ async def test_a_request_nobody_reads() -> None:
         to(server, idle_ms_between_bytes=150, first_byte_ms=50) as transport,
     ):
         bad(await transport.attempt(big), Cause.CONNECTION_WRITE_TIMEOUT)
+
+
+@both_loops
+async def test_a_request_that_is_read_all_the_time() -> None:
+    """If slowly: the kernel holds megabytes, and asks for more when one of them has gone."""
+
+    async def script(peer: Peer) -> None:
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        shown = peer.writer.get_extra_info("socket")
+        with socket.socket(fileno=os.dup(shown.fileno())) as slow:
+            while True:
+                with suppress(BlockingIOError):
+                    slow.recv(20_000)
+                await asyncio.sleep(0.04)
+
+    big = Request(b"POST", b"/", [(b"Host", b"h")], b"x" * 30_000_000)
+    async with Hostile(script) as server, to(server, idle_ms_between_bytes=500) as transport:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await transport.attempt(big)
 
 
 @both_loops
