@@ -17,7 +17,7 @@ LAYERS = {
     "errors": ("errors",),
     "settings": ("settings", "config"),
     "problems": ("problems",),
-    "clock": ("clock", "chance", "outgoing"),
+    "clock": ("clock", "chance", "outgoing", "untaken"),
     "door": ("ingress.protocol",),
     "spools": ("spools",),
     "queues": ("queues",),

@@ -239,11 +239,17 @@ async def test_framing_is_the_servers(http: str) -> None:
 
 
 @servers
-@pytest.mark.parametrize("value", [b"b\r\nSet-Cookie: c", b"b\nc", b"b\0"])
-async def test_an_answer_cannot_be_split(http: str, value: bytes) -> None:
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"A", b"b\r\nSet-Cookie: c"), (b"A", b"b\nc"), (b"A", b"b\0"), (b"Set-Cookie ", b"c"),
+        (b"Content-Length: 1\tX", b"c"), (b"", b"c"),
+    ],
+)  # fmt: skip
+async def test_an_answer_cannot_be_split(http: str, field: tuple[bytes, bytes]) -> None:
     rest = Parts(b"x")
     async with (
-        serving(Recorder(Response(200, b"", [(b"A", value)], b"", rest)), http) as port,
+        serving(Recorder(Response(200, b"", [field], b"", rest)), http) as port,
         calling(port) as caller,
     ):
         await caller.send(GET)
@@ -351,6 +357,29 @@ async def test_targets_of_other_servers(scope: dict[str, Any], target: bytes) ->
     assert sent[0]["status"] == 200
     assert handler.requests[0].target == target
     assert handler.peers[0] == Caller(peer="unix", scheme="http")
+
+
+async def test_heads_that_a_server_let_through() -> None:
+    """They would be passed on to a service that reads them otherwise, or saved and never sent."""
+    two = [(b"host", b"a"), (b"host", b"b")]
+    both = [(b"host", b"a"), (b"transfer-encoding", b"chunked"), (b"content-length", b"3")]
+    for scope, status in (
+        ({"method": "POST", "path": "/", "headers": two}, 400),
+        ({"method": "POST", "path": "/", "headers": both}, 400),
+        ({"method": "CONNECT", "path": "", "raw_path": b"a:80"}, 501),
+        ({"method": "CONNECT", "path": "/"}, 501),
+        ({"method": "POST", "path": "*"}, 400),
+        ({"method": "GET", "path": "/a", "raw_path": b"/a#b"}, 400),
+        ({"method": "GET", "path": "a", "raw_path": b"a"}, 400),
+    ):
+        handler = Recorder()
+        sent = await exchange(handler, scope)
+        assert sent[0]["status"] == status, scope
+        assert (b"content-type", b"application/problem+json") in sent[0]["headers"]
+        assert not handler.requests
+    handler = Recorder()
+    await exchange(handler, {"path": "/", "raw_path": b"http://b/c", "headers": [(b"host", b"a")]})
+    assert (handler.requests[0].target, handler.requests[0].fields) == (b"/c", [(b"host", b"b")])
 
 
 async def test_a_server_that_cancels_cancels_only_its_own() -> None:

@@ -99,6 +99,8 @@ async def test_framing_is_the_doors_own() -> None:
     [
         (b"A", b"b\r\nSet-Cookie: stolen=1"), (b"A", b"b\nC: d"), (b"A", b"b\rC: d"),
         (b"A", b"b\0c"), (b"A\r\nB", b"c"), (b"A", b"\r\n\r\n<script>"), (b"A\n", b"b"),
+        (b"Set-Cookie ", b"stolen=1"), (b"Content-Length: 1\tX", b"a"),
+        (b"Transfer-Encoding ", b"chunked"), (b" folded", b"a"), (b"", b"a"), (b"\xe4", b"a"),
     ],
 )  # fmt: skip
 @on_both_loops

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import socket
 import time
 import tracemalloc
 
@@ -20,6 +22,7 @@ from callers import (
     eventually,
     on_both_loops,
     opened,
+    port_of,
 )
 
 from unspool.core.message import Request, Response, Severed
@@ -59,6 +62,7 @@ MALFORMED = {
     "CL hex": (post(b"Content-Length: 0x5", b"abcde"), 400),
     "CL empty": (post(b"Content-Length:", b"abcde"), 400),
     "CL space inside": (post(b"Content-Length: 5 0", b"abcde"), 400),
+    "CL thousands of zeros": (post(b"Content-Length: " + b"0" * 5000 + b"5", b"abcde"), 400),
     "CL underscore": (post(b"Content-Length: 1_0", b"abcde"), 400),
     "CL float": (post(b"Content-Length: 5.0", b"abcde"), 400),
     "CL letters": (post(b"Content-Length: five", b"abcde"), 400),
@@ -173,6 +177,8 @@ MALFORMED = {
     "no authority": (get(b"GET http:///x HTTP/1.1"), 400),
     "backslash authority": (get(b"GET http://a\\b/ HTTP/1.1"), 400),
     "CONNECT": (get(b"CONNECT a:443 HTTP/1.1"), 501),
+    "CONNECT to a path": (get(b"CONNECT / HTTP/1.1"), 501),
+    "CONNECT with a body": (b"CONNECT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na", 501),
     "unknown method": (get(b"BREW / HTTP/1.1"), 501),
     "small letters": (get(b"get / HTTP/1.1"), 501),
     "an answer": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 400),
@@ -572,6 +578,48 @@ async def test_who_takes_nothing_is_let_go() -> None:
         await eventually(lambda: door.statistics().connections == 0)
         await eventually(lambda: parts.closed == 1)
         assert parts.parts  # it was not read to its end either
+        assert door.statistics().broken_off_total == 1
+
+
+@on_both_loops
+async def test_who_takes_something_all_the_time_is_not() -> None:
+    """The kernel holds megabytes, and asks for more when one of them has gone."""
+    parts = Parts(*[b"x" * 65_536] * 400)
+    handler = Recorder(Response(200, b"", [], b"", parts))
+    async with opened(handler, write_ms=600) as door, call(door) as caller:
+        await caller.send(GET)
+        await caller.head()
+        caller.writer.transport.pause_reading()
+        await asyncio.sleep(0.1)  # until everything is full
+        shown = caller.writer.get_extra_info("socket")
+        with socket.socket(fileno=os.dup(shown.fileno())) as slow:
+            began = time.monotonic()
+            while time.monotonic() - began < 1.0:
+                with contextlib.suppress(BlockingIOError):
+                    slow.recv(20_000)
+                await asyncio.sleep(0.04)
+        assert door.statistics().broken_off_total == 0
+        assert door.statistics().connections == 1
+
+
+@on_both_loops
+async def test_who_takes_a_drop_now_and_then_is_let_go() -> None:
+    """He would hold a connection to the service, too, for as long as he likes."""
+    parts = Parts(*[b"x" * 65_536] * 400)
+    handler = Recorder(Response(200, b"", [], b"", parts))
+    async with opened(handler, write_ms=300, body_rate_min_bytes=100_000) as door:
+        door.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # as little as there is
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            slow.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(slow, ("127.0.0.1", port_of(door)))
+            await loop.sock_sendall(slow, GET)
+            began = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                while parts.closed == 0 and await loop.sock_recv(slow, 500):
+                    assert time.monotonic() - began < PATIENCE_S
+                    await asyncio.sleep(0.02)
         assert door.statistics().broken_off_total == 1
 
 

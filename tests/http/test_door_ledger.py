@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -130,6 +131,58 @@ async def test_the_express_road_is_no_way_around(vanish: bool) -> None:
             assert door.ledger.held_bytes == BIG
         handler.answer()
         await eventually(lambda: door.ledger.held_bytes == 0)
+
+
+@on_both_loops
+async def test_an_idle_connection_holds_no_body() -> None:
+    """Ten thousand that wait for their next request are not ten thousand of their last answers,
+    nor of their last reads."""
+    answer = bytes(BIG)
+    before = sys.getrefcount(answer)
+    held: list[int] = []
+
+    async def handler(request: Request, caller: Caller, /) -> Response:
+        held.append(len(request.body))
+        return Response(200, b"", [], answer)
+
+    async with opened(handler) as door, call(door) as caller:
+        tracemalloc.start()
+        try:
+            await caller.send(post(b"x" * 2 * BIG))
+            assert len((await caller.answer()).body) == BIG
+            await asyncio.sleep(0.02)
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held == [2 * BIG]
+        assert sys.getrefcount(answer) == before
+        assert kept < BIG
+
+
+@on_both_loops
+async def test_a_body_is_let_go_of_before_a_long_answer() -> None:
+    """And not only in the ledger."""
+    bodies: list[bytes] = []
+    ended = asyncio.Event()
+
+    class Rest:
+        async def read(self) -> bytes:
+            await ended.wait()
+            return b""
+
+        def close(self) -> None: ...
+
+    async def handler(request: Request, caller: Caller, /) -> Response:
+        bodies.append(request.body)
+        return Response(200, b"", [], b"first", Rest())
+
+    async with opened(handler) as door, call(door) as caller:
+        await caller.send(post(b"x" * BIG))
+        await caller.head()
+        assert door.ledger.held_bytes == 0
+        body = bodies.pop()
+        assert sys.getrefcount(body) == 2  # here, and for the count itself
+        ended.set()
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 5_000])

@@ -347,6 +347,20 @@ async def test_a_broken_answer_looks_broken(name: str, request_: bytes) -> None:
 
 
 @on_both_loops
+async def test_what_begins_with_more_than_it_declares_is_no_answer() -> None:
+    """The surplus would be read as the beginning of the next answer."""
+    parts = Parts(b"HTTP/1.1 200 OK\r\n")
+    handler = Recorder(Response(200, b"", [], b"1234", parts, 3))
+    async with opened(handler) as door, call(door) as caller:
+        await caller.send(GET)
+        assert (await caller.answer()).status == 500
+        assert parts.closed == 1
+        handler.response = Response(200, b"", [], b"next")
+        await caller.send(GET)
+        assert (await caller.answer()).body == b"next"
+
+
+@on_both_loops
 async def test_an_answer_that_nobody_takes_is_given_up() -> None:
     class Waiting(Parts):
         """Gives a part, then nothing until it is closed."""

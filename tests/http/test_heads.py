@@ -364,6 +364,16 @@ def test_what_is_not_bytes_is_not_written() -> None:
 
 
 @compiled
+@pytest.mark.parametrize("name", [b"", b" a", b"a ", b"a b", b"a:", b"a\tb", b"a\r", b"\xe4"])
+def test_what_is_no_token_is_not_written_as_a_name(name: bytes) -> None:
+    """Whatever the table of names says of it."""
+    fine = Kinds(lambda name: int(name == b"host"))
+    those = [(b"Host", b"x"), (name, b"y")]
+    assert heads.request_head(b"GET", b"/", those, -1, fine) is None
+    assert heads.answer_head(b"HTTP/1.1 200 OK\r\n", those, b"", 1, fine) is None
+
+
+@compiled
 def test_a_list_that_changes_while_it_is_looked_at() -> None:
     """To learn a name runs Python, where anything may happen: it is measured after that."""
     large = (b"X-Large", b"x" * 100_000)

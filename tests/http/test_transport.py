@@ -157,6 +157,8 @@ async def test_a_body_of_declared_length_goes_out_as_it_is() -> None:
         Request(b"GET", b"/\r\nX: y", []),
         Request(b"GET", b"/ HTTP/1.1\r\n\r\nGET /", []),
         Request(b"GET", b"/a b", []),
+        Request(b"GET", b"/a\tb", []),
+        Request(b"GET", b"/a\x0bHTTP/1.1", []),
         Request(b"GET", b"", []),
         Request(b"GET", b"/\0", []),
         Request(b"GET\r\n", b"/", []),
@@ -182,6 +184,15 @@ async def test_a_body_of_declared_length_goes_out_as_it_is() -> None:
 async def test_what_could_be_cut_differently_is_never_sent(request_: Request) -> None:
     async with Hostile(answers(GOOD)) as server:
         bad(await ask(server, request_), Cause.PROXY_INTERNAL_ERROR, Sent.NEVER)
+        assert server.connections == 0
+
+
+@both_loops
+async def test_a_body_that_begins_with_more_than_it_declares_is_never_sent() -> None:
+    surplus = b"abcGET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n"
+    async with Hostile(answers(GOOD)) as server:
+        request = Request(b"POST", b"/", [(b"Host", b"h")], surplus, Body(), 3)
+        bad(await ask(server, request), Cause.PROXY_INTERNAL_ERROR, Sent.NEVER)
         assert server.connections == 0
 
 

@@ -7,11 +7,12 @@ truly if the request can have been received, and that no later request meets wha
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import uvloop
@@ -420,6 +421,49 @@ async def test_it_is_repeated_once_and_on_a_fresh_connection() -> None:
         assert server.requests[1].connection == 4
 
 
+@pytest.mark.parametrize("how", ["attempt", "begin"])
+@both_loops
+async def test_a_used_connection_gets_no_second_wait(how: str) -> None:
+    """A server that is slow has the request: it is not sent again, and a deadline is one."""
+
+    async def slow_on_the_second(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await peer.gone()
+
+    told: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    limits = {"first_byte_ms": 100}
+    async with (
+        Hostile(slow_on_the_second, answers(GOOD)) as server,
+        to(server, **limits) as transport,
+    ):
+        good(await transport.attempt(POST))
+        if how == "attempt":
+            told.set_result(await transport.attempt(POST, repeat=True))
+        else:
+            assert transport.begin(POST, told.set_result, repeat=True) is not None
+        bad(await told, Cause.HTTP_RESPONSE_TIMEOUT)
+        assert [got.connection for got in server.requests] == [0, 0]
+
+
+@both_loops
+async def test_what_is_no_answer_is_one_all_the_same() -> None:
+    """Bytes came: the request is not sent again, whatever they were."""
+
+    async def garbage_on_the_second(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(GOOD)
+        await peer.request()
+        await peer.send(b"SSH-2.0-OpenSSH_9.2\r\n")
+        await peer.gone()
+
+    async with Hostile(garbage_on_the_second, answers(GOOD)) as server, to(server) as transport:
+        good(await transport.attempt(POST))
+        bad(await transport.attempt(POST, repeat=True), Cause.HTTP_PROTOCOL_ERROR)
+        assert server.connections == 1
+
+
 @both_loops
 async def test_a_byte_of_an_answer_forbids_repeating() -> None:
     async def script(peer: Peer) -> None:
@@ -585,6 +629,26 @@ async def test_a_request_nobody_reads() -> None:
         to(server, idle_ms_between_bytes=150, first_byte_ms=50) as transport,
     ):
         bad(await transport.attempt(big), Cause.CONNECTION_WRITE_TIMEOUT)
+
+
+@both_loops
+async def test_a_request_that_is_read_all_the_time() -> None:
+    """If slowly: the kernel holds megabytes, and asks for more when one of them has gone."""
+
+    async def script(peer: Peer) -> None:
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        shown = peer.writer.get_extra_info("socket")
+        with socket.socket(fileno=os.dup(shown.fileno())) as slow:
+            while True:
+                with suppress(BlockingIOError):
+                    slow.recv(20_000)
+                await asyncio.sleep(0.04)
+
+    big = Request(b"POST", b"/", [(b"Host", b"h")], b"x" * 30_000_000)
+    async with Hostile(script) as server, to(server, idle_ms_between_bytes=500) as transport:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await transport.attempt(big)
 
 
 @both_loops

@@ -271,7 +271,9 @@ cdef char* put_checked(char* to, object what, unsigned char* allowed) noexcept:
 
 cdef char* put_lines(char* to, list fields) noexcept:
     for field in fields:
-        to = put_checked(to, (<tuple>field)[0], TEXT)
+        if PyBytes_GET_SIZE((<tuple>field)[0]) == 0:
+            return NULL
+        to = put_checked(to, (<tuple>field)[0], TOKEN)
         if to is NULL:
             return NULL
         to[0], to[1] = 58, 32

@@ -4,6 +4,7 @@
     ordinary(fields)                the same, quickly, where little in them concerns us
     kept(fields)                    what of an answer is remembered for a replay
     harmless(fields)                what of a kept answer is served at a receipt's address
+    is_token(name)                  can it be the name of a field, or a method?
 
 Hop-by-hop fields end here (RFC 9110 §7.6.1). What Connection names ends here too, except the
 fields that protect somebody: a sender may not have Authorization removed on the way.
@@ -11,6 +12,7 @@ fields that protect somebody: a sender may not have Authorization removed on the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,6 +21,9 @@ import msgspec
 from . import heads
 from .kinds import CONNECTION, HOST, KEY, LENGTH, OURS, PLAIN, STRANGE, Kinds
 from .message import Field
+
+is_token: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+"""RFC 9110 §5.6.2."""
 
 HOP_BY_HOP: Final = frozenset(
     {

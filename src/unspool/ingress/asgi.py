@@ -7,7 +7,9 @@ three times what the native door costs, and promises less, because some of it is
 
 * Fields come with names in lower case, as ASGI has them; the target comes byte for byte from
   `raw_path` (quoted anew from `path` where a server has none).
-* Strictness about framing, deadlines and caps are the server's.
+* Strictness about framing, deadlines and caps are the server's. What of a head a server may let
+  through and no service should see is refused here as at the native door: CONNECT, two Host fields,
+  Content-Length beside Transfer-Encoding, and a target that is none.
 * The reason phrase is the server's, and so is Date: servers add their own beside the handler's, so
   run uvicorn with `--no-date-header` if the answers passed on have one.
 
@@ -31,6 +33,7 @@ from ..problems import problem
 from .head import FRAMING, Unwritable, head
 from .limits import Limits
 from .protocol import Caller, Handler
+from .strict import Refusal, ordinary_target
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -79,18 +82,23 @@ async def _http(
     running: set[asyncio.Task[Response]],
 ) -> None:
     fields = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+    method: bytes = scope["method"].encode()
     body = ReceivedBody(receive)
     try:
+        target = lawful_target(method, target_of(scope), fields)
         first, length = await first_part(body, fields, body_max_bytes)
+    except Refusal as refusal:
+        await send_answer(problem(refusal.name, refusal.detail), method == b"HEAD", receive, send)
+        return
     except Severed:
         return
     rest = None if body.ended else body
-    request = Request(scope["method"].encode(), target_of(scope), fields, first, rest, length)
+    request = Request(method, target, fields, first, rest, length)
     client = scope.get("client")
     caller = Caller(peer=client[0] if client else "unix", scheme=scope.get("scheme", "http"))
     response = await run_to_its_end(_handled(handler, request, caller), running)
     body.close()
-    await send_answer(response, scope["method"] == "HEAD", receive, send)
+    await send_answer(response, method == b"HEAD", receive, send)
 
 
 async def run_to_its_end(
@@ -129,6 +137,20 @@ def target_of(scope: Scope) -> bytes:
     path = path.partition(b"?")[0]  # some servers leave the query in
     query: bytes = scope.get("query_string", b"")
     return path + b"?" + query if query else path
+
+
+def lawful_target(method: bytes, target: bytes, fields: list[Field]) -> bytes:
+    """The target, where a head is one that may go on. Raises Refusal."""
+    names = [name.lower() for name, _ in fields]
+    if names.count(b"host") > 1:
+        raise Refusal("malformed", "There is more than one field Host.")
+    if b"transfer-encoding" in names and b"content-length" in names:
+        raise Refusal("malformed", "Content-Length can't be present with Transfer-Encoding")
+    if b"#" in target:
+        raise Refusal("malformed", "A target has no fragment.")
+    if target.startswith(b"/") and method != b"CONNECT":
+        return target
+    return ordinary_target(method, target, fields)
 
 
 # the request's body

@@ -245,7 +245,6 @@ class Connection(asyncio.Protocol):
     async def _serve(self) -> None:
         handler, caller, queue = self._handler, self._caller, self._queue
         door, reading, writing = self._door, self._reading, self._writing
-        create_future = self._loop.create_future
         while True:
             if queue:
                 self._busy = True  # also for what came before this task's first step
@@ -257,8 +256,8 @@ class Connection(asyncio.Protocol):
                 self._busy = False
                 self.proceed(False)
                 self._since_ms = door.now_ms
-                waiter = self._waiter = create_future()
-                request, flags = await waiter
+                self._waiter = self._loop.create_future()  # only there: it holds the request
+                request, flags = await self._waiter
             if request is None:
                 self._leave()
                 return
@@ -300,6 +299,7 @@ class Connection(asyncio.Protocol):
                     return
                 if rest is not None:
                     rest.close()
+            del request, response  # an idle connection holds nobody's body
             if writing.full:
                 await writing.drain()
 

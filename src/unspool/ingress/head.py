@@ -3,7 +3,8 @@
 The fields go out as given, in their order and spelling. Framing is the door's: Content-Length,
 Transfer-Encoding, Connection and Keep-Alive of the handler are left out and written anew. A head
 that would have one line more or less than it should is `Unwritable`: that is how a CR, LF or NUL in
-a value would split one answer into two.
+a value would split one answer into two. So is one with a field name that is no token: a space or a
+colon in it is how a line of framing would get in beside ours.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import http
 from typing import Final
 
 from ..core import heads
+from ..core.fields import is_token
 from ..core.kinds import Kinds, name_of
 from ..core.message import Response
 
@@ -26,9 +28,12 @@ _LINES: Final[dict[int, tuple[bytes, bytes]]] = {
 FRAMING: Final = frozenset({b"connection", b"keep-alive", b"content-length", b"transfer-encoding"})
 _DATE: Final = 1
 _FRAMES: Final = 1_000_000
+_BAD: Final = 1_000_000_000_000
 
 
 def _classify(name: bytes) -> int:
+    if not is_token(name):
+        return _BAD
     return _FRAMES if name in FRAMING else _DATE if name == b"date" else 0
 
 
@@ -72,10 +77,14 @@ def head(response: Response, framing: bytes, date: bytes) -> bytes:
     status = response.status
     if status < 200:
         raise Unwritable(f"{status} is not the status of a final answer")
+    if response.rest is not None and 0 <= response.length < len(response.body):
+        raise Unwritable("more of its body is here than it declares")
     fields = response.fields
-    # One sum tells whether there is a Date, and whether there is framing to be left out.
+    # One sum tells whether there is a Date, framing to be left out, or what may not be written.
     kinds = sum(map(_kind, map(name_of, fields)))
     if kinds:
+        if kinds >= _BAD:
+            raise Unwritable("the name of a field is no token")
         if kinds >= _FRAMES:
             fields = [field for field in fields if _KINDS[field[0]] != _FRAMES]
         if kinds % _FRAMES:

@@ -30,13 +30,14 @@ class Limits(Value, frozen=True, kw_only=True):
     body_ms: int = 30_000
     """Without a byte of a body that is wanted."""
     body_rate_min_bytes: int = 500
-    """Bytes per second, on average, that a body must arrive with once `body_grace_ms` is over."""
+    """Bytes per second, on average, that a body must arrive with once `body_grace_ms` is over, and
+    that an answer must be taken with, while we have to wait for its caller."""
     body_grace_ms: int = 10_000
     """How long a body may be slower than that, not counting the time we did not read."""
     keepalive_ms: int = 75_000
     """Idle between two requests."""
     write_ms: int = 30_000
-    """Without the caller taking a byte of what we have for it."""
+    """For so long a caller may take less than that of what we have for it."""
     linger_ms: int = 2_000
     """After an answer that closes: how long unread bytes are thrown away, so that the answer is not
     destroyed by a reset (RFC 9112 §9.6)."""

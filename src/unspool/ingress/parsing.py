@@ -23,6 +23,7 @@ from .strict import (
     check_host,
     check_transfer_encoding,
     known_hosts,
+    length_of,
     ordinary_target,
     words,
 )
@@ -162,7 +163,7 @@ class Parsing:
         if not kind:
             return
         if kind == _IS_LENGTH:
-            self._length = int(value)
+            self._length = length_of(value)
         elif kind == _IS_HOST:
             self._flags |= _HOSTS if self._flags & _HOST else _HOST
             if value not in known_hosts:
@@ -199,6 +200,7 @@ class Parsing:
             and self._data.startswith(method + b" " + target + b" HTTP/1.1\r\n")
             and target[0] == 47
             and b"#" not in target
+            and method != b"CONNECT"
             and len(self._fields) <= limits.fields_max
             and self._length <= limits.body_max_bytes
         ):
@@ -229,7 +231,7 @@ class Parsing:
         if found < 0:
             raise Refusal("malformed", "The request line is not `method SP target SP version`.")
         self._line_from = found + len(line)
-        if target[0] != 47:
+        if target[0] != 47 or method == b"CONNECT":
             self._target = ordinary_target(method, target, fields)
         if b"#" in target:
             raise Refusal("malformed", "A target has no fragment.")

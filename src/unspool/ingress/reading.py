@@ -150,6 +150,7 @@ class Reading(Parsing):
             stumbled = error  # seen to outside, so that no exception gets another's context
         if stumbled is not None:
             return self._stumbled(stumbled)
+        self._data = b""  # an idle connection would hold on to its last read
         if not self._at_rest:
             self._partly(piece)
         return None

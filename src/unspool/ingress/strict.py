@@ -80,6 +80,13 @@ def _set_host(fields: list[Field], authority: bytes) -> None:
     fields.append((b"Host", authority))
 
 
+def length_of(value: bytes) -> int:
+    """Of a Content-Length that llhttp took for a number: it minds no zeros before it."""
+    if len(value) > 20:
+        raise Refusal("malformed", "Content-Length has more than 20 digits.")
+    return int(value)
+
+
 def check_transfer_encoding(value: bytes, *, old: bool) -> None:
     """Exactly one `chunked`, and only in HTTP/1.1 (RFC 9112 §6.1)."""
     if old:

@@ -2,7 +2,7 @@
 
     writing.small(response)                 a whole answer on a connection that lives on: the usual
     await writing.answer(response, …)       any answer; says whether the connection lives on
-    writing.stuck(now_ms)                   has the caller taken nothing for too long?
+    writing.stuck(now_ms)                   has the caller taken too little for too long?
 
 Framing (RFC 9112 §6.3): Content-Length where the length is known, else chunks, or for HTTP/1.0 the
 end of the connection. An answer whose body breaks off (`Severed`), or has more or fewer bytes than
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..core.message import Reader, Response, Severed
 from ..problems import problem
+from ..untaken import untaken
 from .head import CHUNKED, CLOSE, KEEP_ALIVE, Unwritable, head, short_head
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ class Writing:
         "_door",
         "_held",
         "_rest",
-        "_stuck_bytes",
-        "_stuck_since",
+        "_slow_since_ms",
+        "_taken_bytes",
         "_transport",
+        "_written_bytes",
         "drained",
         "lost",
     )  # fmt: skip
@@ -54,8 +56,8 @@ class Writing:
         """Set while the caller takes less than it is sent."""
         self._held = b""  # small answers of this turn: see outgoing
         self._rest: Reader | None = None
-        self._stuck_bytes = 0
-        self._stuck_since = 0
+        self._slow_since_ms = door.now_ms
+        self._written_bytes = self._taken_bytes = 0
         self.lost = False
 
     # the socket's side
@@ -65,7 +67,6 @@ class Writing:
             self.drained = asyncio.get_running_loop().create_future()
 
     def resume(self) -> None:
-        self._stuck_since = self._door.now_ms
         drained, self.drained = self.drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
@@ -80,11 +81,13 @@ class Writing:
             rest.close()
 
     def stuck(self, now_ms: int) -> bool:
-        size = self._transport.get_write_buffer_size()
-        if size == 0 or self._stuck_bytes == 0 or size < self._stuck_bytes:
-            self._stuck_since = now_ms
-        self._stuck_bytes = size
-        return now_ms - self._stuck_since > self._door.limits.write_ms
+        limits = self._door.limits
+        left = untaken(self._transport)
+        taken = self._written_bytes - left
+        due = max(1, limits.body_rate_min_bytes * limits.write_ms // 1000)
+        if not left or taken - self._taken_bytes >= due:
+            self._slow_since_ms, self._taken_bytes = now_ms, taken
+        return now_ms - self._slow_since_ms > limits.write_ms
 
     @property
     def full(self) -> bool:
@@ -116,6 +119,7 @@ class Writing:
         if not self.lost:
             if self._held:
                 self.flush()
+            self._written_bytes += len(data)
             self._transport.write(data)
 
     def flush(self) -> None:
@@ -123,6 +127,7 @@ class Writing:
         held = self._held
         if held:
             self._held = b""
+            self._written_bytes += len(held)
             try:  # noqa: SIM105 - on the way of every answer, and free where nothing is raised
                 self._transport.write(held)
             except RuntimeError:

@@ -25,6 +25,7 @@ from httptools import HttpParserError, HttpParserUpgrade
 
 from ..core import heads
 from ..core.message import Answer, Cause, Failure, Response, Sent
+from ..untaken import untaken
 from .deadlines import overdue
 from .home import Hears, Home
 from .incoming import ENDS, KINDS, PREFACE, Incoming, Short
@@ -379,10 +380,9 @@ class Connection(Incoming, asyncio.Protocol):
 
     def _check_busy(self, now: float) -> None:
         limits = self._limits
-        unsent = self.transport.get_write_buffer_size()
+        unsent = untaken(self.transport)
         if unsent != self._unsent:
-            self._unsent = unsent
-            self._moved = now
+            self._unsent, self._moved = unsent, now
         late = overdue(
             limits,
             now=now,

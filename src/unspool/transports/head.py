@@ -3,26 +3,23 @@
     render(request, host) -> bytes      request line, fields as given, framing; raises Unsendable
 
 A saved request is sent hours later by another program than the one that read it. Whatever could
-make the next parser cut it differently is refused here: CR, LF and NUL anywhere, a space in the
-request line, a field name that is no token, two Host fields, and framing fields, which are ours
-to write (RFC 9112 §2.2, §3.2, §5.1, §6; CWE-93, CWE-444).
+make the next parser cut it differently is refused here: CR, LF and NUL anywhere, white space in
+the request line (§3 lets a server split at a tab, too), a field name that is no token, two Host
+fields, a body of which more is here than it declares, and framing fields, which are ours to write
+(RFC 9112 §2.2, §3, §3.2, §5.1, §6; CWE-93, CWE-444).
 
 Does not touch order, case, duplicates or values.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from ..core import heads
-from ..core.fields import HOP_BY_HOP
+from ..core.fields import HOP_BY_HOP, is_token
 from ..core.kinds import HOST, PLAIN, Kinds, name_of
 from ..core.message import Request
 
-_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-
-_SPACE: Final = 0x20
 _ENDS_A_LINE: Final = b"\r\n\0"
 _CHUNKED: Final = b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -40,7 +37,7 @@ class Unsendable(ValueError):
 def _classify(name: bytes) -> int:
     if name == b"host":
         return HOST
-    if name in HOP_BY_HOP or name == b"content-length" or not _TOKEN.fullmatch(name):
+    if name in HOP_BY_HOP or name == b"content-length" or not is_token(name):
         return _BAD
     return PLAIN
 
@@ -71,10 +68,12 @@ def at_length(request: Request, host: bytes) -> bytes:
     fields = request.fields
     if method not in _KNOWN:
         _check_method(method)
-    if _SPACE in target or not target:
-        raise Unsendable("a target is not empty and has no spaces")
+    if target.split() != [target]:
+        raise Unsendable("a target is not empty and has no white space")
     if request.rest is not None:
         length = request.length
+        if 0 <= length < len(request.body):
+            raise Unsendable("more of its body is here than it declares")
         framing = b"Content-Length: %d\r\n\r\n" % length if length >= 0 else _CHUNKED
     elif request.body or method in _WITH_BODY:
         framing = b"Content-Length: %d\r\n\r\n" % len(request.body)
@@ -96,7 +95,7 @@ def at_length(request: Request, host: bytes) -> bytes:
 
 
 def _check_method(method: bytes) -> None:
-    if not _TOKEN.fullmatch(method):
+    if not is_token(method):
         raise Unsendable("the method is no token")
     if method == b"CONNECT":
         raise Unsendable("CONNECT asks for a tunnel, and this carries requests")

@@ -101,7 +101,7 @@ class HttpTransport:
         except asyncio.CancelledError:
             connection.abandon(future)
             raise
-        if type(answer) is Failure and connection.stale and (repeat or answer.sent is Sent.NEVER):
+        if type(answer) is Failure and _goes_again(answer, connection, repeat):
             return await self._once_more(head, request, answer.sent)
         return answer
 
@@ -187,11 +187,7 @@ class Told:
 
     def set_result(self, answer: Answer) -> None:
         self._answered = True
-        if (
-            type(answer) is Failure
-            and self._connection.stale
-            and (self._repeat or answer.sent is Sent.NEVER)
-        ):
+        if type(answer) is Failure and _goes_again(answer, self._connection, self._repeat):
             self._again = self._transport.once_more(
                 self._head, self._request, answer.sent, self._done
             )
@@ -205,6 +201,12 @@ class Told:
         elif not self._answered:
             self._answered = True
             self._connection.close()
+
+
+def _goes_again(answer: Failure, connection: Connection, repeat: bool) -> bool:
+    """Once more, on a new connection? Not where it was we who waited for long enough."""
+    died = connection.stale and answer.cause is Cause.CONNECTION_TERMINATED
+    return died and (repeat or answer.sent is Sent.NEVER)
 
 
 def parse(origin: str, *, tls: ssl.SSLContext | None) -> Origin:
