@@ -255,3 +255,16 @@ async def test_a_row_set_aside_takes_nobodys_place(path: Path) -> None:
         await spool.find([key("a")])
     assert names_of(list(await spool.browse(Query(), after=None, limit=1))) == ["b"]
     await spool.aclose()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 9])
+async def test_what_is_spoilt_ends_no_page(path: Path, limit: int) -> None:
+    """10, 12. A page is short only at the end: who walks the spool from page to page, as an export
+    does, would take it for the end, and say that it has all."""
+    spool = await SqliteSpool.open(path)
+    await spool.accept([waiting(name) for name in "abcdef"])
+    spoil(path, "request", "b")
+    spoil(path, "request", "c")
+    page = list(await spool.browse(Query(), after=None, limit=limit, requests=True))
+    assert names_of(page) == ["a", "d", "e", "f"][:limit]
+    await spool.aclose()
