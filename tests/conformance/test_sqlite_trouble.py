@@ -13,7 +13,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from unspool.errors import Corrupt, Full, Unavailable
+from unspool.errors import Corrupt, Full, NotDone, Unavailable
 from unspool.spools.protocol import Query, Spool
 from unspool.spools.sqlite.file import translate
 from unspool.spools.sqlite.spool import SqliteSpool
@@ -216,7 +216,8 @@ def test_each_trouble_has_its_word(path: Path) -> None:
         (apsw.FullError, False, Full),
         (apsw.IOError, False, Full),
         (apsw.IOError, True, Unavailable),
-        (apsw.BusyError, False, Unavailable),
+        (apsw.BusyError, False, NotDone),
+        (apsw.BusyError, True, Unavailable),
         (apsw.CantOpenError, False, Unavailable),
         (apsw.CorruptError, False, Corrupt),
         (apsw.NotADBError, True, Corrupt),

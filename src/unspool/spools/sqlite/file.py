@@ -17,6 +17,7 @@ after forking. On a network file system SQLite's WAL, and flock, are only as goo
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shlex
@@ -33,12 +34,14 @@ from ...errors import (
     Full,
     Misconfigured,
     Newer,
+    NotDone,
     PromiseBroken,
     Unavailable,
     UnspoolError,
 )
 from ..folder import IN_MEMORY, file_system
 from ..protocol import Promises, Survives
+from .place import Place
 from .schema import ADDITIONS, APPLICATION_ID, FREE_ORPHANS, SCHEMA, USER_VERSION
 
 SQLITE_MIN: Final = (3, 51, 3)
@@ -63,6 +66,7 @@ class Opened:
     """Reads for people, who may look at everything."""
     lock: int
     """The open lock file."""
+    place: Place
     promises: Promises
     sole: bool
     """Nobody else had it open."""
@@ -89,6 +93,7 @@ def open_file(path: Path, *, create: bool, synced: bool = True) -> Opened:
             finder=connections[1],
             browser=connections[2],
             lock=lock,
+            place=Place(path, lock),
             promises=_measure(writer, path, synced=synced),
             sole=sole,
         )
@@ -297,7 +302,7 @@ def translate(error: apsw.Error, *, path: Path, committing: bool) -> UnspoolErro
                 f" keep a copy, and save what can be read: sqlite3 {quoted} .recover"
             )
         case apsw.BusyError():
-            return Unavailable(
+            return (Unavailable if committing else NotDone)(
                 f"The spool {path} was locked by another process for {BUSY_MS} ms. Nothing of this"
                 f" was done; repeat it. See who has it: fuser -v {quoted}"
             )
@@ -308,9 +313,15 @@ def translate(error: apsw.Error, *, path: Path, committing: bool) -> UnspoolErro
 
 
 def close_file(opened: Opened) -> None:
-    """Let go of the file; the last one out folds the WAL into it."""
+    """Let go of the file; the last one out folds the WAL into it, and removes it by its name: but
+    not where that is another's by now."""
+    keeps = ctypes.c_int(opened.place.keeps_wal())
     try:
         for connection in (opened.browser, opened.finder, opened.writer):
+            if keeps.value:
+                connection.file_control(
+                    "main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(keeps)
+                )
             connection.close()
     except apsw.Error as error:
         raise Broken(

@@ -27,7 +27,7 @@ import msgspec
 
 from ...core.lifecycle import LIFE, Verdict
 from ...core.message import Destination, Instant, Key
-from ...errors import Corrupt, Unavailable
+from ...errors import Corrupt, NotDone
 from ..protocol import (
     Acceptance,
     Damaged,
@@ -43,6 +43,7 @@ from ..thread import Outcome, Work, alone
 from . import aside, read
 from .fence import is_under, may_settle
 from .file import Opened, close_file, open_file, translate
+from .place import removed
 from .read import Apart, SpoiltRows, encode_json, entry_or_give_up, names
 from .read import rows as read_rows
 from .schema import (
@@ -108,6 +109,7 @@ class SqliteStore:
             return
         with self._writing:
             self._check_open()
+            self._check_there()
             committing = False
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -148,10 +150,15 @@ class SqliteStore:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Unavailable(
+            raise NotDone(
                 f"The spool {self.path} is closed. Nothing of this was done; what was accepted is"
                 " on the disk. Start again: unspool serve"
             )
+
+    def _check_there(self) -> None:
+        if gone := self._opened.place.gone():
+            raise removed(self.path, gone)
+        self._opened.place.relock()
 
     def accept(self, entries: Sequence[Entry], /) -> list[Acceptance]:
         try:
