@@ -17,7 +17,6 @@ after forking. On a network file system SQLite's WAL, and flock, are only as goo
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shlex
@@ -313,15 +312,9 @@ def translate(error: apsw.Error, *, path: Path, committing: bool) -> UnspoolErro
 
 
 def close_file(opened: Opened) -> None:
-    """Let go of the file; the last one out folds the WAL into it, and removes it by its name: but
-    not where that is another's by now."""
-    keeps = ctypes.c_int(opened.place.keeps_wal())
+    """Let go of the file; the last one out folds the WAL into it."""
     try:
         for connection in (opened.browser, opened.finder, opened.writer):
-            if keeps.value:
-                connection.file_control(
-                    "main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(keeps)
-                )
             connection.close()
     except apsw.Error as error:
         raise Broken(

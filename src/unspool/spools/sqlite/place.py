@@ -2,14 +2,16 @@
 
     place = Place(path, lock)    the database, its WAL and its index, as they are now
     place.gone() -> str          the first that is not there any more, or is another; empty: all are
-    place.keeps_wal() -> bool    what has the WAL's name is another's, and not ours to remove
     place.relock()               the lock is held again, if its file was removed
     removed(path, gone)          that in words
 
 A file that was removed, or put aside for another, goes on for whoever has it open, and what is
 written to it is nowhere when he ends. So each transaction looks here first, and none is begun over
-files that nobody will find. Removing the lock does no harm by itself, but the next to open the
-spool would think himself alone, and free our leases.
+files that nobody will find. At the end SQLite looks itself: of a file that has moved it folds no
+WAL, and removes nothing by its name.
+
+Removing the lock does no harm by itself, but the next to open the spool would think himself alone,
+and free our leases.
 
 Costs four looks at names, a few µs. Does not: notice another file's bytes copied into ours, or what
 happens in the midst of a commit.
@@ -30,7 +32,6 @@ PARTS: Final = ("", "-wal", "-shm")
 class Place:
     def __init__(self, path: Path, lock: int) -> None:
         """All of them are there."""
-        self._path: Final = path
         self._files: Final = {name: _file(name) for name in (f"{path}{part}" for part in PARTS)}
         self._lock_name: Final = f"{path}-lock"
         self._lock: Final = lock
@@ -40,10 +41,6 @@ class Place:
             if _file(name) not in (file, None):
                 return name
         return ""
-
-    def keeps_wal(self) -> bool:
-        name = f"{self._path}-wal"
-        return _file(name) not in (self._files[name], (0, 0), None)
 
     def relock(self) -> None:
         held = os.fstat(self._lock)
