@@ -218,7 +218,7 @@ class Custody:
         assert isinstance(error, Full | Unavailable | Refused)
         if isinstance(error, Homeless | InDoubt):
             return  # that one alone: others are taken
-        self._trouble = str(error).split(".", 1)[0]
+        self._trouble = str(error).split(". ", 1)[0].removesuffix(".")
         self._troubled_at = now
 
     async def drain(self, *, within_ms: int = DRAIN_MS) -> bool:

@@ -381,6 +381,18 @@ async def test_a_row_that_rots_is_set_aside_alone(
     await again.aclose()
 
 
+async def test_what_is_spoilt_ends_no_page(
+    pair: tuple[Spool, Spool], server: Postgres, schema: str
+) -> None:
+    """10, 12. A page is short only at the end: who walks from page to page would take it for it."""
+    one, _ = pair
+    await one.accept([waiting(name) for name in "abcd"])
+    for name in "ab":
+        statement = f"UPDATE {schema}.message SET status = status || 'x' WHERE key = %s"
+        server.execute(statement, key(name).encode())
+    assert names_of(list(await one.browse(Query(), after=None, limit=2))) == ["c", "d"]
+
+
 async def test_settled_again_under_another_order(pair: tuple[Spool, Spool]) -> None:
     """6, 7. Two verdicts of one key in a batch, a forgotten claim and a stranger between others."""
     one, two = pair

@@ -13,7 +13,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from unspool.errors import Corrupt, Full, Unavailable
+from unspool.errors import Corrupt, Full, NotDone, Unavailable
 from unspool.spools.protocol import Query, Spool
 from unspool.spools.sqlite.file import translate
 from unspool.spools.sqlite.spool import SqliteSpool
@@ -216,7 +216,8 @@ def test_each_trouble_has_its_word(path: Path) -> None:
         (apsw.FullError, False, Full),
         (apsw.IOError, False, Full),
         (apsw.IOError, True, Unavailable),
-        (apsw.BusyError, False, Unavailable),
+        (apsw.BusyError, False, NotDone),
+        (apsw.BusyError, True, Unavailable),
         (apsw.CantOpenError, False, Unavailable),
         (apsw.CorruptError, False, Corrupt),
         (apsw.NotADBError, True, Corrupt),
@@ -254,4 +255,17 @@ async def test_a_row_set_aside_takes_nobodys_place(path: Path) -> None:
     with pytest.raises(Corrupt):
         await spool.find([key("a")])
     assert names_of(list(await spool.browse(Query(), after=None, limit=1))) == ["b"]
+    await spool.aclose()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 9])
+async def test_what_is_spoilt_ends_no_page(path: Path, limit: int) -> None:
+    """10, 12. A page is short only at the end: who walks the spool from page to page, as an export
+    does, would take it for the end, and say that it has all."""
+    spool = await SqliteSpool.open(path)
+    await spool.accept([waiting(name) for name in "abcdef"])
+    spoil(path, "request", "b")
+    spoil(path, "request", "c")
+    page = list(await spool.browse(Query(), after=None, limit=limit, requests=True))
+    assert names_of(page) == ["a", "d", "e", "f"][:limit]
     await spool.aclose()

@@ -52,3 +52,25 @@ async def test_all_corrupt_records_go_after_a_yes(tmp_path: Path) -> None:
     assert b"2 corrupt records" in asked.stderr
     assert run(tmp_path, "drop", "--corrupt", "--all", "--yes").returncode == 0
     assert run(tmp_path, "queue", "--corrupt").stdout == b"No record is set aside as corrupt.\n"
+
+
+async def test_what_is_spoilt_keeps_no_operator_from_the_rest(tmp_path: Path) -> None:
+    """`--all`, and several by name: of each is said what was done, though one of them turns out to
+    be spoilt when it is taken."""
+    spool = await open_spool(f"sqlite:///{tmp_path}/unspool.db")
+    await put(spool, "order-1", "order-2", "order-3")
+    await spool.aclose()
+    db = apsw.Connection(str(tmp_path / "unspool.db"))
+    spoilt = "id = (SELECT id FROM message WHERE name = 'order-2')"
+    db.execute(f"UPDATE body SET request = x'01' WHERE {spoilt}")
+    named = run(tmp_path, "hold", "order-1", "order-2", "order-3")
+    assert named.stdout.count(b": held;") == 2, named
+    assert b"order-2: is gone, or set aside" in named.stdout
+    assert named.returncode == os.EX_NOINPUT
+    db.execute(f"UPDATE message SET state = 0 WHERE {spoilt}")
+    everything = run(tmp_path, "drop", "--all", "--yes")
+    assert everything.stdout.count(b": dropped;") == 2, everything
+    assert b"order-2: is gone, or set aside" in everything.stdout
+    db.execute(f"UPDATE message SET accepted_at = {2**60} WHERE {spoilt}")
+    db.close()
+    assert b"order-2" in run(tmp_path, "queue", "--corrupt").stdout

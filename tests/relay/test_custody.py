@@ -79,6 +79,15 @@ async def test_trouble_and_a_limit_are_seen_at_once() -> None:
     assert not takes(custody, NOW + 1)
 
 
+async def test_what_is_wrong_is_said_to_its_end() -> None:
+    """A file's name has a point in it, and is not the whole of what went wrong."""
+    custody = await opened(Disk())
+    custody.failed(Full("The disk of the spool /x/unspool.db is full. Make room."), Instant(NOW))
+    reject = custody.admit(Instant(NOW + 1))
+    assert reject is not None
+    assert reject.detail.endswith("The disk of the spool /x/unspool.db is full")
+
+
 async def test_trouble_is_over_when_the_clock_was_set_back() -> None:
     """Nobody is refused for an hour because the spool was in trouble for a second."""
     custody = await opened(Disk())

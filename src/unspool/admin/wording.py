@@ -46,7 +46,11 @@ def span(ms: int) -> str:
 
 
 def instant(at: int) -> str:
-    return datetime.fromtimestamp(at / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    """A number that is no date, as of a record that rotted, is shown as what it is."""
+    try:
+        return datetime.fromtimestamp(at / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        return f"{at} ms after 1970"
 
 
 def plain(text: str) -> str:

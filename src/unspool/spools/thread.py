@@ -27,7 +27,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
-from ..errors import Unavailable
+from ..errors import NotDone
 
 T = TypeVar("T")
 Work = Callable[[], Any]
@@ -94,7 +94,7 @@ class OneThread:
         future: asyncio.Future[T] = loop.create_future()
         if self.stopped:
             future.set_exception(
-                Unavailable(
+                NotDone(
                     "The spool is closed. Nothing was accepted by this call; what was accepted"
                     " before is on the disk. Start again: unspool serve"
                 )

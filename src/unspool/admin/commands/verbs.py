@@ -28,6 +28,8 @@ import msgspec
 from ...core.lifecycle import Bounced, Deferred, Reason, State, Verdict
 from ...core.message import AT_ONCE, NEVER, Attempt, Destination, Instant, Key
 from ...core.parking import PARKED, unpark
+from ...errors import Corrupt
+from ...house.walk import found_of
 from ...settings import Settings
 from ...spools.protocol import Entry, Lease, Query
 from .. import wording
@@ -176,7 +178,7 @@ async def _these(desk: Desk, verb: Verb, keys: Sequence[str], *, dry_run: bool) 
     for key in keys:
         try:
             entry = await the_one(desk, key, verb=verb.name)
-        except (NoSuch, Ambiguous) as error:
+        except (NoSuch, Ambiguous, Corrupt) as error:
             click.echo(f"unspool: {wording.said(str(error))}", err=True)
             worst = max(worst, error.exit_code)
             continue
@@ -242,7 +244,7 @@ async def _apply(
     keys = [one.message.key for one in entries if _may(verb, one, named=probed is None)]
     done = await _done(desk, verb, keys, probed)
     left = [entry.message.key for entry in entries if entry.message.key not in done]
-    current = dict(zip(left, await desk.spool.find(left) if left else (), strict=True))
+    current = dict(zip(left, await found_of(desk.spool, left) if left else (), strict=True))
     code = 0
     for entry in entries:
         key = entry.message.key
@@ -321,7 +323,7 @@ def _unknown(lease: Lease, now: Instant, settings: Settings) -> Bounced | None:
 def _why_not(verb: Verb, entry: Entry | None, *, now: int) -> tuple[str, int]:
     """Why a message could not be seized, as it is now."""
     if entry is None:
-        return "is gone; nothing was done", os.EX_NOINPUT
+        return "is gone, or set aside (`unspool queue --corrupt`); nothing was done", os.EX_NOINPUT
     if entry.state is State.WAITING and unpark(entry.trail):
         return f"is {PARKED}", os.EX_TEMPFAIL
     if entry.state in (State.DELIVERED, State.BOUNCED):

@@ -73,15 +73,24 @@ async def browse(
         if not rows:
             return [], []
         [[place]] = rows
-    rows = await _rows(
-        link, "browse", walks=True, after=place, limit=limit, requests=requests,
-        key=None if query.key is None else packed(query.key),
-        destination=None if query.destination is None else packed(query.destination),
-        name=None if query.name is None else packed(query.name),
-        state=None if query.state is None else query.state.value,
-        held=query.held,
-    )  # fmt: skip
-    return _entries(rows)
+    entries: list[Entry] = []
+    spoilt: list[int] = []
+    while (wanted := limit - len(entries)) > 0:
+        rows = await _rows(
+            link, "browse", walks=True, after=place, limit=wanted, requests=requests,
+            key=None if query.key is None else packed(query.key),
+            destination=None if query.destination is None else packed(query.destination),
+            name=None if query.name is None else packed(query.name),
+            state=None if query.state is None else query.state.value,
+            held=query.held,
+        )  # fmt: skip
+        whole, broken = _entries(rows)
+        entries += whole
+        spoilt += broken
+        if len(rows) < wanted:  # a page is short only at the end, whatever is spoilt in it
+            break
+        place = rows[-1][0]
+    return entries, spoilt
 
 
 async def tally(link: Link, edges: Sequence[Instant]) -> list[Tally]:

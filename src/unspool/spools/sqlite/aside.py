@@ -1,6 +1,6 @@
 """Rows of the SQLite spool that were set aside: out of everybody's way, with all their bytes.
 
-set_aside · damaged · discard      each takes a connection; those that write, one in a transaction
+set_aside · strays · damaged · discard      each takes a connection; to write, in a transaction
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...core.message import Destination, Instant, Key
 from ...errors import Corrupt
 from ..protocol import Damaged
 from .read import encode_json
-from .schema import DAMAGED, DISCARDABLE, LINE_OF, LINE_UP, SET_ASIDE
+from .schema import DAMAGED, DISCARDABLE, LINE_OF, LINE_UP, SET_ASIDE, STRAYS
 from .write import delete
 
 
@@ -29,6 +29,13 @@ def set_aside(db: apsw.Connection, id_: int) -> int:
         with suppress(UnicodeDecodeError):  # then nobody knows which line it was
             db.execute(LINE_UP, (*(str(part, "utf-8") for part in line), 2))
     return count
+
+
+def strays(db: apsw.Connection, rows: Sequence[Any]) -> set[int]:
+    """Which of these rows nobody finds by their keys. Leased, one of them would be delivered, and
+    again whenever its lease ended, for its verdict finds it no more than anything else (6)."""
+    asked = encode_json([row[0] for row in rows]).decode()
+    return {id_ for (id_,) in db.execute(STRAYS, (asked,))} if rows else set()
 
 
 def corrupt(path: Path, count: int) -> Corrupt:

@@ -33,12 +33,14 @@ from ...errors import (
     Full,
     Misconfigured,
     Newer,
+    NotDone,
     PromiseBroken,
     Unavailable,
     UnspoolError,
 )
 from ..folder import IN_MEMORY, file_system
 from ..protocol import Promises, Survives
+from .place import Place
 from .schema import ADDITIONS, APPLICATION_ID, FREE_ORPHANS, SCHEMA, USER_VERSION
 
 SQLITE_MIN: Final = (3, 51, 3)
@@ -63,6 +65,7 @@ class Opened:
     """Reads for people, who may look at everything."""
     lock: int
     """The open lock file."""
+    place: Place
     promises: Promises
     sole: bool
     """Nobody else had it open."""
@@ -89,6 +92,7 @@ def open_file(path: Path, *, create: bool, synced: bool = True) -> Opened:
             finder=connections[1],
             browser=connections[2],
             lock=lock,
+            place=Place(path, lock),
             promises=_measure(writer, path, synced=synced),
             sole=sole,
         )
@@ -297,7 +301,7 @@ def translate(error: apsw.Error, *, path: Path, committing: bool) -> UnspoolErro
                 f" keep a copy, and save what can be read: sqlite3 {quoted} .recover"
             )
         case apsw.BusyError():
-            return Unavailable(
+            return (Unavailable if committing else NotDone)(
                 f"The spool {path} was locked by another process for {BUSY_MS} ms. Nothing of this"
                 f" was done; repeat it. See who has it: fuser -v {quoted}"
             )

@@ -133,9 +133,11 @@ def browse(
     spoilt: list[int] = []
     last = _last(connection)
     while place < last and len(entries) < limit:
-        window = (place, place + step, *values, limit - len(entries))
-        place += step
-        for row in rows(connection, statement, window):
+        wanted = limit - len(entries)
+        found = rows(connection, statement, (place, place + step, *values, wanted))
+        # A page is short only at the end: one that is spoilt takes nobody's place in it.
+        place = found[-1][0] if len(found) == wanted else place + step
+        for row in found:
             try:
                 entries.append(entry_of(row))
             except Spoilt:

@@ -22,10 +22,10 @@ can be given back to the older program.
 Pure: no connection is opened here.
 
 Bugs: the checksums are over the records (status, request, answer); the columns beside them have
-none: a bit that rots in one is noticed where it makes a text or a number that is none, and where it
-makes another name or another time it is not. What stands in line behind a message whose order key
-rotted waits for the next arrival in that line. `browse` by state, name or destination and `tally`
-read all rows (see `read`).
+none: a bit that rots in one is noticed where it makes a text or a number that is none, or a key
+that nobody finds, and where it makes another name or another time it is not. What stands in line
+behind a message whose order key rotted waits for the next arrival in that line. `browse` by state,
+name or destination and `tally` read all rows (see `read`).
 """
 
 from __future__ import annotations
@@ -221,6 +221,11 @@ FORGET_ANSWERS: Final = (
 )
 READY_FOR: Final = (
     "SELECT id FROM message WHERE destination = CAST(? AS TEXT) AND ready_at IS NOT NULL LIMIT ?"
+)
+# Its key is not what the index has it under: no verdict would ever find it.
+STRAYS: Final = (
+    "SELECT m.id FROM json_each(?) AS r CROSS JOIN message AS m ON m.id = r.value"
+    " WHERE m.id IS NOT (SELECT k.id FROM message AS k WHERE k.key = m.key)"
 )
 LINE_OF: Final = (
     "SELECT CAST(destination AS BLOB), CAST(order_key AS BLOB) FROM message"

@@ -27,7 +27,7 @@ import msgspec
 
 from ...core.lifecycle import LIFE, Verdict
 from ...core.message import Destination, Instant, Key
-from ...errors import Corrupt, Unavailable
+from ...errors import Corrupt, NotDone
 from ..protocol import (
     Acceptance,
     Damaged,
@@ -43,6 +43,8 @@ from ..thread import Outcome, Work, alone
 from . import aside, read
 from .fence import is_under, may_settle
 from .file import Opened, close_file, open_file, translate
+from .heal import REINDEX, healing
+from .place import removed
 from .read import Apart, SpoiltRows, encode_json, entry_or_give_up, names
 from .read import rows as read_rows
 from .schema import (
@@ -83,6 +85,7 @@ class SqliteStore:
         self._browsing = threading.Lock()
         self._closed = False
         self._joined = 0  # the thread in which several verbs are one transaction just now
+        self._healed = False
         self._version = self._data_version()
         self.corrupt: int = self._one(COUNT_SPOILT)
         """Records set aside."""
@@ -90,7 +93,12 @@ class SqliteStore:
     @classmethod
     def open(cls, path: Path, *, create: bool = True, test_hook_no_sync: bool = False) -> Self:
         """`test_hook_no_sync` breaks the promise on purpose, so that a test of it can fail."""
-        return cls(open_file(path, create=create, synced=not test_hook_no_sync), path)
+        opened = open_file(path, create=create, synced=not test_hook_no_sync)
+        try:
+            return cls(opened, path)
+        except apsw.Error as error:
+            close_file(opened)
+            raise translate(error, path=path, committing=False) from error
 
     def close(self) -> None:
         with self._writing, self._finding, self._browsing:
@@ -108,6 +116,7 @@ class SqliteStore:
             return
         with self._writing:
             self._check_open()
+            self._check_there()
             committing = False
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -148,11 +157,17 @@ class SqliteStore:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Unavailable(
+            raise NotDone(
                 f"The spool {self.path} is closed. Nothing of this was done; what was accepted is"
                 " on the disk. Start again: unspool serve"
             )
 
+    def _check_there(self) -> None:
+        if gone := self._opened.place.gone():
+            raise removed(self.path, gone)
+        self._opened.place.relock()
+
+    @healing
     def accept(self, entries: Sequence[Entry], /) -> list[Acceptance]:
         try:
             with self._transaction():
@@ -195,6 +210,7 @@ class SqliteStore:
             insert(self._db, fresh)
         return answers
 
+    @healing
     def lease(
         self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
     ) -> list[Lease]:
@@ -204,6 +220,7 @@ class SqliteStore:
                 rows += read_rows(self._db, LEASABLE, (destination, now, limit))
             return self._lease(rows, until)
 
+    @healing
     def seize(self, keys: Sequence[Key], /, *, now: Instant, until: Instant) -> list[Lease | None]:
         with self._transaction():
             rows = read_rows(self._db, SEIZABLE, (names(keys), now))
@@ -211,6 +228,7 @@ class SqliteStore:
             leases = {lease.entry.message.key: lease for lease in taken}
             return [leases.pop(key, None) for key in keys]  # a key given twice is seized once
 
+    @healing
     def expire(self, *, now: Instant, until: Instant, limit: int) -> list[Lease]:
         with self._transaction():
             rows = read_rows(self._db, EXPIRED, (now, limit))
@@ -219,13 +237,16 @@ class SqliteStore:
     def _lease(
         self, rows: Sequence[Any], until: Instant, *, by: str = LEASE, whole: bool = True
     ) -> list[Lease]:
+        strays = aside.strays(self._db, rows)
+        rows = [row for row in rows if row[0] not in strays]
         lent = lend(rows, until, entry_of=entry_of, abandoned=abandoned, whole=whole)
-        for id_ in lent.spoilt:
+        for id_ in (*lent.spoilt, *strays):
             self._set_aside(id_)
         if lent.ids:
             self._db.execute(by, (until, encode_json(lent.ids).decode()))
         return lent.leases
 
+    @healing
     def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> list[bool]:
         with self._transaction():
             keys = [lease.entry.message.key for lease, _ in settlements]
@@ -257,6 +278,7 @@ class SqliteStore:
                 write_ends(self._db, ends)
             return kept
 
+    @healing
     def renew(self, leases: Sequence[Lease], /, *, until: Instant) -> list[bool]:
         with self._transaction():
             listed = names(list(dict.fromkeys(lease.entry.message.key for lease in leases)))
@@ -271,6 +293,7 @@ class SqliteStore:
                 self._db.execute(RENEW, (until, encode_json(ids).decode()))
             return kept
 
+    @healing
     def sweep(self, *, now: Instant, limit: int) -> int:
         went = 0
         while went < limit:
@@ -295,6 +318,14 @@ class SqliteStore:
         """Out of everybody's way, with all its bytes (12). Its line goes on without it."""
         self.corrupt += aside.set_aside(self._db, id_)
 
+    def heal(self) -> bool:
+        if self._healed or self._joined == threading.get_ident():
+            return False
+        self._healed = True
+        with self._transaction():
+            self._db.execute(REINDEX)
+        return True
+
     def _fail_closed(self, ids: Sequence[int]) -> Corrupt:
         with self._transaction():
             for id_ in ids:
@@ -312,6 +343,7 @@ class SqliteStore:
             except apsw.Error as error:
                 raise translate(error, path=self.path, committing=True) from error
 
+    @healing
     def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
         with self._reading(self._finding):
             entries, spoilt = read.find(self._opened.finder, keys)
@@ -319,6 +351,7 @@ class SqliteStore:
             raise self._fail_closed(spoilt)
         return entries
 
+    @healing
     def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
         with self._reading(self._finding):
             lanes, spoilt = read.survey(self._opened.finder, after, limit)
@@ -343,6 +376,7 @@ class SqliteStore:
         with self._reading(self._browsing):
             return aside.damaged(self._opened.browser, self.path, after=after, limit=limit)
 
+    @healing
     def discard(self, marks: Sequence[str], /) -> list[bool]:
         with self._transaction():
             gone = aside.discard(self._db, marks)
