@@ -20,6 +20,9 @@ from .service import Service, service
 
 NOBODY = "http://127.0.0.1:1"
 
+IN_TIME = 20.0
+"""A deadline for what ends by itself: of it a fifth, two seconds at most, is for the outbox."""
+
 Open = Callable[..., Any]
 
 
@@ -87,13 +90,17 @@ def test_what_nobody_took_is_saved_and_sent_later(
     box = str(tmp_path / "o.db")
     with library(NOBODY, NOBODY, outbox=box) as session:
         with pytest.raises(Saved, match="k-1: it is in the outbox") as caught:
-            session.ask("POST", "/orders", json=1, headers={"Idempotency-Key": "k-1"}, timeout=1)
+            session.ask(
+                "POST", "/orders", json=1, headers={"Idempotency-Key": "k-1"}, timeout=IN_TIME
+            )
         assert not isinstance(caught.value, session.every_error | OSError)
         assert caught.value.key == "k-1"
         assert caught.value.request.method == "POST"  # type: ignore[attr-defined]
         assert isinstance(caught.value.result, Queued)
         with pytest.raises(Saved):  # who tries again repeats it, and does not do it twice
-            session.ask("POST", "/orders", json=1, headers={"Idempotency-Key": '"k-1"'}, timeout=1)
+            session.ask(
+                "POST", "/orders", json=1, headers={"Idempotency-Key": '"k-1"'}, timeout=IN_TIME
+            )
     with library(one.url, one.url, outbox=box, destination=NOBODY) as session:
         assert session.drain().waiting == 0
     assert one.keys() == ['"k-1"']
@@ -102,7 +109,7 @@ def test_what_nobody_took_is_saved_and_sent_later(
 def test_what_a_relay_took_is_saved_with_its_receipt(library: Open, relay: str) -> None:
     with library(NOBODY, NOBODY, queues=[relay]) as session:
         with pytest.raises(Saved, match="has taken responsibility") as caught:
-            session.ask("POST", "/orders", json=1, timeout=5)
+            session.ask("POST", "/orders", json=1, timeout=IN_TIME)
         assert isinstance(caught.value.result, Accepted)
         assert caught.value.receipt.url.startswith(relay)  # type: ignore[attr-defined]
 
@@ -112,12 +119,12 @@ def test_where_nobody_has_it_the_library_says_so(library: Open, one: Service) ->
     with our request is the cause."""
     with library(NOBODY, NOBODY) as session:
         with pytest.raises(session.connect_error, match="was not delivered") as caught:
-            session.ask("POST", "/orders", json=1, timeout=1)
+            session.ask("POST", "/orders", json=1, timeout=IN_TIME)
         assert isinstance(caught.value.__cause__, Undelivered)
         assert not caught.value.__cause__.maybe_applied
     with library(one.url, one.url) as session:
         with pytest.raises(session.read_error) as caught:
-            session.ask("POST", "/gone", json=1, timeout=1)
+            session.ask("POST", "/gone", json=1, timeout=IN_TIME)
         assert caught.value.__cause__.maybe_applied  # type: ignore[union-attr]
         assert len(set(one.keys())) == 1, "each attempt under the one key"
 
@@ -127,13 +134,13 @@ def test_the_librarys_timeout_is_the_deadline(library: Open, one: Service) -> No
         began = time.monotonic()
         with pytest.raises(session.late_error):
             session.ask("GET", "/slow", timeout=0.4)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8, "it would take ten"
 
 
 def test_a_503_that_stands_is_a_response(library: Open, one: Service) -> None:
     """As without an adapter: code that reads `Retry-After` goes on to."""
     with library(one.url, one.url) as session:
-        answer = session.ask("POST", "/busy", json=1, timeout=1)
+        answer = session.ask("POST", "/busy", json=1, timeout=IN_TIME)
     assert (answer.status, answer.body) == (503, b"busy")
     assert answer.fields.get("Retry-After") or answer.fields["retry-after"]
 
@@ -174,7 +181,7 @@ def test_a_large_answer_is_whole_and_a_too_large_one_an_error(library: Open, one
 def test_a_body_that_can_be_read_once_is_kept(library: Open, one: Service, tmp_path: Path) -> None:
     box = str(tmp_path / "o.db")
     with library(NOBODY, NOBODY, outbox=box) as session, pytest.raises(Saved):
-        session.ask("POST", "/orders", content=iter([b"te", b"a"]), timeout=1)
+        session.ask("POST", "/orders", content=iter([b"te", b"a"]), timeout=IN_TIME)
     with library(one.url, one.url, outbox=box, destination=NOBODY) as session:
         assert session.drain().waiting == 0
     assert [asked.body for asked in one.asked] == [b"tea"]
@@ -254,7 +261,7 @@ def test_words_of_ours_are_taken_off(library: Open, one: Service, tmp_path: Path
         library(NOBODY, NOBODY, outbox=str(tmp_path / "o.db")) as session,
         pytest.raises(session.connect_error),
     ):
-        session.ask("POST", "/o", json=1, headers={"Unspool-Contended": "?1"}, timeout=1)
+        session.ask("POST", "/o", json=1, headers={"Unspool-Contended": "?1"}, timeout=IN_TIME)
     with library(one.url, one.url) as session:
         fields = {"Unspool-Order": "c-7", "Unspool-Lifetime": "60"}
         session.ask("POST", "/orders", json=1, headers=fields)

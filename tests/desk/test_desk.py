@@ -131,8 +131,9 @@ async def test_a_command_that_is_stopped_or_killed_holds_nobody_up(tmp_path: Pat
                 "    rows = await spool.browse(Query(), after=None, limit=500, requests=True)\n"
                 "    keys = [row.message.key for row in rows if row.message.name]\n"
                 "    now = time.time_ns() // 1_000_000\n"
-                "    await spool.seize(keys[:5], now=now, until=now + 3000)\n"
-                "    print(keys[0], flush=True)\n"
+                "    for some, ms in ((keys[:10], 60_000), (keys[10:], 1_000)):\n"
+                "        leases = await spool.seize(some, now=now, until=now + ms)\n"
+                "        print(next(filter(None, leases)).entry.message.key, flush=True)\n"
                 "    os.kill(os.getpid(), signal.SIGSTOP)\n"
                 "asyncio.run(main())\n"
             )
@@ -141,15 +142,18 @@ async def test_a_command_that_is_stopped_or_killed_holds_nobody_up(tmp_path: Pat
             )
             visit = await reach_spool(url)
             try:
-                assert stopped.stdout is not None
-                key = Key((await asyncio.to_thread(stopped.stdout.readline)).decode().strip())
-                assert await _seized(visit, key) is False
+                told = stopped.stdout
+                assert told is not None
+                held, briefly = [
+                    Key((await asyncio.to_thread(told.readline)).decode().strip()) for _ in range(2)
+                ]
+                assert await _seized(visit, held) is False
                 assert (await relay.health())["ready"]
             finally:
                 stopped.kill()
                 stopped.wait()
-                stopped.stdout.close()
-            await eventually(lambda: _seized(visit, key), "its lease to run out", seconds=10)
+                told.close()
+            await eventually(lambda: _seized(visit, briefly), "its lease to run out")
             await visit.aclose()
         finally:
             relay.end()

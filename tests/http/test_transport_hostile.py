@@ -655,15 +655,17 @@ async def test_a_request_that_is_read_all_the_time() -> None:
 async def test_a_loop_that_stood_still_blames_nobody() -> None:
     """The answer is in the kernel by the time the sweep finds everything overdue."""
 
-    still = threading.Event()
+    asked, still, answered = threading.Event(), threading.Event(), threading.Event()
 
     def serve(listener: socket.socket) -> None:
         peer, _ = listener.accept()
         with peer:
             peer.recv(10_000)
+            asked.set()
             still.wait(PATIENCE_S)
-            time.sleep(0.2)
+            time.sleep(0.9)
             peer.sendall(GOOD)
+            answered.set()
             peer.recv(10_000)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -672,10 +674,10 @@ async def test_a_loop_that_stood_still_blames_nobody() -> None:
         origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with to(origin, first_byte_ms=300) as transport:
             task = asyncio.create_task(transport.attempt(POST))
-            await asyncio.sleep(0.1)
+            await eventually(asked.is_set)
             assert not task.done()
             still.set()
-            time.sleep(1.2)  # noqa: ASYNC251 - this is the fault that is tried
+            assert answered.wait(PATIENCE_S)  # this is the fault that is tried
             assert good(await task).body == b"ok"
         thread.join()
 

@@ -46,24 +46,21 @@ def test_it_awaits_there_and_waits_here(portal: Portal) -> None:
 def test_what_is_handed_over_is_done_in_the_thread_that_asked(portal: Portal) -> None:
     """`between`: the loop goes on meanwhile, and the work gets what the function gave."""
     here = threading.get_ident()
+    goes_on = threading.Event()
 
     async def work(hand: Hand, value: int) -> tuple[int, int]:
-        ticks = 0
-
         async def tick() -> None:
-            nonlocal ticks
-            while True:
+            for _ in range(4):
                 await asyncio.sleep(0.001)
-                ticks += 1
+            goes_on.set()
 
         ticking = asyncio.create_task(tick())
         ident = await hand(slow)
-        ticking.cancel()
-        assert ticks > 3
+        await ticking
         return ident, await double(value)
 
     def slow() -> int:
-        time.sleep(0.03)
+        assert goes_on.wait(20), "the loop stands still"
         return threading.get_ident()
 
     assert portal.between(work, 4) == (here, 8)

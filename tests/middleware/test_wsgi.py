@@ -164,17 +164,21 @@ def test_the_handler_runs_in_the_servers_thread_and_knows_its_run(open_shop: Ope
 def test_a_slow_handler_keeps_its_claim(open_shop: OpenShop, tmp_path: Any) -> None:
     """The portal's loop renews it while the handler sits in the server's thread (F2)."""
     url = f"sqlite:///{tmp_path}/idem.db"
+    runs, ends = threading.Event(), threading.Event()
 
     def slow(environ: Environ, start_response: Any) -> Iterable[bytes]:
-        time.sleep(0.7)
+        runs.set()
+        assert ends.wait(60)
         return made(environ, start_response)
 
-    options: dict[str, Any] = {"spool": url, "survives": "nothing", "lease_ms": 200}
+    options: dict[str, Any] = {"spool": url, "survives": "nothing", "lease_ms": 1_200}
     first, second = open_shop(slow, **options), open_shop(slow, **options)
     thread = threading.Thread(target=first.post, kwargs={"key": "k1"})
     thread.start()
-    time.sleep(0.5)
+    assert runs.wait(20)
+    time.sleep(1.3)  # its first lease is over
     assert second.post(key="k1").code == 409
+    ends.set()
     thread.join()
     assert second.post(key="k1").code == 201
     assert (first.orders.count, second.orders.count) == (1, 0)
@@ -562,11 +566,11 @@ def test_events_and_slow_answers_stream(open_shop: OpenShop) -> None:
 
     def slow() -> Iterator[bytes]:
         yield b"a"
-        time.sleep(0.03)
+        time.sleep(0.31)
         yield b"b"
         yield b"c"
 
-    one = WSGICall(answers("200 OK", PLAIN, slow), environ_of(), keep_max_bytes=100, hold_ms=20)
+    one = WSGICall(answers("200 OK", PLAIN, slow), environ_of(), keep_max_bytes=100, hold_ms=300)
     response = one.response()
     assert (response.body, response.rest is None) == (b"ab", False)
     assert b"".join(one.pour()) == b"c"
@@ -681,7 +685,7 @@ def test_many_threads_under_one_key_run_once(open_shop: OpenShop) -> None:
     threads = [
         threading.Thread(
             target=lambda n=n: codes.append(
-                shop.post(key="k1", fields={"Prefer": "wait=5"} if n % 2 else {}).code
+                shop.post(key="k1", fields={"Prefer": "wait=30"} if n % 2 else {}).code
             )
         )
         for n in range(20)

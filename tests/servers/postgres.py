@@ -36,7 +36,7 @@ from .process import end, missing, started, until
 
 PLACES: Final = "/usr/lib/postgresql"
 """Where Debian keeps its versions."""
-START_S: Final = 30
+START_S: Final = 60
 FAST: Final = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
