@@ -28,7 +28,7 @@ def untaken(transport: asyncio.WriteTransport) -> int:
 def unacknowledged(transport: asyncio.WriteTransport) -> int:
     shown = transport.get_extra_info("socket")
     if shown is not None:
-        with contextlib.suppress(OSError):  # closed; or the system has no such question
+        with contextlib.suppress(OSError, ValueError):  # closed; or a system without the question
             queued = fcntl.ioctl(shown.fileno(), termios.TIOCOUTQ, bytes(_INT.size))
             return int(_INT.unpack(queued)[0])
     return 0
