@@ -320,7 +320,18 @@ class Relay:
         return await self.judged(passage, answer)
 
     async def judged(self, passage: Passage, answer: Answer) -> Response:
-        """Step 5: what is it?"""
+        """Step 5: what is it? What streams is passed on, or closed: it has a connection of ours."""
+        rest = answer.rest if isinstance(answer, Response) else None
+        goes_on = False
+        try:
+            response = await self._judged(passage, answer)
+            goes_on = response.rest is not None
+        finally:
+            if rest is not None and not goes_on:
+                rest.close()
+        return response
+
+    async def _judged(self, passage: Passage, answer: Answer) -> Response:
         if passage.name and isinstance(answer, Response) and answer.rest is not None:
             answer = await self._gathered(answer)
         judgement = judge(answer)

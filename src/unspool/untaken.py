@@ -1,6 +1,7 @@
 """Untaken: how much of what was written the other side has not taken yet, in bytes.
 
-    untaken(transport)      what the event loop holds of it, and what the kernel does
+    untaken(transport)          what the event loop holds of it, and what the kernel does
+    unacknowledged(transport)   what the kernel does
 
 What the loop holds tells too little. A kernel asks for more only when about half of what it holds
 has gone, which may be megabytes: at twenty kilobytes a second that takes longer than anybody may
@@ -21,10 +22,13 @@ _INT: Final = struct.Struct("i")
 
 def untaken(transport: asyncio.WriteTransport) -> int:
     size = transport.get_write_buffer_size()
-    if size:
-        shown = transport.get_extra_info("socket")
-        if shown is not None:
-            with contextlib.suppress(OSError):  # closed; or the system has no such question
-                queued = fcntl.ioctl(shown.fileno(), termios.TIOCOUTQ, bytes(_INT.size))
-                size += _INT.unpack(queued)[0]
-    return size
+    return size + unacknowledged(transport) if size else 0
+
+
+def unacknowledged(transport: asyncio.WriteTransport) -> int:
+    shown = transport.get_extra_info("socket")
+    if shown is not None:
+        with contextlib.suppress(OSError, ValueError):  # closed; or a system without the question
+            queued = fcntl.ioctl(shown.fileno(), termios.TIOCOUTQ, bytes(_INT.size))
+            return int(_INT.unpack(queued)[0])
+    return 0

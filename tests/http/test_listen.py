@@ -16,7 +16,16 @@ from pathlib import Path
 
 import pytest
 import trustme
-from callers import Calling, Recorder, call, eventually, on_both_loops, opened
+from callers import (
+    PATIENCE_S,
+    Calling,
+    Recorder,
+    call,
+    eventually,
+    on_both_loops,
+    opened,
+    port_of,
+)
 
 from ports import free_port
 from unspool.core.message import Request, Response
@@ -349,6 +358,47 @@ async def test_a_refusal_arrives_over_tls(serving: ssl.SSLContext, calling: ssl.
     async with opened(Recorder(), tls=serving) as door, call(door, tls=calling) as caller:
         await caller.send(b"GET / HTTP/1.1\r\n\r\n")
         assert (await caller.answer()).status == 400
+
+
+def silent(port: int, calling: ssl.SSLContext, request: bytes) -> ssl.SSLSocket:
+    """A caller who sends this, and reads when he is told to."""
+    plain = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
+    caller = calling.wrap_socket(plain, server_hostname="localhost")
+    caller.sendall(request)
+    return caller
+
+
+@pytest.mark.parametrize("how", ["idle", "closing"])
+@on_both_loops
+async def test_an_idle_caller_is_not_waited_for_over_tls(
+    how: str, serving: ssl.SSLContext, calling: ssl.SSLContext
+) -> None:
+    """He says goodbye when he reads ours, and that may be never."""
+    limits = {"keepalive_ms": 200} if how == "idle" else {}
+    async with opened(Recorder(), tls=serving, **limits) as door:
+        with await asyncio.to_thread(silent, port_of(door), calling, GET) as caller:
+            await eventually(lambda: door.statistics().requests_total == 1)
+            if how == "closing":
+                assert await door.close(drain_ms=4_000) == 0
+            else:
+                await eventually(lambda: door.statistics().connections == 0)
+            assert caller.recv(9) == b"HTTP/1.1 "
+
+
+@on_both_loops
+async def test_an_answer_comes_whole_over_tls_before_the_goodbye(
+    serving: ssl.SSLContext, calling: ssl.SSLContext
+) -> None:
+    size = 12_000_000
+    last = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    handler = Recorder(Response(200, b"", [], b"x" * size))
+    async with opened(handler, tls=serving, linger_ms=100) as door:
+        with await asyncio.to_thread(silent, port_of(door), calling, last) as caller:
+            await asyncio.sleep(0.4)
+            came = 0
+            while data := await asyncio.to_thread(caller.recv, 1_000_000):
+                came += len(data)
+            assert came > size
 
 
 @on_both_loops

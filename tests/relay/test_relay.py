@@ -316,6 +316,28 @@ async def test_without_an_answer_to_give_back_it_is_503_and_when_to_come_again(
         assert it.kept == []
 
 
+@pytest.mark.parametrize("error", [Unavailable("gone"), RuntimeError("a bug")])
+@virtually
+async def test_an_answer_that_streams_is_closed_where_another_is_given(error: Exception) -> None:
+    """It holds a connection to the service, and there are so many and no more."""
+    closed: list[bool] = []
+
+    class Rest:
+        async def read(self) -> bytes:
+            await asyncio.Event().wait()
+            return b""
+
+        def close(self) -> None:
+            closed.append(True)
+
+    spool = Ill()
+    async with world(Response(429, b"", [], b"wait", Rest()), spool=spool) as it:
+        spool.before["accept"] = error
+        answer = await it.ask()
+        assert told(answer)["type"].endswith(("/unknown", "/internal"))
+        assert closed
+
+
 @virtually
 async def test_an_accept_that_was_done_and_not_confirmed_is_found_by_the_repeat() -> None:
     """Unavailable: it may have happened. The sender repeats it, and nothing is doubled."""

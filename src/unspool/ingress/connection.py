@@ -250,7 +250,7 @@ class Connection(asyncio.Protocol):
                 self._busy = True  # also for what came before this task's first step
                 request, flags = self._next_in_queue()
             elif self._eof or writing.lost:
-                self._close()
+                self._writing.close()
                 return
             else:
                 self._busy = False
@@ -321,7 +321,7 @@ class Connection(asyncio.Protocol):
         """Nothing more will be handled here: the last word, if there is one."""
         refusal = self._refusal
         if refusal is None or self._writing.lost:
-            self._close()
+            self._writing.close()
             return
         self._door.refused[refusal.name] += 1
         retry_after_s = BUSY_RETRY_S if refusal.name == "busy" else None
@@ -334,7 +334,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         self._reading.give_up("The request was answered before its body was whole.")
         if not unread or self._eof or transport.is_closing():
-            self._close()
+            self._writing.close()
             return
         self._lingering_until_ms = self._door.now_ms + self._door.limits.linger_ms
         if transport.can_write_eof():
@@ -349,20 +349,18 @@ class Connection(asyncio.Protocol):
     def retire(self) -> None:
         """The door is closing: go, if nobody is talking."""
         if self.idle and not self._lingering_until_ms:
-            self._close()
+            self._writing.close()
 
     def abort(self) -> None:
         self._writing.flush()
         self._transport.abort()
 
-    def _close(self) -> None:
-        self._writing.flush()
-        self._transport.close()
-
     def sweep(self, now_ms: int, elapsed_ms: int) -> None:
         """Called for every connection, again and again: has anything taken too long?"""
         if self._writing.stuck(now_ms):
             self._door.broken_off_total += 1
+            self._transport.abort()
+        elif self._writing.over():
             self._transport.abort()
         elif self._lingering_until_ms:
             thrown = self._reading.thrown_away_bytes > self._door.limits.linger_max_bytes
@@ -373,7 +371,7 @@ class Connection(asyncio.Protocol):
         elif not (self._busy or self._queue):
             door = self._door
             if now_ms - self._since_ms > (door.keepalive_ms if self.served else door.head_ms):
-                self._close()
+                self._writing.close()
 
     def _sweep_message(self, elapsed_ms: int) -> None:
         reading = self._reading

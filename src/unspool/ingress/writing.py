@@ -2,7 +2,9 @@
 
     writing.small(response)                 a whole answer on a connection that lives on: the usual
     await writing.answer(response, …)       any answer; says whether the connection lives on
+    writing.close()                         the end, once all is written
     writing.stuck(now_ms)                   has the caller taken too little for too long?
+    writing.over()                          is it only TLS that keeps a closed connection?
 
 Framing (RFC 9112 §6.3): Content-Length where the length is known, else chunks, or for HTTP/1.0 the
 end of the connection. An answer whose body breaks off (`Severed`), or has more or fewer bytes than
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..core.message import Reader, Response, Severed
 from ..problems import problem
-from ..untaken import untaken
+from ..untaken import unacknowledged, untaken
 from .head import CHUNKED, CLOSE, KEEP_ALIVE, Unwritable, head, short_head
 
 if TYPE_CHECKING:
@@ -38,8 +40,10 @@ class Writing:
     """The writing half of one connection."""
 
     __slots__ = (
+        "_closed",
         "_door",
         "_held",
+        "_quiet",
         "_rest",
         "_slow_since_ms",
         "_taken_bytes",
@@ -56,6 +60,7 @@ class Writing:
         """Set while the caller takes less than it is sent."""
         self._held = b""  # small answers of this turn: see outgoing
         self._rest: Reader | None = None
+        self._closed = self._quiet = False
         self._slow_since_ms = door.now_ms
         self._written_bytes = self._taken_bytes = 0
         self.lost = False
@@ -88,6 +93,17 @@ class Writing:
         if not left or taken - self._taken_bytes >= due:
             self._slow_since_ms, self._taken_bytes = now_ms, taken
         return now_ms - self._slow_since_ms > limits.write_ms
+
+    def over(self) -> bool:
+        """TLS waits half a minute for the caller to say goodbye, and one that idles does not.
+
+        Asked at each sweep, and so when the caller's kernel has taken all, and our goodbye; at the
+        second time, for in between the event loop writes what it has.
+        """
+        transport = self._transport
+        busy = not self._closed or transport.get_write_buffer_size() or unacknowledged(transport)
+        before, self._quiet = self._quiet, not busy
+        return before and self._quiet
 
     @property
     def full(self) -> bool:
@@ -132,6 +148,12 @@ class Writing:
                 self._transport.write(held)
             except RuntimeError:
                 pass  # uvloop: closed, and about to tell us
+
+    def close(self) -> None:
+        self.flush()
+        if not self._closed:  # asyncio's TLS forgets at a second time what it would have to abort
+            self._closed = True
+            self._transport.close()
 
     def small(self, response: Response) -> None:
         """The fast path: everything is here, and the connection lives on."""
