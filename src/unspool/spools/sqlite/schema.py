@@ -85,7 +85,8 @@ SCHEMA: Final = (
     "CREATE INDEX message_ready ON message (destination, ready_at) WHERE ready_at IS NOT NULL",
     """CREATE INDEX message_line ON message (destination, order_key, id)
        WHERE order_key <> '' AND state = 0""",
-    "CREATE INDEX message_expiry ON message (expires_at) WHERE state = 0",
+    # What is held does not expire (14), however much of it is too old: nobody looks at it again.
+    f"CREATE INDEX message_expiry ON message (expires_at) WHERE state = 0 AND due_at <> {NEVER}",
     "CREATE INDEX message_sweep ON message (sweep_at) WHERE sweep_at IS NOT NULL",
     # As small as what is in flight, and what is broken: found at start without looking at all.
     "CREATE INDEX message_leased ON message (leased_until) WHERE leased_until > 1",
