@@ -269,3 +269,42 @@ async def test_what_is_spoilt_ends_no_page(path: Path, limit: int) -> None:
     page = list(await spool.browse(Query(), after=None, limit=limit, requests=True))
     assert names_of(page) == ["a", "d", "e", "f"][:limit]
     await spool.aclose()
+
+
+def put_in(path: Path, column: str, value: str, name: str) -> None:
+    """A value of another type than the column's, as a bit in the head of its row makes one."""
+    connection = plain(path)
+    table = "SELECT sql FROM sqlite_schema WHERE name = 'message'"
+    [[strict]] = connection.execute(table).fetchall()
+    for sql in (str(strict).rstrip().removesuffix("STRICT"), strict):
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_schema SET sql = ? WHERE name = 'message'", (sql,))
+        connection.execute("PRAGMA writable_schema = RESET")
+        if sql != strict:
+            change = f"UPDATE message SET {column} = {value} WHERE key = ?"
+            connection.execute(change, (key(name),))
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("attempt", "x'01'"), ("seized", "x'01'"), ("repeat", "x'01'"), ("due_at", "'x'"),
+        ("accepted_at", "1.5"), ("fingerprint", "'text'"), ("nonce", "'text'"), ("name", "x'ff'"),
+        ("status", "'text'"),
+    ],
+)  # fmt: skip
+async def test_a_column_of_another_type_stops_nobody_else(
+    path: Path, column: str, value: str
+) -> None:
+    """12. SQLite writes no such row, not even to set it aside as it is: it is, all the same."""
+    spool = await SqliteSpool.open(path)
+    await spool.accept([waiting("a"), waiting("b"), waiting("c")])
+    put_in(path, column, value, "b")
+    assert names_of(await lease_all(spool)) == ["a", "c"]
+    assert spool.corrupt == 1
+    with pytest.raises(Corrupt, match="set aside"):
+        await spool.accept([waiting("b")])
+    [damaged] = await spool.damaged(after=None, limit=9)
+    assert list(await spool.discard([damaged.mark])) == [True]
+    await spool.aclose()
