@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -308,3 +309,32 @@ async def test_a_column_of_another_type_stops_nobody_else(
     [damaged] = await spool.damaged(after=None, limit=9)
     assert list(await spool.discard([damaged.mark])) == [True]
     await spool.aclose()
+
+
+def test_what_can_be_read_of_a_damaged_file_is_saved_as_it_says(tmp_path: Path) -> None:
+    """12. The command in the message, as it stands there: all but the page that is gone, in a file
+    that is a spool."""
+    if shutil.which("sqlite3") is None:
+        pytest.skip("sqlite3 is not installed")
+    path = tmp_path / "a spool.db"
+    store = SqliteStore.open(path)
+    store.accept([waiting(f"{number:03}") for number in range(600)])
+    store.close()
+    content = bytearray(path.read_bytes())
+    row = content.index(key("300").encode())
+    while content[row // 4096 * 4096] != 13:  # a leaf of the table, and not of an index
+        row = content.index(key("300").encode(), row + 1)
+    page = row // 4096 * 4096
+    content[page : page + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    store = SqliteStore.open(path)
+    with pytest.raises(Corrupt) as caught:
+        store.browse(Query(), after=None, limit=600)
+    store.close()
+    command = str(caught.value).partition("in a new spool: ")[2]
+    ran = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+    saved = SqliteStore.open(Path(f"{path}.saved"), create=False)
+    found = saved.browse(Query(), after=None, limit=600, requests=True)
+    assert 560 < len(found) < 600, ran
+    assert names_of(list(found))[-1] == "599"
+    saved.close()
