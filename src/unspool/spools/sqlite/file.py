@@ -297,8 +297,8 @@ def translate(error: apsw.Error, *, path: Path, committing: bool) -> UnspoolErro
             )
         case apsw.CorruptError() | apsw.NotADBError():
             return Corrupt(
-                f"The spool {path} is damaged ({error}). Nothing of this was done. Stop unspool, and"
-                f" save what can be read in a new spool: {_salvage(path)}"
+                f"The spool {path} is damaged ({error}). Nothing of this was done. Stop unspool,"
+                f" and save what can be read in a new spool: {_salvage(path)}"
             )
         case apsw.BusyError():
             return (Unavailable if committing else NotDone)(
