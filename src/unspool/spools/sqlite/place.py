@@ -42,8 +42,9 @@ WAL_LARGE_BYTES: Final = 1 << 30
 
 class Place:
     def __init__(self, path: Path, lock: int) -> None:
-        """All of them are there."""
-        self._files: Final = {name: _file(name) for name in (f"{path}{part}" for part in PARTS)}
+        """Of those that are there; SQLite has made them all by now."""
+        files = {name: _file(name) for name in (f"{path}{part}" for part in PARTS)}
+        self._files: Final = {name: file for name, file in files.items() if file and any(file)}
         self._lock_name: Final = f"{path}-lock"
         self._lock: Final = lock
         self._path: Final = path
