@@ -577,6 +577,25 @@ def test_bad_command_lines_exit_64(unspool: Run, words: tuple[str, ...]) -> None
     assert result.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("show", "caf\udce9"),
+        ("drop", "caf\udce9"),
+        ("queue", "--destination", "caf\udce9"),
+        ("hold", "--all", "--destination", "caf\udce9"),
+        ("export", "--after", "caf\udce9"),
+    ],
+)
+async def test_a_word_that_is_no_text_is_said_to_be_none(
+    unspool: Run, spool: Spool, words: tuple[str, ...]
+) -> None:
+    """As from a terminal that is set to Latin-1: it is no mistake of ours."""
+    result = unspool(*words)
+    assert result.returncode == os.EX_USAGE, result
+    assert rb"caf\udce9 is no text" in result.stderr
+
+
 # --- config, version, serve -------------------------------------------------------------------
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import apsw
 import pytest
+from msgspec.structs import replace
 
+from unspool.core.message import NEVER
 from unspool.errors import CannotCreate, Misconfigured, Newer, Unavailable
 from unspool.spools.open import OURS, open_spool
 from unspool.spools.protocol import New, Query, Spool, Survives
@@ -333,6 +335,30 @@ def test_one_message_is_found_by_its_key_without_looking_at_the_others(path: Pat
         [entry] = store.browse(query, after=None, limit=1, requests=True)
         assert entry.message.request is not None
     assert steps[1] <= steps[0] + 10
+    store.close()
+
+
+def test_what_is_held_costs_the_broom_nothing(path: Path) -> None:
+    """14. `hold --all` in a long outage: all of it is too old by now, and is not looked at every
+    few seconds by whoever expires the rest, while all that writes waits."""
+    store = SqliteStore.open(path)
+    steps: list[int] = []
+    for size in (10, 2_000):
+        held = [replace(waiting(f"{size}-{number}"), due_at=NEVER) for number in range(size)]
+        store.accept(held)
+        store.accept([waiting(f"mortal-{size}")])
+        steps.append(0)
+
+        def step() -> bool:
+            steps[-1] += 1
+            return False
+
+        store._db.set_progress_handler(step, 1)
+        late = later(30 * DAY)
+        leases = store.expire(now=late, until=later(31 * DAY), limit=9)
+        assert [lease.entry.message.key for lease in leases] == [key(f"mortal-{size}")]
+        store._db.set_progress_handler(None)
+    assert steps[1] <= steps[0] + 100
     store.close()
 
 

@@ -5,12 +5,13 @@ No promise is given over a file that nobody will find (I1).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from unspool.errors import NotDone
-from unspool.spools.sqlite.place import PARTS
+from unspool.spools.sqlite.place import PARTS, WAL_LARGE_BYTES, Place
 from unspool.spools.sqlite.store import SqliteStore
 from unspool.testing.conformance.values import HERE, LEASED_UNTIL, NOW, key, waiting
 
@@ -74,4 +75,31 @@ def test_a_lock_that_was_removed_is_held_again(path: Path) -> None:
     assert entry is not None
     assert entry.leased_until == lease.until
     other.close()
+    store.close()
+
+
+def test_a_wal_that_cannot_be_folded_is_told_of(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while a tool that was left open reads it: once, and again when it is twice as large."""
+    for part in PARTS:
+        Path(f"{path}{part}").touch()
+    place = Place(path, -1)
+    told = []
+    for size in (0, WAL_LARGE_BYTES - 1, WAL_LARGE_BYTES, WAL_LARGE_BYTES + 1, 3 * WAL_LARGE_BYTES):
+        os.truncate(f"{path}-wal", size)  # nothing is written: the file has a hole
+        place.weigh()
+        told.append(len(caplog.records))
+    assert told == [0, 0, 1, 1, 2]
+    assert f"fuser -v {path}" in caplog.text
+
+
+def test_each_transaction_looks_how_large_the_wal_is(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SqliteStore.open(path)
+    store._opened.place._large_bytes = 1
+    store.accept([waiting("a")])
+    store.accept([waiting("b")])
+    assert "cannot be folded" in caplog.text
     store.close()

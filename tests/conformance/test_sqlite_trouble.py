@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -269,3 +270,71 @@ async def test_what_is_spoilt_ends_no_page(path: Path, limit: int) -> None:
     page = list(await spool.browse(Query(), after=None, limit=limit, requests=True))
     assert names_of(page) == ["a", "d", "e", "f"][:limit]
     await spool.aclose()
+
+
+def put_in(path: Path, column: str, value: str, name: str) -> None:
+    """A value of another type than the column's, as a bit in the head of its row makes one."""
+    connection = plain(path)
+    table = "SELECT sql FROM sqlite_schema WHERE name = 'message'"
+    [[strict]] = connection.execute(table).fetchall()
+    for sql in (str(strict).rstrip().removesuffix("STRICT"), strict):
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_schema SET sql = ? WHERE name = 'message'", (sql,))
+        connection.execute("PRAGMA writable_schema = RESET")
+        if sql != strict:
+            change = f"UPDATE message SET {column} = {value} WHERE key = ?"
+            connection.execute(change, (key(name),))
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("attempt", "x'01'"), ("seized", "x'01'"), ("repeat", "x'01'"), ("due_at", "'x'"),
+        ("accepted_at", "1.5"), ("fingerprint", "'text'"), ("nonce", "'text'"), ("name", "x'ff'"),
+        ("status", "'text'"),
+    ],
+)  # fmt: skip
+async def test_a_column_of_another_type_stops_nobody_else(
+    path: Path, column: str, value: str
+) -> None:
+    """12. SQLite writes no such row, not even to set it aside as it is: it is, all the same."""
+    spool = await SqliteSpool.open(path)
+    await spool.accept([waiting("a"), waiting("b"), waiting("c")])
+    put_in(path, column, value, "b")
+    assert names_of(await lease_all(spool)) == ["a", "c"]
+    assert spool.corrupt == 1
+    with pytest.raises(Corrupt, match="set aside"):
+        await spool.accept([waiting("b")])
+    [damaged] = await spool.damaged(after=None, limit=9)
+    assert list(await spool.discard([damaged.mark])) == [True]
+    await spool.aclose()
+
+
+def test_what_can_be_read_of_a_damaged_file_is_saved_as_it_says(tmp_path: Path) -> None:
+    """12. The command in the message, as it stands there: all but the page that is gone, in a file
+    that is a spool."""
+    if shutil.which("sqlite3") is None:
+        pytest.skip("sqlite3 is not installed")
+    path = tmp_path / "a spool.db"
+    store = SqliteStore.open(path)
+    store.accept([waiting(f"{number:03}") for number in range(600)])
+    store.close()
+    content = bytearray(path.read_bytes())
+    row = content.index(key("300").encode())
+    while content[row // 4096 * 4096] != 13:  # a leaf of the table, and not of an index
+        row = content.index(key("300").encode(), row + 1)
+    page = row // 4096 * 4096
+    content[page : page + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    store = SqliteStore.open(path)
+    with pytest.raises(Corrupt) as caught:
+        store.browse(Query(), after=None, limit=600)
+    store.close()
+    command = str(caught.value).partition("in a new spool: ")[2]
+    ran = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+    saved = SqliteStore.open(Path(f"{path}.saved"), create=False)
+    found = saved.browse(Query(), after=None, limit=600, requests=True)
+    assert 560 < len(found) < 600, ran
+    assert names_of(list(found))[-1] == "599"
+    saved.close()

@@ -5,6 +5,7 @@
     reached(url)                 another spool beside it, for as long as a `with` lasts
     desk.pages(query)            entries in order of acceptance, never all at once
     desk.named(word)             the entries that people call so
+    utf8(word)                   a word of the command line, where it is text
 
 The spool's secret is an entry too, and nobody's business: it is left out everywhere.
 
@@ -101,7 +102,7 @@ class Desk(msgspec.Struct, frozen=True):
         """The entry of this spool key or receipt, or those of this Idempotency-Key. No requests."""
         from ..receipts import read_token
 
-        receipt = read_token(word.rsplit("/receipts/", 1)[-1].removesuffix("/response"))
+        receipt = read_token(utf8(word).rsplit("/receipts/", 1)[-1].removesuffix("/response"))
         keys = [Key(word), receipt[1]] if receipt else [Key(word)]
         for entry in await self.spool.find(keys):
             if entry is not None and entry.message.key not in self.secrets:
@@ -125,6 +126,17 @@ class Desk(msgspec.Struct, frozen=True):
         if found and found[0].message.key == key:
             return msgspec.structs.replace(entry, message=found[0].message)
         return entry
+
+
+def utf8(word: str) -> str:
+    """A word of the command line as text. Raises where it is none: nothing is called so."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise click.UsageError(
+            f"{said(word)} is no text in UTF-8, and nothing is called so"
+        ) from None
+    return word
 
 
 def options(command: F) -> F:

@@ -22,7 +22,7 @@ from ...core.message import Instant, Key
 from ...errors import CannotCreate, Unacceptable
 from ...spools.protocol import Spool
 from .. import wording
-from ..spool import Desk, NoSuch, options, reached, using
+from ..spool import Desk, NoSuch, options, reached, using, utf8
 from .corrupt import pages as set_aside
 
 Went = Callable[[int], object]
@@ -149,7 +149,7 @@ async def _export(
 ) -> int:  # fmt: skip
     from ...house.exporting import export
 
-    if after and (await desk.spool.find([Key(after)]))[0] is None:
+    if after and (await desk.spool.find([Key(utf8(after))]))[0] is None:
         raise NoSuch(
             f"no entry has the spool key {wording.plain(after)}: nothing can be found behind it."
             " Export from the beginning"

@@ -20,7 +20,7 @@ from ...core.lifecycle import State
 from ...core.message import Destination
 from ...spools.protocol import Entry, Query
 from .. import wording
-from ..spool import Desk, options, using
+from ..spool import Desk, options, using, utf8
 from . import corrupt as set_aside
 
 HEADING = "--Key-------------------- ---Age-- Tries --Next try- -Destination--------------"
@@ -66,7 +66,7 @@ def queue(
             spool=spool, config=config,
         )  # fmt: skip
     state = None if everything else State.BOUNCED if bounced else State.WAITING
-    query = Query(destination=Destination(destination) if destination else None, state=state)
+    query = Query(destination=Destination(utf8(destination)) if destination else None, state=state)
 
     async def work(desk: Desk) -> int:
         sums = Sums()

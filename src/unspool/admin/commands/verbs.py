@@ -33,7 +33,7 @@ from ...house.walk import found_of
 from ...settings import Settings
 from ...spools.protocol import Entry, Lease, Query
 from .. import wording
-from ..spool import PAGE, SCAN, Ambiguous, Desk, NoSuch, options, using
+from ..spool import PAGE, SCAN, Ambiguous, Desk, NoSuch, options, using, utf8
 from . import corrupt as set_aside
 from .show import HYPHENS, the_one
 
@@ -123,7 +123,7 @@ def command(verb: Verb) -> click.Command:
         if keys:
             return at(lambda desk: _these(desk, verb, keys, dry_run=dry_run))
         query = Query(
-            destination=Destination(destination) if destination else None,
+            destination=Destination(utf8(destination)) if destination else None,
             state=State.WAITING,
             held=verb.held,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import apsw
 
@@ -16,8 +16,46 @@ from ...core.message import Destination, Instant, Key
 from ...errors import Corrupt
 from ..protocol import Damaged
 from .read import encode_json
-from .schema import DAMAGED, DISCARDABLE, LINE_OF, LINE_UP, SET_ASIDE, STRAYS
+from .schema import LINE_UP, SPOILT
 from .write import delete
+
+# SQLite writes no row that has, in any column, what the column's type is not: such a one could not
+# even be set aside as it is. (Columns in an index are not touched: see `heal` for those.)
+_BLANKS: Final = {
+    "due_at": "0", "attempt": "0", "accepted_at": "0", "repeat": "0", "keep_until": "0",
+    "answer_until": "0", "seized": "0", "name": "''", "fingerprint": "x''", "nonce": "x''",
+    "status": "x''",
+}  # fmt: skip
+_TYPES: Final = {"0": "integer", "''": "text", "x''": "blob"}
+_MENDED: Final = ", ".join(
+    f"{column} = iif(typeof({column}) = '{_TYPES[blank]}', {column}, {blank})"
+    for column, blank in _BLANKS.items()
+)
+SET_ASIDE: Final = (
+    f"UPDATE message SET state = state + {SPOILT}, ready_at = NULL, sweep_at = NULL,"
+    f" {_MENDED}"
+    f" WHERE id = ? AND state < {SPOILT}"
+)
+LINE_OF: Final = (
+    "SELECT CAST(destination AS BLOB), CAST(order_key AS BLOB) FROM message"
+    " WHERE id = ? AND order_key <> ''"
+)
+# Its key is not what the index has it under: no verdict would ever find it.
+STRAYS: Final = (
+    "SELECT m.id FROM json_each(?) AS r CROSS JOIN message AS m ON m.id = r.value"
+    " WHERE m.id IS NOT (SELECT k.id FROM message AS k WHERE k.key = m.key)"
+)
+# A text that is none would stop SQLite's reader here; typeof() keeps numbers that are none away.
+DAMAGED: Final = (
+    "SELECT m.id, CAST(m.key AS BLOB), CAST(m.destination AS BLOB), CAST(m.name AS BLOB),"
+    " iif(typeof(m.accepted_at) = 'integer', m.accepted_at, 0), coalesce(length(m.status), 0)"
+    " + coalesce(length(b.request), 0) + coalesce(length(b.answer), 0)"
+    " FROM message AS m LEFT JOIN body AS b ON b.id = m.id"
+    f" WHERE m.state >= {SPOILT} AND m.id > ? ORDER BY m.id LIMIT ?"
+)
+DISCARDABLE: Final = (
+    f"SELECT id FROM message WHERE id IN (SELECT value FROM json_each(?)) AND state >= {SPOILT}"
+)
 
 
 def set_aside(db: apsw.Connection, id_: int) -> int:

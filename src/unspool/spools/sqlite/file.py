@@ -298,7 +298,7 @@ def translate(error: apsw.Error, *, path: Path, committing: bool) -> UnspoolErro
         case apsw.CorruptError() | apsw.NotADBError():
             return Corrupt(
                 f"The spool {path} is damaged ({error}). Nothing of this was done. Stop unspool,"
-                f" keep a copy, and save what can be read: sqlite3 {quoted} .recover"
+                f" and save what can be read in a new spool: {_salvage(path)}"
             )
         case apsw.BusyError():
             return (Unavailable if committing else NotDone)(
@@ -308,6 +308,15 @@ def translate(error: apsw.Error, *, path: Path, committing: bool) -> UnspoolErro
     return Unavailable(
         f"The spool {path} did not answer ({error}). It may or may not have done this; repeat it"
         f" under the same key. Look at the disk: df -h {quoted}"
+    )
+
+
+def _salvage(path: Path) -> str:
+    """What is before the damage and what is behind it, by any sqlite3: many have no `.recover`."""
+    old, new = shlex.quote(str(path)), shlex.quote(f"{path}.saved")
+    return (
+        f"(sqlite3 {old} .dump | sed 's/^ROLLBACK;.*/COMMIT;/'; echo 'PRAGMA application_id ="
+        f" {APPLICATION_ID}; PRAGMA user_version = {USER_VERSION};') | sqlite3 {new}"
     )
 
 

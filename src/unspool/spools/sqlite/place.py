@@ -2,6 +2,7 @@
 
     place = Place(path, lock)    the database, its WAL and its index, as they are now
     place.gone() -> str          the first that is not there any more, or is another; empty: all are
+    place.weigh()                a WAL that has grown large is told of
     place.relock()               the lock is held again, if its file was removed
     removed(path, gone)          that in words
 
@@ -13,34 +14,63 @@ WAL, and removes nothing by its name.
 Removing the lock does no harm by itself, but the next to open the spool would think himself alone,
 and free our leases.
 
-Costs four looks at names, a few µs. Does not: notice another file's bytes copied into ours, or what
+A WAL that grows and grows is told of here too: whoever reads the file for long (a tool that was
+left open), or a disk that fails under the database, keeps SQLite from folding it, and nothing else
+says so before the disk is full.
+
+Costs five looks at names, a few µs. Does not: notice another file's bytes copied into ours, or what
 happens in the midst of a commit.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import shlex
 from pathlib import Path
 from typing import Final
 
 from ...errors import NotDone
 
+log: Final = logging.getLogger("unspool.spool")
+
 PARTS: Final = ("", "-wal", "-shm")
+WAL_LARGE_BYTES: Final = 1 << 30
+"""A commit of the largest messages takes half of it."""
 
 
 class Place:
     def __init__(self, path: Path, lock: int) -> None:
-        """All of them are there."""
-        self._files: Final = {name: _file(name) for name in (f"{path}{part}" for part in PARTS)}
+        """Of those that are there; SQLite has made them all by now."""
+        files = {name: _file(name) for name in (f"{path}{part}" for part in PARTS)}
+        self._files: Final = {name: file for name, file in files.items() if file and any(file)}
         self._lock_name: Final = f"{path}-lock"
         self._lock: Final = lock
+        self._path: Final = path
+        self._large_bytes = WAL_LARGE_BYTES
 
     def gone(self) -> str:
         for name, file in self._files.items():
             if _file(name) not in (file, None):
                 return name
         return ""
+
+    def weigh(self) -> None:
+        """Say so, where the WAL is large, and again when it is twice as large."""
+        try:
+            size = os.stat(f"{self._path}-wal").st_size
+        except OSError:
+            return
+        if size < self._large_bytes:
+            return
+        self._large_bytes = 2 * size
+        log.warning(
+            "the WAL of the spool %s has %d MB and cannot be folded into it: somebody reads it for"
+            " long, or the disk fails there. Nothing is lost, but the disk fills up. See who has it"
+            " open: fuser -v %s",
+            self._path, size // 1_000_000, shlex.quote(str(self._path)),
+        )  # fmt: skip
 
     def relock(self) -> None:
         held = os.fstat(self._lock)

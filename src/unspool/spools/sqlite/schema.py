@@ -85,7 +85,8 @@ SCHEMA: Final = (
     "CREATE INDEX message_ready ON message (destination, ready_at) WHERE ready_at IS NOT NULL",
     """CREATE INDEX message_line ON message (destination, order_key, id)
        WHERE order_key <> '' AND state = 0""",
-    "CREATE INDEX message_expiry ON message (expires_at) WHERE state = 0",
+    # What is held does not expire (14), however much of it is too old: nobody looks at it again.
+    f"CREATE INDEX message_expiry ON message (expires_at) WHERE state = 0 AND due_at <> {NEVER}",
     "CREATE INDEX message_sweep ON message (sweep_at) WHERE sweep_at IS NOT NULL",
     # As small as what is in flight, and what is broken: found at start without looking at all.
     "CREATE INDEX message_leased ON message (leased_until) WHERE leased_until > 1",
@@ -222,31 +223,7 @@ FORGET_ANSWERS: Final = (
 READY_FOR: Final = (
     "SELECT id FROM message WHERE destination = CAST(? AS TEXT) AND ready_at IS NOT NULL LIMIT ?"
 )
-# Its key is not what the index has it under: no verdict would ever find it.
-STRAYS: Final = (
-    "SELECT m.id FROM json_each(?) AS r CROSS JOIN message AS m ON m.id = r.value"
-    " WHERE m.id IS NOT (SELECT k.id FROM message AS k WHERE k.key = m.key)"
-)
-LINE_OF: Final = (
-    "SELECT CAST(destination AS BLOB), CAST(order_key AS BLOB) FROM message"
-    " WHERE id = ? AND order_key <> ''"
-)
 COUNT_SPOILT: Final = f"SELECT count(*) FROM message WHERE state >= {SPOILT}"
-# A text that is none would stop SQLite's reader here; typeof() keeps numbers that are none away.
-DAMAGED: Final = (
-    "SELECT m.id, CAST(m.key AS BLOB), CAST(m.destination AS BLOB), CAST(m.name AS BLOB),"
-    " iif(typeof(m.accepted_at) = 'integer', m.accepted_at, 0), coalesce(length(m.status), 0)"
-    " + coalesce(length(b.request), 0) + coalesce(length(b.answer), 0)"
-    " FROM message AS m LEFT JOIN body AS b ON b.id = m.id"
-    f" WHERE m.state >= {SPOILT} AND m.id > ? ORDER BY m.id LIMIT ?"
-)
-DISCARDABLE: Final = (
-    f"SELECT id FROM message WHERE id IN (SELECT value FROM json_each(?)) AND state >= {SPOILT}"
-)
-SET_ASIDE: Final = (
-    f"UPDATE message SET state = state + {SPOILT}, ready_at = NULL, sweep_at = NULL"
-    f" WHERE id = ? AND state < {SPOILT}"
-)
 # Nobody else has the spool open, so whoever held these is dead. 1 is past, and not "nobody's":
 # the next lease still says that the one before was abandoned.
 FREE_ORPHANS: Final = (
@@ -370,14 +347,15 @@ def entry_of(row: Sequence[Any]) -> Entry:
     """A row of COLUMNS, request, answer as an entry. Raises `record.Spoilt`."""
     (
         _, key, fingerprint, destination, accepted_at, expires_at, nonce, name, order_key, repeat,
-        state, due_at, attempt, leased_until, keep_until, answer_until, _seized, status, request,
+        state, due_at, attempt, leased_until, keep_until, answer_until, seized, status, request,
         answer,
     ) = row  # fmt: skip
     try:
         if state >= SPOILT:
             raise record.Spoilt("a record was set aside")
-        # A column that rotted into another type: this takes whole numbers and nothing else.
+        # A column that rotted into another type: these take whole numbers, bytes, and texts alone.
         _ = accepted_at | expires_at | due_at | attempt | leased_until | keep_until | answer_until
+        _ = repeat | seized, fingerprint[:0] + nonce[:0] + b"", key[:0] + name[:0] + ""
         known = _FRESH if status == NOTHING_YET else record.unpack_status(status)
         # By position, and without the names of the types: this is made for every message that
         # moves.

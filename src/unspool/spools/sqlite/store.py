@@ -166,6 +166,7 @@ class SqliteStore:
         if gone := self._opened.place.gone():
             raise removed(self.path, gone)
         self._opened.place.relock()
+        self._opened.place.weigh()
 
     @healing
     def accept(self, entries: Sequence[Entry], /) -> list[Acceptance]:
