@@ -54,7 +54,8 @@ PLACES_MS: Final = 1
 PLACES_TIMES: Final = 4
 """How often a lease for few waits for more of them, and how long each time."""
 HOLD_S: Final = (PLACES_TIMES + 1) * PLACES_MS / 1000
-"""So long at most verdicts wait for the next lease, to be written in its commit."""
+"""So long at most after the latest answer verdicts wait for the next lease, to be written in its
+commit."""
 SWEEP_MAX: Final = 1_000
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,18 +17,23 @@ from click.testing import CliRunner, Result
 from unspool import Bounced, Delivered, Queued, Unknown
 from unspool.admin.cli import cli
 from unspool.client import AsyncClient, Settled
+from unspool.client.outbox import LEASE_MS, Outbox, Telling
 from unspool.client.turn import Turn
 from unspool.client.watch import LOOK_S, Watch
 from unspool.core.admission import Terms
-from unspool.core.message import Destination, Key
+from unspool.core.lifecycle import Policy, Verdict
+from unspool.core.message import Destination, Instant, Key
+from unspool.core.scheduler import LaneDue, Scheduler
 from unspool.custody import Custody
+from unspool.dispatcher import Dispatcher
 from unspool.errors import Unavailable
 from unspool.spools.memory import MemorySpool
-from unspool.spools.protocol import Entry, Survives
-from unspool.testing.clock import virtually
-from unspool.testing.conformance.values import key, settled
+from unspool.spools.protocol import Entry, Lease, Survives
+from unspool.testing.clock import VirtualClock, virtually
+from unspool.testing.conformance import values
+from unspool.testing.conformance.values import HERE, NOW, key, settled
 
-from .kit import DOWN, OK, World, never
+from .kit import DOWN, OK, Server, World, never
 
 ENGINES = ["sqlite", "leveldb", "log"]
 
@@ -304,3 +310,54 @@ async def test_what_was_settled_while_the_outbox_cannot_be_asked_is_told_later()
     assert len(told) == 1
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
+
+
+# --- closing --------------------------------------------------------------------------------------
+
+
+class Hanging(MemorySpool):
+    """From some moment on it answers nothing."""
+
+    hangs = False
+
+    async def _answer(self) -> None:
+        if self.hangs:
+            await asyncio.sleep(3600)
+
+    async def lease(
+        self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease]:
+        leases = await super().lease(wants, now=now, until=until)
+        self.hangs = True
+        return leases
+
+    async def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
+        await self._answer()
+        return await super().survey(after=after, limit=limit)
+
+    async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
+        await self._answer()
+        return await super().settle(settlements)
+
+
+@virtually
+async def test_closing_waits_for_a_spool_that_hangs_for_its_time_once() -> None:
+    """`drain_ms` is for all of it: attempts, verdicts, leases that are given back."""
+    spool, clock, luck = Hanging(), VirtualClock(NOW), Random(0)
+    custody = Custody(spool=spool, terms=Terms(survives=Survives.NOTHING, required=0))
+    dispatcher = Dispatcher(
+        custody=custody, transport=Server(OK), scheduler=Scheduler(), board=Telling(lambda _: None),
+        policy=Policy(), clock=clock, lease_ms=LEASE_MS, serves=[HERE], among_others=True,
+    )  # fmt: skip
+    outbox = Outbox(
+        spool=spool, custody=custody, secret=b"s", dispatcher=dispatcher, turn=Turn(None),
+        destination=HERE, policy=Policy(), clock=clock, chance=luck.randbytes, serves=[HERE],
+        room=None,
+    )  # fmt: skip
+    await spool.accept([values.waiting("1"), values.waiting("2")])
+    outbox.start(sends=True)
+    await asyncio.sleep(1)
+    assert custody._settles.busy
+    began = asyncio.get_running_loop().time()
+    await outbox.aclose(drain_ms=10_000)
+    assert asyncio.get_running_loop().time() - began < 13

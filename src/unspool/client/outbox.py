@@ -53,7 +53,8 @@ from ..spools.disk import disk_free
 from ..spools.open import open_spool
 from ..spools.protocol import Acceptance, Duplicate, Entry, Lease, Mismatch, New, Spool
 from ..transports.protocol import Transport
-from .record import message, size_of
+from ..tries import LoopClock
+from .record import message, size_of, trail_of
 from .request import Request
 from .results import Try
 from .room import Room, open_room
@@ -360,6 +361,7 @@ class Outbox:
 
     async def aclose(self, *, drain_ms: int) -> None:
         """Let what is under way end, for so long; what is left stays on disk."""
+        until = LoopClock().now() + drain_ms
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -367,24 +369,19 @@ class Outbox:
         try:
             if self._running is not None:
                 # Left leased, what it is just leasing would look as if it had been sent.
-                await asyncio.wait([self._running], timeout=max(drain_ms, LAST_WRITES_MS) / 1000)
+                left_ms = max(LAST_WRITES_MS, until - LoopClock().now())
+                await asyncio.wait([self._running], timeout=left_ms / 1000)
                 self._running.cancel()  # it waits for a disk that hangs
                 await asyncio.gather(self._running, return_exceptions=True)
-                await self.dispatcher.stop(drain_ms=drain_ms)
-            await self.custody.drain(within_ms=max(drain_ms, LAST_WRITES_MS))
+                await self.dispatcher.stop(drain_ms=max(0, until - LoopClock().now()))
+            left_ms = max(LAST_WRITES_MS, until - LoopClock().now())
+            whole = await self.custody.drain(within_ms=left_ms)
             if self._room is not None:
                 await self._room.aclose()
-            if not await closed(self.spool):
+            if not await closed(self.spool, hung=not whole):
                 log.warning("the outbox does not answer, and was not waited for; it is kept")
         finally:
             self._turn.give_up()
-
-
-def trail_of(tries: Sequence[Try], *, at: Instant) -> tuple[Tried, ...]:
-    return tuple(
-        Tried(number, at, one.status, f"{one.cause} ({one.where})"[:200], one.sent)
-        for number, one in enumerate(tries, 1)
-    )
 
 
 def outbox_url(given: str) -> str:

@@ -3,6 +3,7 @@
     message(request, …) -> Message       sealed, with what only we need to know in fields of ours
     restored(wire, …) -> Request         the same request again, for the next pass
     result_of(entry, …) -> Result        what an entry says: Queued, or how it ended
+    trail_of(tries, at=…) -> trail       the tries of a pass as an entry keeps them
 
 The fields of ours are `Unspool-Key` (what it is called, also where no key is sent along),
 `Unspool-Order` and `Unspool-Expires-At`. They stay in the outbox: `restored` takes them off.
@@ -10,7 +11,7 @@ The fields of ours are `Unspool-Key` (what it is called, also where no key is se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..core.fields import values
@@ -18,6 +19,7 @@ from ..core.lifecycle import Reason, State
 from ..core.message import (
     IDEMPOTENT_METHODS,
     SAFE_METHODS,
+    Attempt,
     Destination,
     Field,
     Instant,
@@ -145,3 +147,10 @@ def result_of(
     response = response_of(answer, whole=entry.stored)
     kind = Rejected if response.status // 100 in (4, 5) else Delivered
     return kind(response, name, tries)
+
+
+def trail_of(tries: Sequence[Try], *, at: Instant) -> tuple[Attempt, ...]:
+    return tuple(
+        Attempt(number, at, one.status, f"{one.cause} ({one.where})"[:200], one.sent)
+        for number, one in enumerate(tries, 1)
+    )
