@@ -14,6 +14,7 @@ memory    resident: idle, busy, with a backlog
 floors    the door, the transport and the spool alone, with nothing decided between them
 inside    the ASGI middleware in an application, against none and against other packages
 client    the smart client and its adapters when all is well, against bare aiohttp, httpx2, requests
+deep      accept, redelivery, start and memory with ten million waiting; only where it is asked for
 
     python -m benchmarks --spools               instead: the engines, without a relay; see spools
 
@@ -39,7 +40,7 @@ from pathlib import Path
 
 import click
 
-from . import client, custody, floors, inside, machine, passing, restate, spools, table
+from . import client, custody, deep, floors, inside, machine, passing, restate, spools, table
 from .bench import Bench, Row
 from .process import Failed
 
@@ -54,7 +55,10 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "floors": floors.floors,
     "inside": inside.inside,
     "client": client.client,
+    "deep": deep.deep,
 }
+UNASKED = frozenset(GROUPS) - {"deep"}
+"""What is measured where nothing is named."""
 
 
 def _say(text: str) -> None:
@@ -100,6 +104,7 @@ def _spools(bench: Bench, engine: tuple[str, ...], filled: int, into: Path | Non
 @click.option("--seconds", default=4.0, show_default=True, help="How long each run lasts.")
 @click.option("--runs", default=3, show_default=True, help="How often each is run.")
 @click.option("--backlog", default=50_000, show_default=True, help="Messages to deliver again.")
+@click.option("--deep", "waiting", default=10_000_000, show_default=True, help="Waiting in `deep`.")
 @click.option("--no-restate", is_flag=True, help="Leave Restate out: it is not installed.")
 @click.option("--spools", "engines", is_flag=True, help="The spools side by side, and no relay.")
 @click.option("--engine", multiple=True, type=click.Choice(spools.ENGINES), help="This one alone.")
@@ -112,6 +117,7 @@ def main(
     seconds: float,
     runs: int,
     backlog: int,
+    waiting: int,
     no_restate: bool,
     engines: bool,
     engine: tuple[str, ...],
@@ -132,6 +138,7 @@ def main(
         seconds=seconds,
         runs=runs,
         backlog=backlog,
+        deep=waiting,
         restate=not no_restate,
         extra=extra,
     )
@@ -146,7 +153,7 @@ def main(
     try:
         before, load = _sync(bench), _load()
         for name, measure in GROUPS.items():
-            if only and name not in only:
+            if name not in (only or UNASKED):
                 continue
             _say(f"{name} …")
             try:

@@ -82,6 +82,7 @@ class Bench:
     runs: int = 3
     connections: int = 64
     backlog: int = 50_000
+    deep: int = 10_000_000
     restate: bool = True
     extra: tuple[str, ...] = ()
     """More arguments for `unspool serve`."""

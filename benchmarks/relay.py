@@ -33,10 +33,13 @@ def program() -> list[str]:
 
 
 class Relay(Process):
-    def __init__(self, bench: Bench, *, to: int, extra: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, bench: Bench, *, to: int, extra: tuple[str, ...] = (), spool: Path | None = None
+    ) -> None:
+        """`spool`: a file that is there already, and stays."""
         self.port = free_port()
         self.folder = bench.new_folder("relay")
-        self.spool = self.folder / "spool.db"
+        self.spool = spool or self.folder / "spool.db"
         super().__init__(
             [
                 *program(), "serve",
