@@ -41,19 +41,21 @@ from unspool.testing.conformance.values import (
 from .switch import Switch
 
 DEADLINE_MS = 100
+"""Of those who may hang. In memory nobody takes any time; on a disk one has `DISK_MS`."""
+DISK_MS = 10_000
 OTHER = b"another nonce..."
 
 
 class Pair:
     """A chain of two, each behind a switch."""
 
-    def __init__(self, first: Switch, second: Switch) -> None:
+    def __init__(self, first: Switch, second: Switch, *, deadline_ms: int = DEADLINE_MS) -> None:
         self.first, self.second = first, second
         self.chain = ChainSpool(
             [
-                Custodian(name="first", open=self._open(first), deadline_ms=DEADLINE_MS),
+                Custodian(name="first", open=self._open(first), deadline_ms=deadline_ms),
                 Custodian(
-                    name="second", open=self._open(second), deadline_ms=DEADLINE_MS, private=True
+                    name="second", open=self._open(second), deadline_ms=deadline_ms, private=True
                 ),
             ],
             now=lambda: NOW,
@@ -93,7 +95,11 @@ async def until(true: Callable[[], bool], *, seconds: float = 30.0) -> None:
 async def pair_of(
     first: Switch | None = None, second: Switch | None = None, *, keeps: bool = True
 ) -> AsyncIterator[Pair]:
-    pair = Pair(first or Switch(MemorySpool()), second or Switch(MemorySpool()))
+    given = first or second
+    pair = Pair(
+        first or Switch(MemorySpool()), second or Switch(MemorySpool()),
+        deadline_ms=DISK_MS if given and isinstance(given.spool, SqliteSpool) else DEADLINE_MS,
+    )  # fmt: skip
     await pair.chain.begin()
     if keeps:
         pair.chain.keep()
@@ -584,7 +590,7 @@ async def test_what_another_process_leaves_away_is_seen(tmp_path: Path) -> None:
         return Switch(await SqliteSpool.open(tmp_path / name, test_hook_no_sync=True), mode=mode)
 
     pairs = [
-        Pair(await opened("first", mode), await opened("second", "well"))
+        Pair(await opened("first", mode), await opened("second", "well"), deadline_ms=DISK_MS)
         for mode in ("well", "down")
     ]
     for pair in pairs:

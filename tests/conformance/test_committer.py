@@ -425,6 +425,7 @@ async def test_who_waits_for_a_disk_that_hangs_is_told_what_is_known_of_his() ->
     assert disk.batches == [[1]]
 
 
+@virtually
 async def test_a_disk_that_works_is_not_given_up() -> None:
     """However many wait: something was done a moment ago."""
     disk = Disk()

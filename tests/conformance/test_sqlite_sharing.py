@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +145,41 @@ async def test_processes_share_the_work(path: Path) -> None:
     entries = await spool.browse(Query(state=State.DELIVERED), after=None, limit=1_000)
     assert len(entries) == 600
     await spool.aclose()
+
+
+def test_who_writes_all_the_time_lets_others_have_their_turn(path: Path) -> None:
+    """It has the file for 20 ms, lets go for one, and has it again: not for seconds on end."""
+    store = SqliteStore.open(path)
+    holds, over = threading.Event(), threading.Event()
+    turns = 0
+
+    def hog() -> None:
+        nonlocal turns
+        greedy = apsw.Connection(str(path))
+        greedy.set_busy_timeout(5_000)
+        while not over.is_set():
+            greedy.execute("BEGIN IMMEDIATE")
+            holds.set()
+            time.sleep(0.02 if turns else 0.3)  # the first is long: who waits is patient
+            greedy.execute("COMMIT")
+            turns += 1
+            time.sleep(0.001)
+        greedy.close()
+
+    waited = 0
+    for number in range(3):
+        turns = 0
+        holds.clear()
+        over.clear()
+        hogging = threading.Thread(target=hog)
+        hogging.start()
+        assert holds.wait(20)
+        store.accept([waiting(f"{number}")])
+        waited += turns
+        over.set()
+        hogging.join()
+    store.close()
+    assert waited < 60, "of SQLite's own looks one in twenty meets the gap: it would be 300"
 
 
 async def test_another_process_wakes_who_waits(path: Path) -> None:

@@ -102,10 +102,13 @@ async def test_one_who_is_cancelled_at_the_start_leaves_no_transaction(file: Pat
 
     writer = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
     writer.execute("BEGIN IMMEDIATE")
-    timer = threading.Timer(0.3, lambda: writer.execute("COMMIT"))
+    placing = asyncio.create_task(place("k1"))
+    await asyncio.sleep(0.05)
+    placing.cancel()
+    timer = threading.Timer(0.2, lambda: writer.execute("COMMIT"))
     timer.start()
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(place("k1"), 0.05)
+    with pytest.raises(asyncio.CancelledError):
+        await placing
     assert not connection.in_transaction
     assert [await place("k1"), await place("k2")] == ["ran", "ran"]
     await connection.close()

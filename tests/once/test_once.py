@@ -401,7 +401,7 @@ def test_one_at_a_time_and_the_others_are_told(once: Once, url: str) -> None:
     @once(url, key=lambda m: m, scope="orders")
     def handle(m: str) -> int:
         runs.append(m)
-        go.wait(5)
+        go.wait(60)
         return 7
 
     def attempt(_: int) -> Any:
@@ -422,16 +422,17 @@ def test_one_at_a_time_and_the_others_are_told(once: Once, url: str) -> None:
 
 def test_waiting_has_an_end(once: Once, url: str) -> None:
     """busy="wait" gives up after `wait_max_ms`."""
-    go = threading.Event()
+    begun, go = threading.Event(), threading.Event()
 
     @once(url, key=lambda m: m, scope="orders", busy="wait", wait_max_ms=100)
     def handle(m: str) -> int:
-        go.wait(5)
+        begun.set()
+        go.wait(60)
         return 7
 
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(handle, "k1")
-        time.sleep(0.1)
+        assert begun.wait(60)
         with pytest.raises(Busy):
             handle("k1")
         go.set()

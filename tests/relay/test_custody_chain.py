@@ -65,7 +65,7 @@ async def relay_over_two(
 
     chain = ChainSpool(
         [
-            Custodian(name=name, open=opens(place), deadline_ms=200)
+            Custodian(name=name, open=opens(place), deadline_ms=5_000)
             for name, place in (("first", first), ("second", second))
         ],
         now=lambda: Instant(NOW),

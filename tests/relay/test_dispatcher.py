@@ -428,24 +428,28 @@ class Ill(MemorySpool):
         self.ill: set[str] = set()
         self.error: Exception = Unavailable("simulated")
 
+    def _anew(self) -> Exception:
+        """One that is raised again and again has a longer traceback each time, to be logged."""
+        return type(self.error)(*self.error.args)
+
     async def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
         if "survey" in self.ill:
-            raise self.error
+            raise self._anew()
         return await super().survey(after=after, limit=limit)
 
     async def settle(self, settlements: Sequence[tuple[Lease, Verdict]], /) -> Sequence[bool]:
         if "settle" in self.ill:
-            raise self.error
+            raise self._anew()
         return await super().settle(settlements)
 
     async def wait_arrival(self) -> None:
         if "wait" in self.ill:
-            raise self.error
+            raise self._anew()
         await super().wait_arrival()
 
     async def sweep(self, *, now: Instant, limit: int) -> int:
         if "sweep" in self.ill:
-            raise self.error
+            raise self._anew()
         return await super().sweep(now=now, limit=limit)
 
 

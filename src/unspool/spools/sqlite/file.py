@@ -11,6 +11,10 @@ The lock is `<file>-lock`, a shared flock for as long as the spool is open. Whoe
 alone at open knows that every lease in the file is a dead process's, and frees them. flock, not
 POSIX locks, so that two spools in one process count as two.
 
+Who writes waits for who is writing, and looks every millisecond: SQLite's own waiting looks ten
+times a second in the end, and of a process that writes all the time, and lets go for less than a
+millisecond, the others would then wait for seconds to get their turn.
+
 Bugs: a lock inherited over fork() keeps the file "in use" until the child ends; open the spool
 after forking. On a network file system SQLite's WAL, and flock, are only as good as the server.
 """
@@ -20,6 +24,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,6 +55,7 @@ PAGE_BYTES: Final = 4096
 CACHE_KIB: Final = 16 * 1024
 READER_CACHE_KIB: Final = 8 * 1024
 BUSY_MS: Final = 5_000
+BUSY_LOOK_S: Final = 0.001
 CHECKPOINT_PAGES: Final = 4_000
 WAL_KEPT_BYTES: Final = 64 * 1024 * 1024
 STATEMENTS: Final = 256
@@ -187,7 +194,7 @@ def _connect(path: Path, *, cache_kib: int, synced: bool) -> apsw.Connection:
         str(path), flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=STATEMENTS
     )
     try:
-        connection.set_busy_timeout(BUSY_MS)
+        connection.set_busy_handler(_turn())
         if connection.pragma("schema_version") == 0:
             connection.pragma("page_size", PAGE_BYTES)
         elif connection.pragma("application_id") != APPLICATION_ID:
@@ -213,6 +220,23 @@ def _connect(path: Path, *, cache_kib: int, synced: bool) -> apsw.Connection:
         connection.close()
         raise
     return connection
+
+
+def _turn() -> Callable[[int], bool]:
+    """What SQLite asks each time that somebody else is writing: wait on? For BUSY_MS at most."""
+    until = 0.0
+
+    def waits_on(looks: int, /) -> bool:
+        nonlocal until
+        now = time.monotonic()
+        if not looks:
+            until = now + BUSY_MS / 1000
+        if now >= until:
+            return False
+        time.sleep(BUSY_LOOK_S)
+        return True
+
+    return waits_on
 
 
 def _make_ours(connection: apsw.Connection, path: Path) -> None:

@@ -27,6 +27,9 @@ from .wire import Reply
 DAY_MS: Final = 24 * 3600 * 1000
 LONG_AGO_MS: Final = 4 * 365 * DAY_MS
 TRIES_MAX: Final = 3
+BOUNCED_S: Final = 20.0
+DOWN_S: Final = 3.0
+"""What is `down` is not well before: it says three times to come again in a second."""
 QUIET_S: Final = 1.5
 """How long nothing may be sent before it counts as not sent."""
 
@@ -45,10 +48,13 @@ async def h1(it: Orders) -> None:
 
 
 async def h2(it: Orders) -> None:
-    order, key = await it.make("down"), fresh()
-    first = await parked(order, key)
-    runs = await order.count()
-    many = [await order.post(key) for _ in range(5)]
+    for _ in range(TRIES_MAX):
+        order, key = await it.make("down"), fresh()
+        first = await parked(order, key)
+        runs = await order.count()
+        many = [await order.post(key) for _ in range(5)]
+        if many[-1].ended_at - first.began_at < DOWN_S:
+            break  # else it may have been delivered, and nothing is shown
     must(all(saved(each) for each in many), f"repeats got {[each.status for each in many]}")
     places = {place_of(each) for each in (first, *many)}
     must(len(places) == 1, f"repeats got {len(places)} addresses")
@@ -90,7 +96,7 @@ async def h7(it: Orders) -> None:
     order, key = await it.make("dead"), fresh()
     first = await order.post(key, fields=[("Unspool-Lifetime", "2")])
     must(saved(first), f"a failure under a key got {first}")
-    until = time.monotonic() + 12
+    until = time.monotonic() + BOUNCED_S
     while (asked := await order.get(place_of(first))).status == 200 and b"waiting" in asked.body:
         must(time.monotonic() < until, f"after its time the address says {asked}")
         await asyncio.sleep(0.2)
