@@ -8,6 +8,9 @@ Every write is one transaction, begun IMMEDIATE and synced before the verb retur
 it needs, decides in Python, and writes in few statements. May be called from several threads, which
 then take turns; several processes may have one file open.
 
+A file that was removed or replaced while it is open takes nothing more, for it goes when we go.
+What it has is leased and settled as before.
+
 A record that fails its checksum is set aside at the first look: it is never leased again, `find`
 and `accept` of its key raise `Corrupt` (fail closed: it may have been applied), `corrupt` counts.
 
@@ -16,9 +19,11 @@ Does not: gather callers into batches (`committer` does), or wait for arrivals.
 
 from __future__ import annotations
 
+import os
+import shlex
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -27,7 +32,7 @@ import msgspec
 
 from ...core.lifecycle import LIFE, Verdict
 from ...core.message import Destination, Instant, Key
-from ...errors import Corrupt, Unavailable
+from ...errors import Corrupt, NotDone, Unavailable
 from ..protocol import (
     Acceptance,
     Damaged,
@@ -84,12 +89,14 @@ class SqliteStore:
         self._closed = False
         self._joined = 0  # the thread in which several verbs are one transaction just now
         self._version = self._data_version()
+        self._file = os.stat(path)
         self.corrupt: int = self._one(COUNT_SPOILT)
         """Records set aside."""
 
     @classmethod
     def open(cls, path: Path, *, create: bool = True, test_hook_no_sync: bool = False) -> Self:
         """`test_hook_no_sync` breaks the promise on purpose, so that a test of it can fail."""
+        path = path.absolute()  # whoever has us may go to another folder
         return cls(open_file(path, create=create, synced=not test_hook_no_sync), path)
 
     def close(self) -> None:
@@ -153,7 +160,20 @@ class SqliteStore:
                 " on the disk. Start again: unspool serve"
             )
 
+    def _check_there(self) -> None:
+        """I1: what is written to a file without a name survives nothing."""
+        with suppress(OSError):
+            if os.path.samestat(os.stat(self.path), self._file):
+                return
+        raise NotDone(
+            f"The file of the spool {self.path} was removed, or another has its name. Nothing of"
+            " this was done. What was accepted before is delivered as long as this process runs,"
+            " and is lost when it ends: put the file back, or wait until nothing is left, then"
+            " start again. See: ls -li " + shlex.quote(str(self.path))
+        )
+
     def accept(self, entries: Sequence[Entry], /) -> list[Acceptance]:
+        self._check_there()
         try:
             with self._transaction():
                 return self._accept(entries)
