@@ -15,8 +15,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from unspool.core.lifecycle import Bounced, Reason
-from unspool.errors import CannotCreate, Misconfigured, Newer, NotDone, Unavailable
+from unspool.errors import CannotCreate, Misconfigured, Newer, Unavailable
 from unspool.spools.open import OURS, open_spool
 from unspool.spools.protocol import New, Query, Spool, Survives
 from unspool.spools.sqlite import read
@@ -58,25 +57,6 @@ async def test_the_file_is_in_wal_and_fully_synced(path: Path) -> None:
     assert store.promises.survives is (Survives.PROCESS if in_memory else Survives.POWER)
     assert "synchronous=FULL" in store.promises.detail
     store.close()
-
-
-@pytest.mark.parametrize("replaced", [False, True])
-async def test_a_file_that_is_gone_takes_nothing_more(path: Path, replaced: bool) -> None:
-    """I1: it would be lost when the process ends. What it took before is delivered; and when the
-    file is back all is well."""
-    spool = await SqliteSpool.open(path)
-    there = await spool.accept([waiting("k1")])
-    assert isinstance(there[0], New)
-    path.rename(path.with_name("away"))
-    if replaced:
-        path.touch()
-    with pytest.raises(NotDone, match="was removed, or another has its name"):
-        await spool.accept([waiting("k2")])
-    [lease] = await spool.lease({HERE: 5}, now=NOW, until=later(DAY))
-    assert list(await spool.settle([(lease, Bounced(Reason.DROPPED, later(DAY)))])) == [True]
-    path.with_name("away").rename(path)
-    assert isinstance((await spool.accept([waiting("k2")]))[0], New)
-    await spool.aclose()
 
 
 async def test_without_sync_it_does_not_promise_a_power_cut(path: Path) -> None:

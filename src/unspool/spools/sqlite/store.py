@@ -19,11 +19,9 @@ Does not: gather callers into batches (`committer` does), or wait for arrivals.
 
 from __future__ import annotations
 
-import os
-import shlex
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -32,7 +30,8 @@ import msgspec
 
 from ...core.lifecycle import LIFE, Verdict
 from ...core.message import Destination, Instant, Key
-from ...errors import Corrupt, NotDone, Unavailable
+from ...errors import Corrupt, Unavailable
+from ..present import Present
 from ..protocol import (
     Acceptance,
     Damaged,
@@ -89,7 +88,7 @@ class SqliteStore:
         self._closed = False
         self._joined = 0  # the thread in which several verbs are one transaction just now
         self._version = self._data_version()
-        self._file = os.stat(path)
+        self._present = Present(path)
         self.corrupt: int = self._one(COUNT_SPOILT)
         """Records set aside."""
 
@@ -160,20 +159,8 @@ class SqliteStore:
                 " on the disk. Start again: unspool serve"
             )
 
-    def _check_there(self) -> None:
-        """I1: what is written to a file without a name survives nothing."""
-        with suppress(OSError):
-            if os.path.samestat(os.stat(self.path), self._file):
-                return
-        raise NotDone(
-            f"The file of the spool {self.path} was removed, or another has its name. Nothing of"
-            " this was done. What was accepted before is delivered as long as this process runs,"
-            " and is lost when it ends: put the file back, or wait until nothing is left, then"
-            " start again. See: ls -li " + shlex.quote(str(self.path))
-        )
-
     def accept(self, entries: Sequence[Entry], /) -> list[Acceptance]:
-        self._check_there()
+        self._present.check()
         try:
             with self._transaction():
                 return self._accept(entries)
