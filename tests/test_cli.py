@@ -569,12 +569,19 @@ async def test_a_person_at_a_terminal_is_asked(spool: Spool, tmp_path: Path, yes
         ("queue", "--nosuch"),
         ("nosuch",),
         (),
+        ("outbox",),
+        ("send", "http://[::1/orders"),
+        ("show", b"k\xff"),
     ],
 )
-def test_bad_command_lines_exit_64(unspool: Run, words: tuple[str, ...]) -> None:
+def test_bad_command_lines_exit_64(
+    unspool: Run, tmp_path: Path, words: tuple[str | bytes, ...]
+) -> None:
+    (tmp_path / "unspool.db").touch()
     result = unspool(*words)
     assert (result.returncode, result.stdout) == (os.EX_USAGE, b"")
-    assert result.stderr
+    assert result.stderr.startswith((b"unspool: ", b"Usage: "))
+    assert b"mistake of ours" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -601,7 +608,8 @@ async def test_a_word_that_is_no_text_is_said_to_be_none(
 
 def test_version(unspool: Run) -> None:
     how = "compiled" if heads.COMPILED else "not compiled"
-    assert unspool("version").stdout == f"unspool {__version__} ({how})\n".encode()
+    for words in (("version",), ("--version",), ("-V",)):
+        assert unspool(*words).stdout == f"unspool {__version__} ({how})\n".encode()
 
 
 def test_config_says_where_each_value_came_from(unspool: Run, tmp_path: Path) -> None:
@@ -676,6 +684,77 @@ def test_debug_adds_a_traceback_and_nothing_else_does(unspool: Run, tmp_path: Pa
     debugged = unspool("queue", UNSPOOL_DEBUG="1")
     assert debugged.returncode == os.EX_CONFIG
     assert b"Traceback" in debugged.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "code"),
+    [
+        ("drop --all", "<&-", os.EX_USAGE),  # nobody can be asked
+        ("export", ">&-", 0),
+        ("queue", "<&- >&- 2>&-", 0),
+    ],
+)
+async def test_streams_may_be_closed(
+    spool: Spool, tmp_path: Path, words: str, closed: str, code: int
+) -> None:
+    """As some who start others leave them."""
+    await put(spool, "k1")
+    done = subprocess.run(
+        f"exec {sys.executable} -m unspool {words} {closed}", shell=True, cwd=tmp_path,
+        env=clean(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert b"mistake of ours" not in done.stderr
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """A spool's, that is, which whoever writes to stderr by number would write into."""
+    script = tmp_path / "opens.py"
+    script.write_text(
+        "import os, sys\nfrom unspool.admin.cli import main\nsys.argv[1:] = ['version']\nmain()\n"
+        "os._exit(os.open(os.devnull, os.O_RDONLY))"
+    )
+    command = f"exec {sys.executable} {script} <&- >&- 2>&-"
+    done = subprocess.run(command, shell=True, env=clean(tmp_path), timeout=60, check=False)
+    assert done.returncode > 2
+
+
+async def test_what_stdout_cannot_say_is_escaped(unspool: Run, tmp_path: Path) -> None:
+    """Anything else would end the command, after what it did."""
+    (tmp_path / "unspool.db").touch()
+    words = ("move", "--from", "sqlite:///unspool.db", "--to", "sqlite:///new.db")
+    done = unspool(*words, PYTHONIOENCODING="iso8859-5")
+    assert (done.returncode, done.stdout) == (0, b"moved 0 \\xb7 copied 0 \\xb7 known 0\n")
+
+
+def test_a_name_that_is_not_there_comes_with_the_command_that_lists_them(
+    unspool: Run, tmp_path: Path
+) -> None:
+    """Of the spool that was asked: an outbox is one."""
+    for name in ("outbox.db", "a b.db"):
+        (tmp_path / name).touch()
+    for words, url in (
+        (("outbox", "show", "k1"), "sqlite:///outbox.db"),
+        (("retry", "k1", "--spool", "sqlite:///a b.db"), "'sqlite:///a b.db'"),
+    ):
+        done = unspool(*words)
+        assert done.returncode == os.EX_NOINPUT
+        assert f"unspool queue --all --spool {url}\n".encode() in done.stderr
+
+
+def test_a_body_from_a_file_that_is_not_there_is_not_sent(unspool: Run) -> None:
+    done = unspool("send", "http://127.0.0.1:1/orders", "--data", "@nosuch")
+    assert done.returncode == os.EX_NOINPUT
+    assert b"'nosuch' cannot be read" in done.stderr
+    assert b"Nothing was sent" in done.stderr
+
+
+def test_a_body_is_sent_as_it_was_typed(unspool: Run) -> None:
+    """In whatever encoding."""
+    assert (
+        unspool("send", "http://127.0.0.1:1/orders", "--key", "k1", "-d", b"\xff").returncode == 75
+    )
+    assert unspool("outbox", "show", "k1", "--body").stdout == b"\xff"
 
 
 async def test_a_full_disk_behind_stdout_is_said(

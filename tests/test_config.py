@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated
@@ -149,13 +150,15 @@ def test_an_unknown_key_is_refused_with_the_nearest_name_and_its_file() -> None:
     written("window-max = 10")
     assert "did you mean window_max?" in refusal({})
     written("[custody]\nlifetime_ms = 5")
-    assert "custody in unspool.toml is no setting" in refusal({})
+    assert "custody in unspool.toml is no setting: settings stand in no [table]" in refusal({})
 
 
 def test_an_unknown_variable_is_refused_with_the_nearest_name() -> None:
     text = refusal({}, {"UNSPOOL_WINDOW_MAXX": "10"})
     assert "UNSPOOL_WINDOW_MAXX in the environment" in text
     assert "did you mean UNSPOOL_WINDOW_MAX?" in text
+    assert "did you mean UNSPOOL_WORKERS?" in refusal({}, {"UNSPOOL_workers": "2"})
+    assert "did you mean" not in refusal({}, {"UNSPOOL_HOME": "/opt"}), "all begin with UNSPOOL_"
 
 
 @pytest.mark.parametrize(
@@ -186,6 +189,23 @@ def test_files_that_cannot_be_read_are_named() -> None:
         load({}, {}, config="nowhere.toml")
     written("window_max = ")
     assert "unspool.toml is not TOML" in refusal({})
+
+
+def test_a_file_that_may_not_be_looked_at_is_not_passed_over() -> None:
+    """It may set a limit. (A link to itself: as root there is no folder that one may not read.)"""
+    Path("unspool.toml").symlink_to("unspool.toml")
+    assert "unspool.toml cannot be read: " in refusal({})
+
+
+def test_a_file_may_be_a_pipe() -> None:
+    """`--config <(decrypt unspool.toml)`."""
+    source, sink = os.pipe()
+    os.write(sink, b"window_max = 9")
+    os.close(sink)
+    try:
+        assert load({}, {}, config=f"/dev/fd/{source}").settings.window_max == 9
+    finally:
+        os.close(source)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +244,8 @@ def test_values_are_read(name: str, raw: object, value: object) -> None:
         ("window_max", True, "give a whole number"),
         ("window_max", 1.5, "give a whole number"),
         ("window_max", "0", "give at least 1"),
-        ("window_max", "-1", "give a whole number"),
+        ("window_max", "-1", "give at least 1"),
+        ("body_max_bytes", "-1KiB", "give at least 0"),
         ("window_max", "20s", "give a whole number"),
         ("workers", "257", "give at most 256"),
         ("lifetime_ms", "5 days", "30s, 5m or 5d"),
@@ -244,7 +265,8 @@ def test_values_are_read(name: str, raw: object, value: object) -> None:
         ("to", "http://a#f", "leave out path and query"),
         ("to", "http://a:99999", "give a port"),
         ("to", "http://a:0", "a port from 1"),
-        ("to", "http://[::1", "to = http://[::1"),
+        ("to", "http://[::1", "in brackets: http://[::1]:8000"),
+        ("to", "http://::1:8000", "in brackets: http://[::1]:8000"),
         ("to", 8000, "give a list"),
         ("listen", "8700", "give host:port"),
         ("listen", "a:70000", "give host:port"),

@@ -65,10 +65,6 @@ async def perform(chosen: argparse.Namespace, folder: Path) -> int:
         show = Show(family, board, ink, rate=chosen.rate, seconds=chosen.seconds)
         try:
             return await show.run()
-        except CannotGoOn as error:
-            board.leave()
-            print(f"\nThe demonstration cannot go on: {error}.", flush=True)
-            return 1
         finally:
             board.leave()
             show.close()
@@ -84,6 +80,8 @@ def main() -> int:
     except (asyncio.CancelledError, KeyboardInterrupt):
         print("\nInterrupted. Every process it had started is stopped.", flush=True)
         code = 130
+    except CannotGoOn as error:
+        print(f"\nThe demonstration cannot go on: {error}.", flush=True)
     except BrokenPipeError:
         # Nobody reads on. What is left to say would fail again, loudly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -47,7 +47,7 @@ def free_ports(count: int) -> list[int]:
             found.append(port)
         if len(found) == count:
             return found
-    raise CannotGoOn("there are no free ports")
+    raise CannotGoOn(f"no {count} ports from {PORTS[0]} on are free; `ss -ltnp` names who has them")
 
 
 class Child:

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import difflib
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -45,7 +46,7 @@ _KUBERNETES_PORT: Final = re.compile(r"(tcp|udp|sctp)://")
 LEASE_SPARE_MS: Final = 10 * SECOND
 """A lease outlives its attempt by this: clocks differ, and a verdict takes time to be written."""
 
-_NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_NUMBER: Final = re.compile(r"(-?\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 class Effective(msgspec.Struct, frozen=True):
@@ -100,11 +101,21 @@ def candidates(environ: Mapping[str, str]) -> list[Path]:
 
 def _file(environ: Mapping[str, str], config: str) -> Path | None:
     if named := config or environ.get("UNSPOOL_CONFIG", ""):
-        if not Path(named).is_file():
+        if not _is_there(Path(named)):
             given = "--config" if config else "UNSPOOL_CONFIG"
             raise Misconfigured(f"{given} names {named}, and there is no such file")
         return Path(named)
-    return next((path for path in candidates(environ) if path.is_file()), None)
+    return next((path for path in candidates(environ) if _is_there(path)), None)
+
+
+def _is_there(path: Path) -> bool:
+    """A pipe will do. What may not be looked at is not passed over: it may set a limit."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise Misconfigured(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -128,12 +139,20 @@ def _ours(environ: Mapping[str, str]) -> list[str]:
 
 
 def _refuse_unknown(names: Mapping[str, Any] | list[str], *, where: str, known: list[str]) -> None:
+    bare = {_bare(name): name for name in known}
     for name in names:
         if name in known:
             continue
-        near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-        advice = f"did you mean {near[0]}?" if near else "`unspool config` lists them all."
+        near = difflib.get_close_matches(_bare(name), bare, n=1)
+        advice = f"did you mean {bare[near[0]]}?" if near else "`unspool config` lists them all."
+        if isinstance(names, Mapping) and isinstance(names[name], dict):
+            advice = "settings stand in no [table]."
         raise Misconfigured(f"{name} {where} is no setting: {advice}")
+
+
+def _bare(name: str) -> str:
+    """Without what all of them begin with, which would make all of them alike."""
+    return name.lower().replace("-", "_").removeprefix(PREFIX.lower())
 
 
 # --- one value --------------------------------------------------------------------------------
@@ -239,9 +258,18 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]*):(\d{1,5})")
 
 
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError:
+        raise ValueError("write an address of IPv6 in brackets: http://[::1]:8000") from None
+
+
 def _base(text: str) -> str:
     """A service's address. What a path in it would mean, nobody agrees on: so there is none."""
-    url = urlsplit(text)
+    if text.partition("//")[2].count(":") > 1 and "[" not in text and "@" not in text:
+        raise ValueError("write an address of IPv6 in brackets: http://[::1]:8000")
+    url = _split(text)
     if url.scheme not in ("http", "https") or not url.netloc:
         raise ValueError("give http:// or https://, a host and a port: http://127.0.0.1:8000")
     if "@" in url.netloc:
@@ -338,7 +366,7 @@ def _agree(s: Settings) -> None:
         raise Misconfigured(
             f"lease_ms = {shown(SETTINGS['lease_ms'], s.lease_ms)} is too short: a lease must "
             "outlive its attempt (total_ms + connect_ms + 10s) and clocks that differ (20s). "
-            f"Give more than {least}."
+            f"Give more than {shown(SETTINGS['lease_ms'], least)}."
         )
     for low, high in _ORDERED:
         if getattr(s, low) > getattr(s, high):

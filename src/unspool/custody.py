@@ -17,7 +17,8 @@
     custody.recent                    answers just kept: a repeat mostly follows soon
 
 It also remembers how the spool does: after a write that failed it is left alone for a moment, so
-that an outage of the disk costs a refusal and not a timeout for each sender.
+that an outage of the disk costs a refusal and not a timeout for each sender. The log is told when
+nothing is taken any more, and why, and when that is over.
 
 The secret lives in the spool as an entry of its own: see `spools.secret`. A spool may be a chain of
 several (`spools.chain`), which tells of each item apart: here is where that is asked for.
@@ -26,6 +27,7 @@ several (`spools.chain`), which tells of each item apart: here is where that is 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from hmac import compare_digest
@@ -43,6 +45,10 @@ from .spools.secret import SECRET_BYTES, SECRET_KEY, secret_entry
 
 __all__ = ["SECRET_KEY", "Custody", "secret_entry"]
 
+log = logging.getLogger("unspool.custody")
+
+TELL_MS: Final = 5 * 60_000
+"""That nothing is taken is told once in so long, for trouble may come and go with each request."""
 TROUBLE_MS: Final = 1_000
 """How long a spool that failed is left alone."""
 BATCH_MAX: Final = 512
@@ -73,6 +79,8 @@ class Custody:
         self._disk_free = disk_free
         self._trouble = ""
         self._troubled_at = NEVER
+        self._told_at = NEVER
+        self._refusing = False
         self._looked_at = Instant(0)
         self._admitted_at = NEVER
         self._free_bytes: int | None = None
@@ -129,7 +137,20 @@ class Custody:
         # at a while ago, perhaps.
         seen_at = now if self._disk_free is None else self._looked_at
         self._admitted_at = NEVER if reject or self.terms.backlog_max else seen_at
+        if reject is not None:
+            self._tell(reject.detail, now)
         return reject
+
+    def _tell(self, why: str, now: Instant) -> None:
+        if 0 <= now - self._told_at < TELL_MS:
+            return
+        self._told_at = now
+        self._refusing = True
+        log.warning(
+            "nothing is taken into custody: %s. Senders are told 503 and keep their requests; what"
+            " was accepted is kept. See: curl http://…/_unspool/health",
+            why.removesuffix("."),
+        )
 
     async def accept(self, entry: Entry, *, now: Instant) -> Acceptance:
         """Take an entry in. Raises `Full` (it did not happen) or `Unavailable` (nobody knows)."""
@@ -146,6 +167,9 @@ class Custody:
 
     def took(self, entry: Entry, acceptance: Acceptance) -> None:
         self._trouble = ""
+        if self._refusing:
+            self._refusing = False
+            log.warning("custody is taken again")
         if type(acceptance) is not New:
             return
         if entry.state is State.WAITING:
@@ -218,8 +242,9 @@ class Custody:
         assert isinstance(error, Full | Unavailable | Refused)
         if isinstance(error, Homeless | InDoubt):
             return  # that one alone: others are taken
-        self._trouble = str(error).split(". ", 1)[0].removesuffix(".")
+        self._trouble = str(error).partition(". ")[0].removesuffix(".")
         self._troubled_at = now
+        self._tell(str(error), now)
 
     async def drain(self, *, within_ms: int = DRAIN_MS) -> bool:
         """Everything that was submitted is done. False: after so long some of it was given up."""

@@ -122,7 +122,8 @@ PROBLEMS: Final[dict[str, Problem]] = {
         "proxy_internal_error",
     ),
     "not-implemented": Problem(
-        501, "The relay does not do that", _YOURS, "CONNECT and Upgrade do not pass here.",
+        501, "The relay does not do that", _YOURS,
+        "CONNECT, Upgrade, unknown methods and transfer codings but chunked do not pass here.",
     ),
     "no-answer": Problem(
         502, "The service gave no whole answer", _PASSED,

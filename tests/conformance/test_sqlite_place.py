@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from unspool.core.lifecycle import Bounced, Reason
 from unspool.errors import NotDone
 from unspool.spools.sqlite.place import PARTS, WAL_LARGE_BYTES, Place
 from unspool.spools.sqlite.store import SqliteStore
@@ -38,6 +39,23 @@ def test_nothing_is_taken_into_a_file_that_was_removed(path: Path, part: str) ->
     again = SqliteStore.open(path)
     assert all(again.find([key("a"), key("b")]))
     again.close()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_was_taken_before_its_file_was_removed_is_delivered(path: Path, again: bool) -> None:
+    """I1: nobody else can have it, and when we end it is lost. Nothing more is taken into it."""
+    store = SqliteStore.open(path)
+    store.accept([waiting("a"), waiting("b")])
+    for part in (*PARTS, "-lock"):
+        Path(f"{path}{part}").unlink()
+    if again:
+        path.touch()
+    for _ in "12":
+        with pytest.raises(NotDone, match="removed or replaced"):
+            store.accept([waiting("c")])
+        [lease] = store.lease({HERE: 1}, now=NOW, until=LEASED_UNTIL)
+        assert store.settle([(lease, Bounced(Reason.DROPPED, LEASED_UNTIL))]) == [True]
+    store.close()
 
 
 def test_another_spool_in_its_place_is_left_alone(path: Path) -> None:

@@ -275,6 +275,33 @@ async def test_a_group_that_is_told_drains_however_late_its_parent_passes_it_on(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+async def test_a_terminal_that_closes_is_a_word_to_stop(tmp_path: Path, workers: int) -> None:
+    """SIGHUP, from it or from a hand that means "read your settings", cuts nobody off. Under nohup
+    it is nothing."""
+    more = ("--workers", "2") if workers == 2 else ()
+    with Service() as service:
+        service.weather = lambda _key, _body: "hold"
+        relay = Relay(tmp_path, to=service.url, arguments=(*ARGUMENTS, *more))
+        careless = Relay(tmp_path, to=service.url, spool=tmp_path / "n.db", under=("nohup",))
+        try:
+            await relay.start()
+            await careless.start()
+            careless.signal(signal.SIGHUP)
+            asking = asyncio.create_task(ask(relay.port, "POST", "/", body=b"x"))
+            assert await asyncio.to_thread(service.held.acquire, True, 10)
+            relay.signal(signal.SIGHUP)
+            await eventually(lambda: relay.tail().count("draining") == workers, "all have heard")
+            service.release()
+            told = await asking
+            code = await relay.ended(seconds=DRAIN_S + 20)
+            assert (await careless.health())["ready"]
+        finally:
+            relay.end()
+            careless.end()
+    assert (told.status, code) == (200, 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_a_second_signal_stops_now(tmp_path: Path, workers: int) -> None:
     more = ("--workers", "2") if workers == 2 else ()
     history = History()

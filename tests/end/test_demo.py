@@ -313,6 +313,30 @@ def test_a_double_behind_its_back_is_found(tmp_path: Path) -> None:
     assert not left_behind(tmp_path)
 
 
+FULL = """
+import contextlib, socket, sys
+from examples.demo import __main__ as demo, processes
+processes.PORTS = (10_000, 11_000)
+held = [socket.socket() for _ in range(1000)]
+for port, one in enumerate(held, 10_000):
+    with contextlib.suppress(OSError):
+        one.bind(("127.0.0.1", port))
+sys.argv = ["demo"]
+sys.exit(demo.main())
+"""
+
+
+def test_without_a_port_it_says_so(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        ["sh", "-c", 'ulimit -n 2048; exec "$@"', "sh", sys.executable, "-c", FULL],
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "cannot go on: no 5 ports" in ended.stdout
+    assert ended.stderr == ""
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     with demonstration(tmp_path, "--seconds", "15", "--rate", "60") as process:

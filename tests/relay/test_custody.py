@@ -11,7 +11,7 @@ import pytest
 from unspool.admin.collect import _until_told
 from unspool.core.admission import Terms
 from unspool.core.message import Instant, Key
-from unspool.custody import TROUBLE_MS, Custody
+from unspool.custody import TELL_MS, TROUBLE_MS, Custody
 from unspool.errors import Full, NotDone, Unavailable
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Acceptance, Entry
@@ -79,13 +79,35 @@ async def test_trouble_and_a_limit_are_seen_at_once() -> None:
     assert not takes(custody, NOW + 1)
 
 
-async def test_what_is_wrong_is_said_to_its_end() -> None:
-    """A file's name has a point in it, and is not the whole of what went wrong."""
+async def test_the_log_says_when_nothing_is_taken_and_when_that_is_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once, however many are refused: at first, and every few minutes."""
+    disk = Disk()
+    custody = await opened(disk)
+    assert takes(custody, NOW)
+    assert not caplog.messages
+    for ms in range(0, TELL_MS, 1_000):
+        custody.failed(Full("The disk is full. Make room."), Instant(NOW + ms))
+        assert not takes(custody, NOW + ms + 1)
+    [told] = caplog.messages
+    assert "nothing is taken into custody: The disk is full. Make room. Senders" in told
+    disk.free_bytes = 10
+    assert not takes(custody, NOW + TELL_MS + 2 * TROUBLE_MS)
+    assert "the disk of the spool is nearly full" in caplog.messages[1]
+    disk.free_bytes = 1_000
+    await custody.accept(secret_entry(b"s" * 32, now=Instant(NOW)), now=Instant(NOW))
+    await custody.accept(secret_entry(b"s" * 32, now=Instant(NOW)), now=Instant(NOW))
+    assert caplog.messages[2:] == ["custody is taken again"]
+
+
+async def test_trouble_is_told_in_a_whole_sentence() -> None:
+    """A file's name has a full stop in it."""
     custody = await opened(Disk())
-    custody.failed(Full("The disk of the spool /x/unspool.db is full. Make room."), Instant(NOW))
+    custody.failed(Full("The disk of /var/orders.db is full. Nothing was done."), Instant(NOW))
     reject = custody.admit(Instant(NOW + 1))
     assert reject is not None
-    assert reject.detail.endswith("The disk of the spool /x/unspool.db is full")
+    assert reject.detail.endswith(": The disk of /var/orders.db is full")
 
 
 async def test_trouble_is_over_when_the_clock_was_set_back() -> None:

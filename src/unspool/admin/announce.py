@@ -10,6 +10,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Final
+from urllib.parse import urlsplit
 
 from .. import __version__
 from ..core.message import Instant
@@ -19,7 +21,7 @@ from ..node import Node
 from ..problems import PREFIX
 from ..settings import Settings
 from ..spools.open import path_of
-from .wording import SURVIVES, custodian, span
+from .wording import SURVIVES, custodian, flags, span
 
 
 def _known_as(settings: Settings) -> str:
@@ -38,6 +40,17 @@ def _exposed(url: str) -> str:
         return ""
     who = ["others"] * bool(mode & 0o007) + ["its group"] * bool(mode & 0o070)
     return " and ".join(who)
+
+
+_LOCAL: Final = ({"localhost", "127.0.0.1", "0.0.0.0"}, {"localhost", "::1", "::"})
+
+
+def _is_itself(url: str, address: str) -> bool:
+    """Does this address listen where that URL leads, as far as one can see without asking?"""
+    there, here = urlsplit(url), urlsplit(address)
+    hosts = {there.hostname, here.hostname}
+    same = len(hosts) == 1 or any(hosts <= local for local in _LOCAL)
+    return same and (there.scheme, there.port) == (here.scheme, here.port)
 
 
 async def announce(settings: Settings, listening: Sequence[Opened], node: Node) -> None:
@@ -59,13 +72,19 @@ async def announce(settings: Settings, listening: Sequence[Opened], node: Node) 
         kept = f"  spool        {first}\n"
         kept += "".join(f"  and then     {other}\n" for other in others)
         kept += f"  in all       {depth}\n"
-    named = " ".join(f"--spool {url}" for url in urls)
+    look = f"unspool queue {flags(settings.spool)} · {listening[0].address}{PREFIX}health"
     say = (
         f"unspool {__version__} listens at {where}\n"
         f"  delivers to  {' '.join(settings.to)}{_known_as(settings)}\n"
         f"{kept}"
-        f"  look         unspool queue {named} · {listening[0].address}{PREFIX}health\n"
+        f"  look         {look}\n"
     )
+    for url in settings.to:
+        if any(_is_itself(url, one.address) for one in listening):
+            say += (
+                f"  WARNING      {url} is this relay itself: what is sent there comes back, and is"
+                " answered 508.\n               Name the service behind it: --to http://host:port\n"
+            )
     if promises.survives < node.plan.required:
         say += (
             f"  WARNING      this spool {survives}, and `survives` asks for "

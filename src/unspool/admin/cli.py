@@ -2,13 +2,15 @@
 
 Data goes to stdout, talk to stderr. Exit codes are those of sysexits.h (table below). Nothing needs
 a terminal, nothing is coloured. Every error that we know is one line, `unspool: message`; one that
-we do not know is one line too, and a traceback with UNSPOOL_DEBUG set.
+we do not know is one line too, and a traceback with UNSPOOL_DEBUG set. A stream that the caller has
+closed leads nowhere; what stdout's encoding does not have is written as an escape.
 
 What a command needs is imported when it runs: `unspool version` opens no database driver.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -31,6 +33,7 @@ from .commands.show import show
 from .commands.verbs import COMMANDS
 from .wording import said
 
+VERSION: Final = f"unspool {__version__} ({'compiled' if heads.COMPILED else 'not compiled'})"
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 """What a shell says of a program that wrote to a pipe nobody reads: 128 + SIGPIPE."""
@@ -74,6 +77,7 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="`unspool mailq` is `unspool queue`. Exit codes are those of sysexits.h.",
 )
+@click.version_option(__version__, "-V", "--version", message=VERSION)
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Email-grade delivery for HTTP.
@@ -89,7 +93,7 @@ def cli(ctx: click.Context) -> None:
 @click.command()
 def version() -> int:
     """Print the version, and whether heads are handled in C (README) or in Python."""
-    click.echo(f"unspool {__version__} ({'compiled' if heads.COMPILED else 'not compiled'})")
+    click.echo(VERSION)
     return 0
 
 
@@ -104,6 +108,7 @@ for _command in (*_RUN, queue, show, *COMMANDS, *_HOUSE, *_SENDER, *_OTHER):
 
 def main() -> int:
     """The program. Every exit code comes from here."""
+    _open_streams()
     code = _run()
     if code == BROKEN_PIPE:
         # What is left in the buffer would fail again, loudly, when the interpreter ends.
@@ -111,11 +116,20 @@ def main() -> int:
     return code
 
 
+def _open_streams() -> None:
+    """What the caller has closed (`>&-`) would be None here, and its number the next file's: a
+    spool's, and whoever writes to stderr by number would write into it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # in this order: each gets its own number
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - kept
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _run() -> int:
     try:
         code = cli.main(prog_name="unspool", standalone_mode=False)
-        if sys.stdout is not None:  # closed by the caller: `>&-`
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "unspool"
@@ -129,6 +143,9 @@ def _run() -> int:
         return BROKEN_PIPE if end.code else 0
     except UnspoolError as error:
         return _say(error, f"{error}", error.exit_code)
+    except UnicodeEncodeError as error:  # bytes that are no text come in as lone surrogates
+        text = "what was typed has a byte that is not UTF-8, and cannot be used. Write it in UTF-8."
+        return _say(error, text, os.EX_USAGE)
     except OSError as error:
         name = f" ({error.filename})" if error.filename else ""
         return _say(error, f"{error.strerror or error}{name}", os.EX_IOERR)

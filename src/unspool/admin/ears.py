@@ -1,4 +1,5 @@
-"""Ears: how a process hears that it is to stop.
+"""Ears: how a process hears that it is to stop: SIGTERM, SIGINT, and SIGHUP, which comes when its
+terminal closes; not under nohup, which ignores that one.
 
 signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)     first of all: what comes now is heard later
 told = ears()                                       in the loop: an Event, set by the first
@@ -15,15 +16,23 @@ import os
 import signal
 from typing import Final
 
-STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
-PASSED_ON: Final = {signal.SIGTERM: signal.SIGUSR1, signal.SIGINT: signal.SIGUSR2}
+STOPS: Final = frozenset(
+    number
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+)
+PASSED_ON: Final = {
+    signal.SIGHUP: signal.SIGUSR1,
+    signal.SIGTERM: signal.SIGUSR1,
+    signal.SIGINT: signal.SIGUSR2,
+}
 """What a parent says to its workers when it was told that."""
 SAME_SIGNAL_S: Final = 0.1
-"""SIGTERM and SIGINT of one moment are one word."""
+"""SIGTERM, SIGINT and SIGHUP of one moment are one word."""
 
 
 def ears(*, parent: bool = False) -> asyncio.Event:
-    """Set by SIGTERM or SIGINT. The next one stops at once: the spool has what was accepted. So
+    """Set by the first of STOPS. The next one stops at once: the spool has what was accepted. So
     does the second word of a parent; but not its first after the one that all were told.
 
     The signals were held back until here, so one that came while we started is heard too.
@@ -40,7 +49,7 @@ def ears(*, parent: bool = False) -> asyncio.Event:
 
     for number in STOPS:
         loop.add_signal_handler(number, hear, number, False)
-        if parent:
-            loop.add_signal_handler(PASSED_ON[number], hear, number, True)
+    for number, passed_on in PASSED_ON.items() if parent else ():
+        loop.add_signal_handler(passed_on, hear, number, True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOPS, *PASSED_ON.values()} if parent else STOPS)
     return told

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 from typing import NoReturn
 
 from ..core.urls import concealed
 from ..custody import Custody
 from ..settings import Settings
+from .wording import flags
 
 log = logging.getLogger("unspool.serve")
 
@@ -45,5 +45,4 @@ def told(settings: Settings, *, gave_up: int, unwritten: int) -> str:
             f" ({settings.lease_ms // 1000} s), and are tried again, or end as unknown where they"
             " may not be."
         )
-    command = f"unspool queue {' '.join(f'--spool {shlex.quote(url)}' for url in urls)}"
-    return " ".join([*parts, f"When it is back: {command}"])
+    return " ".join([*parts, f"When it is back: unspool queue {flags(settings.spool)}"])

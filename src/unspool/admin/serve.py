@@ -2,9 +2,9 @@
 
     serve(settings) -> exit code
 
-One process opens the spool, the door and the dispatcher and runs until SIGTERM or SIGINT: then it
-accepts no more, finishes what is in flight within `drain_ms`, saves or refuses what has had no
-answer a second before that, leaves the rest in the spool and exits 0. A second signal stops now:
+One process opens the spool, the door and the dispatcher and runs until it is told to stop (`ears`):
+then it accepts no more, finishes what is in flight within `drain_ms`, saves or refuses what has had
+no answer a second before that, leaves the rest in the spool and exits 0. A second signal stops now:
 what was accepted is in the spool either way.
 
 A spool that hangs makes nobody wait: who asked for custody is told so before the door closes, and
@@ -23,6 +23,7 @@ import fcntl
 import gc
 import logging
 import os
+import shlex
 import signal
 import ssl
 import time
@@ -188,12 +189,20 @@ def _serve_alone(url: str) -> IO[bytes] | None:
     `--workers` is how several share. The commands do not serve, and need no such right.
     """
     path = path_of(url)
-    if path is None or not path.parent.is_dir():
+    if path is None or not os.path.isdir(path.parent):
         return None
+    beside = f"{os.path.realpath(path)}-serve"  # two names of one file are one spool
     try:
-        held = open(f"{path}-serve", "ab")  # noqa: SIM115 - it is kept
-    except OSError:
-        return None  # opening the spool will say what is wrong, and better
+        # Nobody else's: who can open it can hold it.
+        held = os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+    except OSError as error:
+        if not os.path.lexists(beside):
+            return None  # opening the spool will say what is wrong, and better
+        raise CannotCreate(
+            f"{beside} cannot be opened: {error.strerror}. So nobody can tell whether another relay"
+            f" serves from the spool {path}. Nothing was started. Perhaps a relay was started here"
+            f" once as another user: ls -l {shlex.quote(beside)}"
+        ) from error
     for _ in range(IN_USE_TRIES):
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,8 +16,10 @@ process has to itself is reached through that process (`spools/desk`).
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -27,7 +29,7 @@ from ..clock import SystemClock
 from ..config import load
 from ..core.lifecycle import State
 from ..core.message import Instant, Key
-from ..errors import UnspoolError
+from ..errors import CannotCreate, UnspoolError
 from ..house.walk import pages
 from ..settings import Settings
 from ..spools.protocol import Entry, Query, Spool
@@ -204,12 +206,26 @@ async def _reach_what_is(url: str) -> Spool:
     return await reach_spool(url, create=False)
 
 
+def is_there(path: Path) -> bool:
+    """Raises `CannotCreate` where we may not even look."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise CannotCreate(
+            f"{path} cannot be looked at: {error.strerror}. Nothing was changed. Run this as the"
+            f" user whose it is; see: ls -ld {shlex.quote(str(path.parent))}"
+        ) from error
+    return True
+
+
 def _missing(url: str, *, create: bool = False) -> NoSuch | None:
     """Looking must not make an empty spool where somebody mistyped the name of a full one."""
     from ..spools.open import path_of
 
     path = path_of(url)
-    if path is not None and not path.exists() and not create:
+    if path is not None and not create and not is_there(path):
         return NoSuch(
             f"there is no spool at {path}: nothing was ever accepted there, or it is elsewhere. "
             "Name it with --spool, or run this where the relay runs."

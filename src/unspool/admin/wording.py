@@ -6,6 +6,7 @@
     encode(value)   a line of JSON, safe to print
     condition(e)    one line on where an entry is in its life
     custodian(view) one spool of several, in a line
+    flags(urls)     "--spool URL", to be pasted into a shell
     mark(e)         mailq's mark: "*" being tried, "!" held, " "
 
 Whatever came over the wire goes through `plain`: a reason phrase may carry a terminal's control
@@ -14,6 +15,8 @@ sequences, and an operator's terminal obeys them.
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +24,7 @@ import msgspec
 
 from ..core.lifecycle import TRAIL_MAX, State
 from ..core.message import NEVER
+from ..core.urls import concealed
 from ..spools.protocol import Entry, Survives
 
 if TYPE_CHECKING:
@@ -157,3 +161,8 @@ def custodian(view: View) -> str:
     if view.survives:
         text += f"; {SURVIVES[Survives[view.survives.upper()]]} ({view.detail})"
     return text
+
+
+def flags(urls: Iterable[str]) -> str:
+    """What names these spools on a command line; without their passwords."""
+    return " ".join(f"--spool {shlex.quote(concealed(url))}" for url in urls)

@@ -3,7 +3,7 @@
     supervise(count, work, drain_ms=…) -> exit code
 
 The parent forks before any loop or spool exists, waits, and forks again for a worker that dies: its
-leases and claims come due by themselves. SIGTERM and SIGINT go to all; the second one at once.
+leases and claims come due by themselves. What tells it to stop goes to all; the second at once.
 Workers die with their parent (prctl, where there is one), so none is left holding the port.
 """
 

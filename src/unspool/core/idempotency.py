@@ -73,7 +73,7 @@ def _structured(value: bytes) -> str | Unreadable:
         parsed: Any = http_sf.parse(value, tltype="item")
         item, _parameters = parsed
     except (http_sf.StructuredFieldError, ValueError, IndexError):
-        return Unreadable("the Idempotency-Key is not one quoted string (RFC 9651 §3.3.3)")
+        return Unreadable("the Idempotency-Key is not one quoted string (RFC 9651, 3.3.3)")
     if not isinstance(item, str):
         return Unreadable("the Idempotency-Key is not a string")
     return item

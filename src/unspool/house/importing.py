@@ -167,6 +167,11 @@ async def bring(
 
 
 def _stopped(number: int, error: Unfit, sums: Sums) -> BadLine:
+    if number == 1:
+        return BadLine(
+            f"Line 1 is no line of an export: {error}. Nothing was imported. Name a file that"
+            " `unspool export` wrote."
+        )
     return BadLine(
         f"Line {number} is no line of an export: {error}. It stopped there. The"
         f" {sums.new + sums.known} messages before it are in the spool; the others are in the file"

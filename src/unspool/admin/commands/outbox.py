@@ -16,7 +16,7 @@ import click
 
 from ...errors import Misconfigured
 from .. import wording
-from ..spool import NoSuch
+from ..spool import NoSuch, is_there
 from .queue import queue as queue_command
 from .show import show as show_command
 from .verbs import COMMANDS
@@ -32,9 +32,13 @@ class Groups(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=Groups)
-def outbox() -> None:
+@click.group(cls=Groups, invoke_without_command=True)
+@click.pass_context
+def outbox(ctx: click.Context) -> None:
     """Look after what waits at the sender's: list, show, retry, drop, drain."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(os.EX_USAGE)
 
 
 def outbox_option(text: str) -> click.Option:
@@ -65,7 +69,7 @@ def existing(given: str) -> str:
 
     url = outbox_url(given)
     path = path_of(url)
-    if path is not None and not path.exists():
+    if path is not None and not is_there(path):
         raise NoSuch(
             f"there is no outbox at {path}: nothing was ever kept there, or it is elsewhere. Name"
             " it with --outbox, as the client was told."

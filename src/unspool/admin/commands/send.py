@@ -22,6 +22,7 @@ import click
 from ...core.message import SAFE_METHODS
 from ...core.urls import concealed
 from .. import wording
+from ..spool import NoSuch
 from .outbox import OUTBOX
 
 UNKNOWN: Final = os.EX_PROTOCOL
@@ -67,7 +68,10 @@ def send(
     """
     from ...client.blocking import Client
 
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise click.UsageError(f"URL cannot be read: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise click.UsageError("URL is a whole address: http://host:port/path")
     if data is not None and json_text is not None:
@@ -105,8 +109,14 @@ def _body(text: str | None) -> bytes | None:
     if text is None:
         return None
     if not text.startswith("@"):
-        return text.encode()
-    return sys.stdin.buffer.read() if text == "@-" else Path(text[1:]).read_bytes()
+        return os.fsencode(text)  # byte for byte as it was typed
+    if text == "@-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(text[1:]).read_bytes()
+    except OSError as error:
+        name = wording.plain(text[1:])
+        raise NoSuch(f"{name!r} cannot be read: {error.strerror}. Nothing was sent.") from error
 
 
 def _field(text: str) -> tuple[str, str]:

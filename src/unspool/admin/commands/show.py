@@ -63,7 +63,8 @@ async def the_one(desk: Desk, word: str, *, verb: str) -> Entry:
     if not found:
         raise NoSuch(
             f"no message is called {wording.plain(word)}: it never was here, or was kept long "
-            "enough. `unspool queue --all` lists what there is."
+            "enough. See what there is: unspool queue --all "
+            f"{wording.flags(desk.settings.spool)}"
         )
     if len(found) > 1:
         now = desk.now()

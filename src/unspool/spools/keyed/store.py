@@ -15,6 +15,8 @@ grows with the backlog.
 A record that is spoilt is set aside at the first look: it is never leased again, `find` and
 `accept` of its key raise `Corrupt` (fail closed: it may have been applied), `corrupt` counts.
 
+A folder that was removed or replaced while it is open takes nothing more: see `present`.
+
 May be called from several threads; those that write take turns.
 """
 
@@ -31,6 +33,7 @@ from ...core.message import Destination, Instant, Key
 from ...core.record import Spoilt
 from ...errors import Corrupt, Unavailable
 from ..memory import after_verdict, bare, under
+from ..present import Present
 from ..protocol import (
     Acceptance,
     Damaged,
@@ -69,6 +72,7 @@ class KeyedStore:
         self.promises: Final = Promises(
             survives=shelf.survives, shared=False, remembers=True, fences=True, detail=shelf.detail
         )
+        self._present = Present(path)
         self._writing = threading.RLock()
         self._closed = False
         self._place = shelf.era << ERA_BITS
@@ -122,6 +126,7 @@ class KeyedStore:
             )
 
     def accept(self, entries: Sequence[Entry], /) -> list[Acceptance]:
+        self._present.check()
         try:
             with self._draft(grows=True) as draft:
                 return [self._accept(draft, entry) for entry in entries]

@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...core.message import Value
+from ...core.urls import concealed
 from ...errors import Misconfigured, Missing, Unavailable
 from .records import Names
 
@@ -65,7 +66,13 @@ class Place(Value, frozen=True):
 
 def read_url(url: str) -> Place:
     """Raises `Misconfigured`."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise Misconfigured(
+            f"{concealed(url)!r} cannot be read: {error}. Nothing was opened. Write:"
+            " --spool nats://127.0.0.1:4222/unspool"
+        ) from error
     user, at, hosts = parts.netloc.rpartition("@")
     shown = f"nats://{hosts}{parts.path}"
     bucket = parts.path.strip("/")

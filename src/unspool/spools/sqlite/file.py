@@ -355,4 +355,5 @@ def close_file(opened: Opened) -> None:
             " WAL, and is found at the next start: unspool serve"
         ) from error
     finally:
+        opened.place.close()
         os.close(opened.lock)

@@ -8,6 +8,9 @@ Every write is one transaction, begun IMMEDIATE and synced before the verb retur
 it needs, decides in Python, and writes in few statements. May be called from several threads, which
 then take turns; several processes may have one file open.
 
+A file that was removed or replaced while it is open takes nothing more, for it goes when we go.
+What it has is leased and settled as before.
+
 A record that fails its checksum is set aside at the first look: it is never leased again, `find`
 and `accept` of its key raise `Corrupt` (fail closed: it may have been applied), `corrupt` counts.
 
@@ -44,7 +47,6 @@ from . import aside, read
 from .fence import is_under, may_settle
 from .file import Opened, close_file, open_file, translate
 from .heal import REINDEX, healing
-from .place import removed
 from .read import Apart, SpoiltRows, encode_json, entry_or_give_up, names
 from .read import rows as read_rows
 from .schema import (
@@ -93,6 +95,7 @@ class SqliteStore:
     @classmethod
     def open(cls, path: Path, *, create: bool = True, test_hook_no_sync: bool = False) -> Self:
         """`test_hook_no_sync` breaks the promise on purpose, so that a test of it can fail."""
+        path = path.absolute()  # whoever has us may go to another folder
         opened = open_file(path, create=create, synced=not test_hook_no_sync)
         try:
             return cls(opened, path)
@@ -116,7 +119,7 @@ class SqliteStore:
             return
         with self._writing:
             self._check_open()
-            self._check_there()
+            self._opened.place.look()
             committing = False
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -162,14 +165,9 @@ class SqliteStore:
                 " on the disk. Start again: unspool serve"
             )
 
-    def _check_there(self) -> None:
-        if gone := self._opened.place.gone():
-            raise removed(self.path, gone)
-        self._opened.place.relock()
-        self._opened.place.weigh()
-
     @healing
     def accept(self, entries: Sequence[Entry], /) -> list[Acceptance]:
+        self._opened.place.look(takes=True)
         try:
             with self._transaction():
                 return self._accept(entries)
