@@ -281,7 +281,8 @@ async def test_a_terminal_that_closes_is_a_word_to_stop(tmp_path: Path, workers:
     more = ("--workers", "2") if workers == 2 else ()
     with Service() as service:
         service.weather = lambda _key, _body: "hold"
-        relay = Relay(tmp_path, to=service.url, arguments=(*ARGUMENTS, *more))
+        heeding = ("env", "--default-signal=HUP")  # whoever runs these tests may be careless, too
+        relay = Relay(tmp_path, to=service.url, arguments=(*ARGUMENTS, *more), under=heeding)
         careless = Relay(tmp_path, to=service.url, spool=tmp_path / "n.db", under=("nohup",))
         try:
             await relay.start()

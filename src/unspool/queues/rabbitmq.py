@@ -117,8 +117,11 @@ class RabbitQueue:
             async with asyncio.TaskGroup() as group:
                 for payload in payloads:
                     group.create_task(self._publish_one(channel, queue, payload))
-        except* UnspoolError as errors:
-            raise errors.exceptions[0] from None
+        except ExceptionGroup as errors:  # Python before 3.11.4 wraps what `except*` raises
+            troubles, mistakes = errors.split(UnspoolError)
+            if troubles is None or mistakes is not None:
+                raise
+            raise troubles.exceptions[0] from None
 
     async def _publish_one(self, channel: AbstractChannel, queue: str, payload: bytes) -> None:
         from aio_pika import DeliveryMode, Message
