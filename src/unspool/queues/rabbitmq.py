@@ -37,7 +37,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ..errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable, UnspoolError
+from ..errors import Full, Misconfigured, Missing, PromiseBroken, Unavailable
 from .protocol import PAYLOAD_MAX_BYTES, Promises, Survives, Taken, too_large
 from .rabbitmq_place import QUEUE, Limits, Place, place_of
 
@@ -113,15 +113,16 @@ class RabbitQueue:
             except Unavailable:
                 self._failed_at = asyncio.get_running_loop().time()
                 raise
+        # No TaskGroup: until Python 3.11.4 one that failed leaves its task half cancelled, and the
+        # next `asyncio.timeout` there raises CancelledError.
+        tasks = [asyncio.create_task(self._publish_one(channel, queue, one)) for one in payloads]
         try:
-            async with asyncio.TaskGroup() as group:
-                for payload in payloads:
-                    group.create_task(self._publish_one(channel, queue, payload))
-        except ExceptionGroup as errors:  # Python before 3.11.4 wraps what `except*` raises
-            troubles, mistakes = errors.split(UnspoolError)
-            if troubles is None or mistakes is not None:
-                raise
-            raise troubles.exceptions[0] from None
+            await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
 
     async def _publish_one(self, channel: AbstractChannel, queue: str, payload: bytes) -> None:
         from aio_pika import DeliveryMode, Message

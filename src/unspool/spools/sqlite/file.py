@@ -17,7 +17,8 @@ millisecond, the others would then wait for seconds to get their turn.
 
 Bugs: a lock inherited over fork() keeps the file "in use" until the child ends; open the spool
 after forking. Another SQLite library in this process (Python's own `sqlite3`) that closes the file
-lets go of our locks, and may remove our WAL, which is then noticed (`place`). On a network file system SQLite's WAL, and flock, are only as good as the server.
+lets go of our locks, and may remove our WAL, which is then noticed (`place`). On a network file
+system SQLite's WAL, and flock, are only as good as the server.
 """
 
 from __future__ import annotations
