@@ -16,8 +16,8 @@ from unspool.testing.conformance.values import DAY, HERE, NOW, later, waiting
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("engine", ["log", "leveldb"])
 async def test_what_is_gone_takes_nothing_more(tmp_path: Path, engine: str, replaced: bool) -> None:
-    """I1: it would be lost when the process ends. What it took before can be delivered, and when
-    it is back all is well."""
+    """I1: it would be lost when the process ends. What it took before can be delivered, or waits
+    until it can be read again: when it is back all is well, and nothing was set aside."""
     if engine == "leveldb":
         pytest.importorskip("plyvel")
     path, away = tmp_path / "spool", tmp_path / "away"
@@ -29,7 +29,10 @@ async def test_what_is_gone_takes_nothing_more(tmp_path: Path, engine: str, repl
         path.mkdir()
     with pytest.raises(NotDone, match="was removed, or something else has its name"):
         await spool.accept([waiting("k2")])
-    if engine != "log":  # which reads its requests from the disk when it wants them
+    if engine == "log":  # which reads its requests from the disk when it wants them
+        with pytest.raises(NotDone, match="cannot be opened"):
+            await spool.lease({HERE: 5}, now=NOW, until=later(DAY))
+    else:
         [lease] = await spool.lease({HERE: 5}, now=NOW, until=later(DAY))
         assert list(await spool.settle([(lease, Bounced(Reason.DROPPED, later(DAY)))])) == [True]
     if replaced:
@@ -37,4 +40,7 @@ async def test_what_is_gone_takes_nothing_more(tmp_path: Path, engine: str, repl
     away.rename(path)
     [there] = await spool.accept([waiting("k2")])
     assert isinstance(there, New)
+    leases = await spool.lease({HERE: 5}, now=NOW, until=later(DAY))
+    assert len(leases) == (2 if engine == "log" else 1)
+    assert not spool.corrupt
     await spool.aclose()

@@ -18,6 +18,9 @@ along: of what is in it, the rows that still hold are written again in front of 
 are now; then the segment goes. Always the oldest first, so that no row can outlive what deleted it.
 A batch pays for it by a few times its own size.
 
+A value is spoilt where the disk says that it cannot read it, or its crc does. A file that cannot be
+opened (its folder was moved, no descriptor is left) spoils nothing: that passes.
+
 Bugs: a message that is held for years is copied again each time the log has turned over.
 """
 
@@ -31,7 +34,7 @@ from contextlib import contextmanager, suppress
 from typing import Final, Self
 
 from ...core.record import Spoilt
-from ...errors import Full, Unavailable
+from ...errors import Full, NotDone, Unavailable
 from ..keyed.rows import DATA, number_of
 from ..keyed.shelf import Changes, View
 from ..protocol import Damaged, Survives
@@ -61,6 +64,8 @@ ROW_BYTES: Final = 60
 """What a row that is not data takes in the log, roughly."""
 ERA: Final = b"i"
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DAMAGED: Final = frozenset({errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)})
+"""What a disk says of bytes that it has lost."""
 
 
 class LogShelf:
@@ -147,7 +152,13 @@ class LogShelf:
             if len(described) == size and size < 8 + (length := length_of(described)):
                 described = self._disk.read(name, offset, 8 + length)
         except OSError as error:
-            raise Spoilt(f"{name} cannot be read: {error.strerror}") from error
+            if error.errno in DAMAGED:
+                raise Spoilt(f"{name} cannot be read: {error.strerror}") from error
+            raise NotDone(
+                f"{name} of the spool {self._where} cannot be opened ({error.strerror}). Nothing of"
+                " this was done, and nothing is given up: when it can, all goes on. See what is"
+                f" there: ls -l {self._where}"
+            ) from error
         value = opened(row, described)
         if value is None:
             raise Spoilt(f"a value in {name} failed its crc")

@@ -8,8 +8,8 @@ Every write is one transaction, begun IMMEDIATE and synced before the verb retur
 it needs, decides in Python, and writes in few statements. May be called from several threads, which
 then take turns; several processes may have one file open.
 
-A file that was removed or replaced while it is open takes nothing more, for it goes when we go.
-What it has is leased and settled as before.
+A file that was removed or replaced while it is open takes nothing more, for it goes when we go; and
+where it has only moved, nothing at all is done (`place`).
 
 A record that fails its checksum is set aside at the first look: it is never leased again, `find`
 and `accept` of its key raise `Corrupt` (fail closed: it may have been applied), `corrupt` counts.
