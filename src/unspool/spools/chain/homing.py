@@ -122,7 +122,7 @@ class Homing:
 
     async def _round(self) -> bool:
         """True: nothing is left, or it is not the time."""
-        if not self._ranks.home.up:
+        if not self._ranks.home.up or self._ranks.home.returning:
             return True  # its return will shut the gate, and stir
         if not self.compared:
             await self.look(move=False)
@@ -146,7 +146,7 @@ class Homing:
         for index, custodian in enumerate(self._ranks.all):
             if not index or custodian.clear:
                 continue
-            if not custodian.up:
+            if not custodian.up or custodian.returning:
                 done = False
                 continue
             seen = custodian.arrivals
