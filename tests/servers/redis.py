@@ -28,7 +28,7 @@ import pytest
 
 from ports import free_port
 
-from .process import end, missing, started, until
+from .process import end, missing, started, stop, until
 
 START_S: Final = 20
 DURABLE: Final = {"appendonly": "yes", "appendfsync": "always", "save": ""}
@@ -135,7 +135,7 @@ class Redis:
 
     def pause(self) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        stop(self._process.pid)
 
     def resume(self) -> None:
         assert self._process is not None
