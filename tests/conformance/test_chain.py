@@ -61,7 +61,7 @@ class Pair:
             ],
             now=lambda: NOW,
         )
-        self.chain.homing.pause_s = 0.05
+        self.chain.homing.pause_s, self.chain.homing.share = 0.05, 0
 
     def _open(self, switch: Switch) -> Callable[[], Any]:
         async def open_() -> Any:
@@ -142,11 +142,13 @@ async def test_one_that_is_down_is_asked_by_nobody_but_the_probe() -> None:
         pair.first.mode = "slow"
         await pair.chain.accept([waiting("a")])
         asked = pair.first.asked["accept"], pair.first.asked["lease"]
-        began = time.monotonic()
+        took_s = []
         for number in range(50):
+            began = time.monotonic()
             await pair.chain.accept([waiting(f"b{number}")])
             await lease_all(pair.chain, limit=1)
-        assert time.monotonic() - began < DEADLINE_MS / 1000 * 30
+            took_s.append(time.monotonic() - began)
+        assert sorted(took_s)[25] < DEADLINE_MS / 1000, "but where all stood still"
         assert (pair.first.asked["accept"], pair.first.asked["lease"]) == asked
 
 

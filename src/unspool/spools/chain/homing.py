@@ -67,6 +67,8 @@ class Homing:
         self.compared = True
         self.pause_s = PAUSE_S
         """The least rest between two looks."""
+        self.share = SHARE
+        """So many times as long as a look took the rest is at least."""
         self.moved = 0
         """Messages that were brought home, since we started."""
         self._ranks = ranks
@@ -108,7 +110,7 @@ class Homing:
             self._mind_the_gate()
             if not done:
                 self.stir()
-            await self._rest(SHARE * (loop.time() - began))
+            await self._rest(self.share * (loop.time() - began))
 
     async def _rest(self, seconds: float) -> None:
         """A while; not so long where deliveries wait for the next look."""
