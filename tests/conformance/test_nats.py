@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from ports import free_port
 from servers.nats import Nats, cluster, nats
 from unspool.core.lifecycle import State
 from unspool.core.message import Destination, Instant, Key, Request, Response
@@ -741,7 +742,7 @@ async def _pretender(info: dict[str, str] | None) -> AsyncIterator[int]:
 async def test_nobody_there() -> None:
     """Refused is told at once."""
     with pytest.raises(Unavailable, match="No NATS server answers"):
-        await open_nats("nats://127.0.0.1:1/b")
+        await open_nats(f"nats://127.0.0.1:{free_port()}/b")
 
 
 # -- the index -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from desk_kit import now, put, run, waiting
 from crash.processes import Relay, eventually
 from crash.service import Service
 from crash.wire import ask
+from ports import free_port
 from unspool.core.lifecycle import Delivered, State
 from unspool.core.message import Instant, Key, Response
 from unspool.errors import TooMuch
@@ -171,7 +172,7 @@ async def _seized(spool: Spool, key: Key) -> bool:
 async def test_a_relay_that_dies_in_the_middle_is_said(tmp_path: Path) -> None:
     """Nobody knows whether the verb was done, and the command says so (12); then the folder is
     free, and the next command opens it itself."""
-    relay = Relay(tmp_path, to="http://127.0.0.1:1", engine="log")
+    relay = Relay(tmp_path, to=f"http://127.0.0.1:{free_port()}", engine="log")
     try:
         await relay.start()
         await _saved(relay, "k1")
