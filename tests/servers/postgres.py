@@ -32,7 +32,7 @@ import pytest
 
 from ports import free_port
 
-from .process import end, missing, started, until
+from .process import end, missing, started, stop, until
 
 PLACES: Final = "/usr/lib/postgresql"
 """Where Debian keeps its versions."""
@@ -120,7 +120,9 @@ class Postgres:
 
     def pause(self) -> None:
         """It takes connections and never answers."""
-        self._each(signal.SIGSTOP)
+        for pid in reversed(self.pids()):
+            with suppress(ProcessLookupError, FileNotFoundError):
+                stop(pid)
 
     def resume(self) -> None:
         self._each(signal.SIGCONT)

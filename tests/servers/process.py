@@ -75,7 +75,7 @@ def until(
 
 def stop(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
-    last = time.monotonic() + 10
+    last = time.monotonic() + 60
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt":
         assert time.monotonic() < last, "it does not stop"
         time.sleep(0.001)

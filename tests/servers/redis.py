@@ -30,7 +30,7 @@ from ports import free_port
 
 from .process import end, missing, started, stop, until
 
-START_S: Final = 20
+START_S: Final = 60
 DURABLE: Final = {"appendonly": "yes", "appendfsync": "always", "save": ""}
 
 
