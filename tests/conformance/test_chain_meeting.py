@@ -90,11 +90,13 @@ async def test_nothing_goes_out_while_home_is_told_the_secret() -> None:
         assert await lease_all(pair.chain) == []
         assert list(await pair.chain.survey(after=None, limit=9)) != [], "b is away, and leased"
         pair.chain.homing.stir()
+        await pair.chain.accept([waiting("c")])
         await asyncio.sleep(0.01)
         assert pair.first.asked == asked
+        assert await at(pair.second, "c"), "home may have another secret, and be left alone"
         may.set()
         await pair.back(home=False)
-        assert await lease_all(pair.chain) == []
+        assert names_of(await lease_all(pair.chain)) == ["c"]
         copy = await at(pair.first, "a")
         assert copy is not None
         assert (copy.state, copy.answer) == (State.DELIVERED, delivered("once").answer)

@@ -85,8 +85,9 @@ class Custodian:
         self.pulse: Final = Pulse()
         self.spool: Spool | None = None
         self.returning = False
-        """It is up again, and has not been told the secret: nothing is lent or moved yet. Whoever
-        probes it says when that is over, and shuts the gate for the comparison."""
+        """It is up again, and has not been told the secret: it takes and lends nothing yet, for it
+        may have another. Whoever probes it says when that is over, and shuts the gate for the
+        comparison."""
         self.settled = False
         """Home knew everything that lay here, when it was last looked at."""
         self.arrivals = 0
@@ -128,7 +129,7 @@ class Custodian:
 
     @property
     def takes(self) -> bool:
-        if not self.pulse.takes(_at()) or not self.qualified:
+        if self.returning or not self.pulse.takes(_at()) or not self.qualified:
             return False
         if self._room is not None and time.monotonic() - self._looked_at > ROOM_S:
             self._looked_at, self._has_room = time.monotonic(), self._room()
@@ -138,12 +139,14 @@ class Custodian:
         """Why it takes nothing just now, in words."""
         if self.pulse.takes(_at()) and not self.qualified:
             return "keeps less than `survives` asks"
+        if self.returning:
+            return "is back, and is told the secret"
         return self.pulse.cause or ("is down" if not self.up else "its disk is nearly full")
 
     def view(self) -> View:
         promises = self.promises
         state = "down"
-        if self.up:
+        if self.up and not self.returning:
             state = "below" if not self.qualified else "up" if self.takes else "full"
         return View(
             spool=self.name,
