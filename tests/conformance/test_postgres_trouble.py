@@ -112,7 +112,8 @@ async def _apart_s(verbs: Sequence[Awaitable[object]], error: type[Exception]) -
             await verb
         return asyncio.get_running_loop().time()
 
-    ends = await asyncio.gather(*map(end, verbs))
+    async with asyncio.timeout(20):
+        ends = await asyncio.gather(*map(end, verbs))
     return max(ends) - min(ends)
 
 
