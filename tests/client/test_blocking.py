@@ -40,10 +40,15 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Listening(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    """With the usual five, who connects with seven others waits for a second."""
+
+
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
-    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.daemon_threads = True
+    found = Listening(("127.0.0.1", 0), Handler)
     found.asked = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -278,6 +278,7 @@ async def test_killed_between_the_answer_and_its_record(tmp_path: Path, moment: 
             relay.end()
 
 
+@pytest.mark.timeout(300)
 async def test_killed_between_the_record_and_the_answer(tmp_path: Path, quick: Quick) -> None:
     """The answer is durable and the sender's socket is next: the repeat finds the record. On a
     busy machine the chosen call may be another one, before the record: such a round, in which there
@@ -287,7 +288,7 @@ async def test_killed_between_the_record_and_the_answer(tmp_path: Path, quick: Q
     port = free_port()
     replayed = 0
     with Service() as service:
-        for number in range(20):
+        for number in range(60):
             if replayed == 5:
                 break
             key = f"order-{number}"
