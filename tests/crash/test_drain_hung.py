@@ -195,8 +195,8 @@ async def test_a_disk_that_is_slow_is_waited_for(tmp_path: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("there is no strace")
     with Service(up=False) as service:
-        relay = Relay(tmp_path, to=service.url, arguments=("--drain-ms", "100"))
-        disk = Stuck(relay, sync_s=0.2)
+        relay = Relay(tmp_path, to=service.url, arguments=("--drain-ms", "50"))
+        disk = Stuck(relay, sync_s=0.1)
         told: list[int] = []
 
         async def load(name: str) -> None:
