@@ -28,7 +28,7 @@ from .results import Fate, Queued, Settled
 log: Final = logging.getLogger("unspool.client")
 
 LOOK_S: Final = 0.5
-LAST_S: Final = 2.0
+LAST_S: Final = 5.0
 BATCH: Final = 200
 NEWS_MAX: Final = 10_000
 """So much news waits for an iterator that does not come; then the oldest goes."""
