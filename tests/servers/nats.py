@@ -26,7 +26,7 @@ from ports import free_port
 
 from .process import end, missing, started, stop, until
 
-START_S: Final = 15
+START_S: Final = 60
 
 
 def program() -> str | None:
