@@ -150,6 +150,7 @@ async def test_an_idle_connection_holds_no_body() -> None:
         try:
             await caller.send(post(b"x" * 2 * BIG))
             assert len((await caller.answer()).body) == BIG
+            await eventually(lambda: sys.getrefcount(answer) == before)
             await asyncio.sleep(0.02)
             kept, _ = tracemalloc.get_traced_memory()
         finally:
