@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from ports import free_port
 from unspool import __version__
 from unspool.admin import logs
 from unspool.core import heads
@@ -766,9 +767,8 @@ def test_a_body_from_a_file_that_is_not_there_is_not_sent(unspool: Run) -> None:
 
 def test_a_body_is_sent_as_it_was_typed(unspool: Run) -> None:
     """In whatever encoding."""
-    assert (
-        unspool("send", "http://127.0.0.1:1/orders", "--key", "k1", "-d", b"\xff").returncode == 75
-    )
+    nobody = f"http://127.0.0.1:{free_port()}/orders"
+    assert unspool("send", nobody, "--key", "k1", "-d", b"\xff").returncode == 75
     assert unspool("outbox", "show", "k1", "--body").stdout == b"\xff"
 
 

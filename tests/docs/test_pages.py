@@ -155,7 +155,7 @@ def test_every_page_with_commands_is_run_somewhere() -> None:
 def test_the_four_things_of_the_readme_work(tmp_path: Path) -> None:
     session = blocks(ROOT / "README.md")
     serve, send, ask, see = session
-    _service, relay = free_ports(2)
+    service, relay = free_ports(2)
     serve = Block(0, serve.commands.rstrip().replace("./run", "unspool") + f" &\n{UNTIL}\n", None)
     send = Block(1, send.commands.rstrip() + " | tee answer; echo\n", None)
     token = "$(sed -n 's#^Location: /_unspool/receipts/\\([^ ]*\\).*#\\1#p' answer | tr -d '\\r')"
@@ -164,7 +164,7 @@ def test_the_four_things_of_the_readme_work(tmp_path: Path) -> None:
     results = run(
         [serve, send, ask, see],
         folder=tmp_path,
-        replace={"8700": str(relay), "127.0.0.1:8000": "127.0.0.1:1"},
+        replace={"8700": str(relay), "127.0.0.1:8000": f"127.0.0.1:{service}"},
     )
     assert "202 Accepted" in results[1][1]
     assert '"state":"waiting"' in results[2][1]

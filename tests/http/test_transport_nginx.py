@@ -47,7 +47,7 @@ http {{
     location = /empty {{ return 204; }}
     location = /gone {{ return 444; }}
     location = /slow {{ root {folder}/files; limit_rate 200k; rewrite ^ /large.bin break; }}
-    location = /down {{ proxy_pass http://127.0.0.1:1; }}
+    location = /down {{ proxy_pass http://127.0.0.1:{nobody}; }}
   }}
   server {{ listen 127.0.0.1:{impatient}; keepalive_timeout 100ms;
             location / {{ return 200 "ok"; }} }}
@@ -79,7 +79,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
     (folder / "files" / "small.txt").write_bytes(b"small\n" * 100)
     port, impatient = free_port(), free_port()
     conf = folder / "nginx.conf"
-    conf.write_text(CONF.format(folder=folder, port=port, impatient=impatient))
+    conf.write_text(CONF.format(folder=folder, port=port, impatient=impatient, nobody=free_port()))
     process = subprocess.Popen(
         [program, "-p", str(folder), "-c", str(conf)], stderr=subprocess.PIPE
     )
