@@ -379,15 +379,23 @@ async def test_a_slow_stream_is_handed_over_after_a_moment() -> None:
 
 @both_loops
 async def test_server_sent_events_do_not_wait_at_all() -> None:
+    asked = asyncio.Event()
+
     async def script(peer: Peer) -> None:
         await peer.request()
+        await asked.wait()
         await peer.send(OK_HEAD + b"Content-Type: text/event-stream\r\n\r\n")
         await peer.gone()
 
     async with Hostile(script) as server:
         transport = HttpTransport(server.origin, limits=Limits(hold_ms=60_000))
+        asking = asyncio.create_task(transport.attempt(GET))
+        await eventually(lambda: server.requests)
+        assert transport._pool._timer is not None
+        transport._pool._timer.cancel()  # at once, and not when the clock comes by
+        asked.set()
         async with asyncio.timeout(IN_TIME_S):
-            response = good(await transport.attempt(GET))
+            response = good(await asking)
         assert response.rest is not None
         response.rest.close()
         await eventually(lambda: server.open == 0)
