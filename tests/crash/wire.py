@@ -39,7 +39,7 @@ class Wire:
         self.alive = True
 
     @classmethod
-    async def open(cls, port: int, *, timeout: float = 5) -> Wire:
+    async def open(cls, port: int, *, timeout: float = 30) -> Wire:
         try:
             async with asyncio.timeout(timeout):
                 return cls(*await asyncio.open_connection("127.0.0.1", port, limit=LIMIT))

@@ -50,5 +50,5 @@ def pgbouncer(server: Postgres, *, sessions: int = 2) -> Iterator[int]:
 
 
 def _listens(port: int) -> bool:
-    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    socket.create_connection(("127.0.0.1", port), timeout=30).close()
     return True
