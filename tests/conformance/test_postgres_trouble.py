@@ -183,9 +183,12 @@ async def test_what_another_program_has_locked(server: Postgres, schema: str) ->
     spool = await eventually(lambda: open_spool(url))
     with psycopg.connect(server.conninfo()) as other:
         other.execute(f"LOCK TABLE {schema}.message".encode())
-        with pytest.raises(Unavailable, match="took too long") as caught:
-            await spool.accept([waiting("a")])
-        assert "Nothing of this was done" in str(caught.value)
+        for _ in range(9):  # a server that is held up itself does not get to say so
+            with pytest.raises(Unavailable, match="Nothing of this was done") as caught:
+                await spool.accept([waiting("a")])
+            if "did not answer in time" not in str(caught.value):
+                break
+        assert "took too long" in str(caught.value)
     assert await eventually(lambda: spool.find([key("a")])) == [None]
     [answer] = await eventually(lambda: spool.accept([waiting("a")]))
     assert isinstance(answer, New | Duplicate)  # the latter, where it was held up meanwhile
