@@ -39,7 +39,7 @@ class Wire:
         self.alive = True
 
     @classmethod
-    async def open(cls, port: int, *, timeout: float = 5) -> Wire:
+    async def open(cls, port: int, *, timeout: float = 30) -> Wire:
         try:
             async with asyncio.timeout(timeout):
                 return cls(*await asyncio.open_connection("127.0.0.1", port, limit=LIMIT))
@@ -53,7 +53,7 @@ class Wire:
         *,
         fields: Mapping[str, str] | None = None,
         body: bytes = b"",
-        timeout: float = 20,
+        timeout: float = 60,
     ) -> Told:
         head = [f"{method} {target} HTTP/1.1", "Host: relay"]
         head += [f"{name}: {value}" for name, value in (fields or {}).items()]
@@ -104,7 +104,7 @@ async def ask(
     *,
     fields: Mapping[str, str] | None = None,
     body: bytes = b"",
-    timeout: float = 20,
+    timeout: float = 60,
 ) -> Told:
     wire = await Wire.open(port)
     try:
