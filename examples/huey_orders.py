@@ -42,7 +42,7 @@ def trip() -> None:
     key=lambda order: order["id"],
     scope="orders.place",
     transient=(OSError, Refused),
-    lease_ms=1_000,
+    lease_ms=3_000,
 )
 def place(order: dict[str, Any], ctx: Running) -> str:
     shop = sqlite3.connect(HERE / "shop.db", timeout=20)

@@ -55,7 +55,7 @@ def process(folder: Path, name: str, port: int, *words: str, **more: str) -> Ite
         finally:
             running.terminate()
             try:
-                running.wait(10)
+                running.wait(60)
             except subprocess.TimeoutExpired:
                 running.kill()
                 running.wait()

@@ -18,6 +18,9 @@ HOLD_OF_NOTHING = {"A10", "A11", "A12", "C6", "C9", "E8", "G3"}
 
 Found = dict[str, dict[str, Result]]
 
+pytestmark = pytest.mark.timeout(300)
+"""The first test waits until every faulty server has been asked its rows."""
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:

@@ -34,7 +34,7 @@ def spoil(file: Path) -> int:
         middle = len(data) // 2
         return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
 
-    database = sqlite3.connect(file)
+    database = sqlite3.connect(file, timeout=60)
     with database:
         database.create_function("spoilt", 1, spoilt)
         tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()

@@ -15,6 +15,9 @@ from targets import TARGETS
 from unspool.testing.idempotency import ASKED, ROWS, SECTIONS, Came
 from unspool.testing.idempotency.service import CALLERS, MOUNTS, NEEDS, PLACES
 
+pytestmark = pytest.mark.timeout(300)
+"""The first test of a target waits until it has been asked everything."""
+
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("row", ASKED)

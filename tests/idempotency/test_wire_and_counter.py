@@ -178,7 +178,7 @@ async def test_a_run_that_lasts_ends_when_it_is_told(tmp_path: Path) -> None:
     assert (await ask_asgi(app, "PUT", "/count/another/ended"))[0] == 204
     assert not running.done()
     assert (await ask_asgi(app, "PUT", "/short/count/s/ended"))[0] == 204
-    assert (await asyncio.wait_for(running, 20))[0] == 201
+    assert (await asyncio.wait_for(running, 60))[0] == 201
     assert json.loads((await ask_asgi(app, "GET", "/count/s"))[1])["live"] == 0
 
 
@@ -190,7 +190,7 @@ def test_a_run_that_blocks_ends_when_it_is_told(tmp_path: Path) -> None:
         while not json.loads(ask_wsgi(app, "GET", "/count/s")[1])["live"]:
             time.sleep(0.001)
         assert ask_wsgi(app, "PUT", "/count/s/ended")[0] == 204
-        assert running.result(20)[0] == 201
+        assert running.result(60)[0] == 201
 
 
 @pytest.mark.parametrize(

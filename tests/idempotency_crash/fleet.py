@@ -22,6 +22,7 @@ from typing import Any
 from crash.launch import Forked, Quick
 from crash.processes import eventually
 from crash.wire import Told, ask
+from once.process import stop_between_writes
 from ports import free_port
 
 from .ledger import Ledger
@@ -59,9 +60,10 @@ def stored(told: Told) -> bool:
 class Process:
     """One process of it."""
 
-    def __init__(self, forked: Forked, port: int) -> None:
+    def __init__(self, forked: Forked, port: int, spool: Path) -> None:
         self.forked = forked
         self.port = port
+        self.spool = spool
 
     async def ask(
         self,
@@ -70,7 +72,7 @@ class Process:
         do: str = "",
         wait_s: int = 0,
         body: bytes = b'{"amount": 7}',
-        timeout: float = 30,
+        timeout: float = 60,
         fields: Mapping[str, str] | None = None,
     ) -> Told:
         all_fields = {"Idempotency-Key": f'"{key}"', **(fields or {})}
@@ -87,7 +89,7 @@ class Process:
         await self.forked.gone()
 
     def pause(self) -> None:
-        os.kill(self.forked.pid, signal.SIGSTOP)
+        stop_between_writes(self.forked.pid, self.spool)
 
     def resume(self) -> None:
         os.kill(self.forked.pid, signal.SIGCONT)
@@ -105,13 +107,14 @@ class Fleet:
         self._quick = quick
         self.processes: list[Process] = []
 
-    async def start(self, **plan: Any) -> Process:
+    async def start(self, *, options: Mapping[str, Any] | None = None, **plan: Any) -> Process:
+        """`options`: of this process alone, beside those of all."""
         port = free_port()
         forked = await self._quick.start(
             port=port, folder=str(self.folder), spool=f"sqlite:///{self.spool}",
-            log=str(self.log), options=self._options, **plan,
+            log=str(self.log), options={**self._options, **(options or {})}, **plan,
         )  # fmt: skip
-        self.processes.append(Process(forked, port))
+        self.processes.append(Process(forked, port, self.spool))
         return self.processes[-1]
 
     async def end(self) -> None:
@@ -129,6 +132,15 @@ class Fleet:
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
+
+
+async def busy_or_late(process: Process, key: str, *, since: float, lease_s: float) -> bool:
+    """It runs just now; or it was claimed, after `since`, longer ago than its lease lasts, for this
+    machine was held up: then the key has been taken over, and nothing is shown."""
+    told = await process.ask(key)
+    late = time.monotonic() - since > lease_s
+    assert busy(told) or late, f"its lease has not run out: {told}"
+    return busy(told)
 
 
 async def until_not_busy(

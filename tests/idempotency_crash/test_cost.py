@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from benchmarks.commits import commits
 
 from crash.launch import Quick
+from unspool.upkeep import SWEEP_MS
 
 from .fleet import Fleet, replayed
 
@@ -25,12 +27,15 @@ async def test_commits_for_each_key(
     fleet = Fleet(launcher, tmp_path, alone=alone)
     try:
         process = await fleet.start()
+        began = time.monotonic()
         await process.ask("first")
         before = commits(fleet.spool)
         for number in range(REQUESTS):
             assert (await process.ask(f"k-{number}")).status == 201
         made = commits(fleet.spool) - before
-        assert made == most * REQUESTS
+        # On a machine that takes 10 s for it, a request under way at a beat is renewed besides.
+        beats = int((time.monotonic() - began) * 1000) // SWEEP_MS
+        assert most * REQUESTS <= made <= most * REQUESTS + beats
         for number in range(REQUESTS):
             assert replayed(await process.ask(f"k-{number}"))
         assert commits(fleet.spool) == before + made

@@ -50,7 +50,7 @@ async def load(process: Process, prefix: str, told: dict[str, tuple[int, bytes]]
         for number in itertools.count():
             key = f"{prefix}-{number}"
             fields = {"Idempotency-Key": key}
-            answer = await wire.ask("POST", "/pay", fields=fields, body=b"{}", timeout=5)
+            answer = await wire.ask("POST", "/pay", fields=fields, body=b"{}", timeout=60)
             if answer.status == 201 and stored(answer):
                 told[key] = (now_ns(), answer.body)
 

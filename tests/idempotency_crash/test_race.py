@@ -59,8 +59,8 @@ class Senders:
             waits = place % 3 == 0
             fields = {"Idempotency-Key": f'"{key}"', "X-Do": do}
             if waits:
-                fields["Prefer"] = "wait=20"
-            told = await wire.ask("POST", "/pay", fields=fields, body=b'{"amount": 7}')
+                fields["Prefer"] = "wait=50"
+            told = await wire.ask("POST", "/pay", fields=fields, body=b'{"amount": 7}', timeout=60)
             return call_of(told, waits=waits)
 
         order = list(enumerate(self._wires))
@@ -72,13 +72,15 @@ class Senders:
             wire.close()
 
 
-async def races(fleet: Fleet, processes: Sequence[Process], count: int) -> list[Round]:
+async def races(
+    fleet: Fleet, processes: Sequence[Process], count: int, *, prefix: str = "race"
+) -> list[Round]:
     senders = await Senders.of(processes)
     chance = random.Random(7)
     rounds = []
     try:
         for number in range(count):
-            found = await senders.race(f"race-{number}", chance=chance)
+            found = await senders.race(f"{prefix}-{number}", chance=chance)
             found.after = [call_of(await process.ask(found.key)) for process in processes]
             rounds.append(found)
     finally:
@@ -102,6 +104,9 @@ async def test_one_key_runs_once_however_many_ask_at_once(tmp_path: Path, launch
     try:
         processes = [await fleet.start() for _ in range(PROCESSES)]
         rounds = await races(fleet, processes, RACES)
+        winners = {line.pid for line in fleet.ledger.lines()}
+        if len(winners) < PROCESSES:  # one did not have the processor: it gets another chance
+            rounds += await races(fleet, processes, RACES, prefix="again")
         tell(f"{PROCESSES} processes", rounds, fleet)
         assert check(rounds, fleet.ledger.lines()) == []
         winners = {line.pid for line in fleet.ledger.lines()}

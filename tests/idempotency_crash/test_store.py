@@ -206,7 +206,7 @@ async def is_back(fleet: Fleet, told: Told, *processes: Process) -> None:
         assert replayed(again) or busy(again) or is_down(again), again
         return replayed(again)
 
-    await eventually(kept, "the answer was stored", seconds=15)
+    await eventually(kept, "the answer was stored", seconds=60)
     for process in processes:
         again = await process.ask("k")
         assert (replayed(again), again.body) == (True, told.body)

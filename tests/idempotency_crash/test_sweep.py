@@ -40,7 +40,7 @@ SLACK_MS = 50
 """A wall clock may be set a little."""
 FORGOTTEN_MIN = 3 * KEYS
 """So often must something have been forgotten, that anything is shown."""
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
@@ -90,16 +91,14 @@ def ledger(
     keeping: Keeping | None = None,
 ) -> Ledger:
     """A ledger as a process of its own would have it."""
-    nonces = iter(range(1, 1_000_000))
     terms = Terms(survives=Survives.NOTHING, required=Survives.NOTHING)
-    mark = id(object()) % 251
     return Ledger(
         custody=Custody(spool=spool, terms=terms),
         clock=clock,
         tenure=Tenure(
             keeping=keeping or Keeping(), lease_ms=lease_ms, abandoned=abandoned, alone=alone
         ),
-        chance=lambda count: bytes([mark]) + next(nonces).to_bytes(count - 1, "big"),
+        chance=os.urandom,
         monotonic_ms=loop_ms,
     )
 

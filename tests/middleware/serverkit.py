@@ -18,16 +18,21 @@ import httpx2
 from ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
-START_S = 30.0
+START_S = 60.0
+ENDS_S = 60.0
+"""Only guards: a machine that does ten other things takes its time to start and to end."""
 
 COMMANDS = {
-    "uvicorn": ["uvicorn", "{app}", "--port", "{port}", "--workers", "{workers}"],
+    "uvicorn": ["uvicorn", "{app}", "--port", "{port}", "--workers", "{workers}",
+                "--timeout-worker-healthcheck", "60"],
     "hypercorn": ["hypercorn", "{app}", "--bind", "127.0.0.1:{port}", "--workers", "{workers}"],
     "gunicorn": ["gunicorn", "{app}", "--bind", "127.0.0.1:{port}", "--preload",
                  "--workers", "{workers}", "--worker-class", "uvicorn_worker.UvicornWorker"],
     "uvicorn without a lifespan": ["uvicorn", "{app}", "--port", "{port}", "--lifespan", "off",
-                                   "--workers", "{workers}"],
+                                   "--workers", "{workers}",
+                                   "--timeout-worker-healthcheck", "60"],
 }  # fmt: skip
+"""Uvicorn kills a worker that says nothing for 5 s, also one that has not had the processor."""
 
 
 class Served:
@@ -70,13 +75,13 @@ class Served:
         """All of it, at once, as kill -9 of its group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(ENDS_S)
 
     def stop(self) -> int:
         """SIGTERM, and its exit code."""
         self.process.terminate()
         try:
-            return self.process.wait(20)
+            return self.process.wait(ENDS_S)
         finally:
             self.kill()
 
@@ -98,7 +103,7 @@ async def volley(
 ) -> Sequence[httpx2.Response]:
     """The same request so many times at once, each on a connection of its own."""
     limits = httpx2.Limits(max_keepalive_connections=0)
-    async with httpx2.AsyncClient(limits=limits, timeout=30) as client:
+    async with httpx2.AsyncClient(limits=limits, timeout=60) as client:
         return await asyncio.gather(
             *(client.post(url, headers=headers, json=json) for _ in range(count))
         )

@@ -57,7 +57,7 @@ def serving(
 def stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(10)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -73,7 +73,7 @@ def post(
     fields: Mapping[str, str] | None = None,
     chunked: bool = False,
 ) -> Got:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         given = iter([body]) if chunked else body
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -96,7 +96,7 @@ def at_once(
                 pool.submit(
                     post, ports[number % len(ports)], path, name.encode(),
                     fields={
-                        "Idempotency-Key": f'"{name}"', "X-User": "ann", "Prefer": "wait=10",
+                        "Idempotency-Key": f'"{name}"', "X-User": "ann", "Prefer": "wait=20",
                         "Content-Type": "text/plain",
                     },
                 )

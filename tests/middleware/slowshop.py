@@ -19,6 +19,7 @@ app.add_middleware(
     survives="process",
 )
 told: dict[str, int] = {"begun": 0, "done": 0, "streams": 0, "ended": 0}
+may_end = asyncio.Event()
 
 
 @app.get("/told")
@@ -26,10 +27,16 @@ async def tell() -> dict[str, int]:
     return told
 
 
+@app.put("/may-end")
+async def let_it_end() -> None:
+    may_end.set()
+
+
 @app.post("/slow")
 async def slow() -> dict[str, int]:
+    """Takes until it may end."""
     told["begun"] += 1
-    await asyncio.sleep(0.5)
+    await may_end.wait()
     told["done"] += 1
     return {"begun": told["begun"]}
 

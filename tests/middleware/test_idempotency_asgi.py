@@ -274,18 +274,19 @@ async def test_a_caller_that_goes_away_does_not_stop_the_handler() -> None:
 async def test_a_repeat_while_the_first_runs() -> None:
     """E3, E4: 409 with Retry-After; with Prefer: wait the answer itself."""
     shop, call, _, _ = shop_of()
-    go = asyncio.Event()
+    began, go = asyncio.Event(), asyncio.Event()
 
     async def slow(_scope: Any) -> None:
+        began.set()
         await go.wait()
 
     shop.before = slow
     first = asyncio.create_task(call(key="a"))
-    await asyncio.sleep(0.01)
+    await began.wait()
     told = await call(key="a")
     assert (told.status, told["retry-after"]) == (409, "1")
     assert told["content-type"] == "application/problem+json"
-    waits = asyncio.create_task(call(key="a", headers=[("prefer", "wait=5")]))
+    waits = asyncio.create_task(call(key="a", headers=[("prefer", "wait=50")]))
     await asyncio.sleep(0.01)
     go.set()
     assert (await waits)["idempotent-replayed"] == "true"
@@ -377,7 +378,7 @@ async def test_background_work_lasts_as_long_as_the_servers_call() -> None:
     calling = asyncio.create_task(call(key="a"))
     while not call.replies or not call.replies[0].whole:
         await asyncio.sleep(0)
-    assert (await asyncio.wait_for(call_again(call), 1))["idempotent-replayed"] == "true"
+    assert (await asyncio.wait_for(call_again(call), 30))["idempotent-replayed"] == "true"
     assert not calling.done()
     go.set()
     await calling

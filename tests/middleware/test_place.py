@@ -106,7 +106,7 @@ shop = Shop()
 app = Idempotency(shop, spool={spool}, scope=who, survives="nothing")
 
 async def call(key):
-    reply = await asyncio.wait_for(Caller(app)(key=key), 10)
+    reply = await asyncio.wait_for(Caller(app)(key=key), 40)
     return reply.status, reply["idempotent-replayed"]
 
 print(asyncio.run(call("a")), flush=True)
@@ -122,7 +122,7 @@ def forked(spool: str) -> list[str]:
     here = str(Path(__file__).parent)
     done = subprocess.run(
         [sys.executable, "-c", FORKS.format(here=here, spool=spool)],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
+import linecache
 import signal
 import subprocess
 import sys
@@ -144,6 +144,9 @@ def test_an_interrupt_while_it_waits_cancels_the_work(portal: Portal) -> None:
 
     async def long(*_: object) -> None:
         try:
+            while not waits_at_the_portal(threading.main_thread()):
+                await asyncio.sleep(0.001)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             await asyncio.sleep(30)
         except asyncio.CancelledError:
             await asyncio.sleep(0.01)
@@ -151,12 +154,20 @@ def test_an_interrupt_while_it_waits_cancels_the_work(portal: Portal) -> None:
             raise
 
     for way in (portal.call, portal.between):
-        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
             way(long)
-        timer.join()
     assert ended == [True, True]
+
+
+def waits_at_the_portal(thread: threading.Thread) -> bool:
+    """Not only on its way there: an interrupt would find no work to cancel."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if "visit.ended.result()" in line or "errands.get()" in line:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def test_a_call_from_its_own_loop_is_refused_with_a_sentence(portal: Portal) -> None:
@@ -198,7 +209,7 @@ async def test_reach_awaits_what_is_handed_over_in_the_task_that_called(portal: 
 async def test_reach_cancelled_here_is_told_there(portal: Portal) -> None:
     """While the handler runs as `Interrupted`; while the work waits, by a cancel."""
     heard: list[type[BaseException]] = []
-    began = asyncio.Event()
+    here, began = asyncio.get_running_loop(), asyncio.Event()
     over = threading.Semaphore(0)
 
     async def handler() -> None:
@@ -214,6 +225,7 @@ async def test_reach_cancelled_here_is_told_there(portal: Portal) -> None:
             raise
 
     async def alone(hand: AsyncHand) -> None:
+        here.call_soon_threadsafe(began.set)
         try:
             await asyncio.sleep(30)
         except BaseException as error:
@@ -222,8 +234,9 @@ async def test_reach_cancelled_here_is_told_there(portal: Portal) -> None:
             raise
 
     for work in (there, alone):
+        began.clear()
         task = asyncio.create_task(portal.reach(work))
-        await (began.wait() if work is there else asyncio.sleep(0.05))
+        await began.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -242,7 +255,7 @@ def test_close_lets_calls_end_lets_go_and_can_be_used_again() -> None:
         await asyncio.sleep(0.1)
         order.append("worked")
 
-    portal = Portal("portal-test", on_close=lets_go)
+    portal = Portal("portal-test", on_close=lets_go, closes_s=60)
     thread = threading.Thread(target=portal.call, args=(work,))
     thread.start()
     while not portal._busy:
@@ -351,7 +364,7 @@ def test_forks_and_exits(name: str) -> None:
     code = textwrap.dedent(head) + textwrap.dedent(SCRIPTS[name])
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        capture_output=True, text=True, timeout=20, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not done.stderr

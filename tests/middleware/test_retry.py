@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import json
-import time
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ async def running(shop: Any, spool: Any = None, **options: Any) -> AsyncIterator
         await stop()
 
 
-async def receipt(call: Caller, reply: Reply, *, wait: int = 5) -> Any:
+async def receipt(call: Caller, reply: Reply, *, wait: int = 50) -> Any:
     where = reply["location"]
     assert where
     found = await call(
@@ -288,7 +288,7 @@ async def test_a_handler_that_takes_too_long_is_cancelled() -> None:
         return 201
 
     shop.next = [hangs, TimeoutError("its own")]
-    async with running(shop, attempt_ms=200) as call:
+    async with running(shop, attempt_ms=100) as call:
         saved = await call(key="a")
         assert saved.status == 202
         assert (await receipt(call, saved))["status"] == 201
@@ -328,7 +328,7 @@ async def test_what_is_said_of_a_key_stands_once() -> None:
     shop, spool = Shop(), SharedMemory()
     inner = Idempotency(
         shop, spool=spool, scope=lambda _: "anna", survives="nothing", name="in",
-        key_ms=86_400_000, answer_ms=1_000,
+        key_ms=86_400_000, answer_ms=43_200_000,
     )  # fmt: skip
     async with running(inner, SharedMemory()) as call:
         first, again = await call(key="a"), await call(key="a")
@@ -421,13 +421,14 @@ async def test_commits(shared: bool) -> None:
 async def test_a_handler_in_a_thread_that_outlasts_its_attempt_is_not_run_beside_itself() -> None:
     """Nobody can cancel a thread: the next attempt waits for the first, and takes its answer."""
     now = most = runs = 0
+    may_end = threading.Event()
 
     def work() -> None:
         nonlocal now, most, runs
         runs += 1
         now += 1
         most = max(most, now)
-        time.sleep(1.0)
+        may_end.wait(60)
         now -= 1
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -437,20 +438,21 @@ async def test_a_handler_in_a_thread_that_outlasts_its_attempt_is_not_run_beside
         await send({"type": "http.response.body", "body": b"made"})
 
     retry = Retry(
-        app, spool="memory:", survives="nothing", scope=lambda scope: "ann", attempt_ms=200,
+        app, spool="memory:", survives="nothing", scope=lambda scope: "ann", attempt_ms=500,
         backoff_least_ms=50, backoff_most_ms=100,
     )  # fmt: skip
     transport = httpx.ASGITransport(app=retry)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
         first = await client.post("/o", headers={"Idempotency-Key": "k"})
         assert first.status_code == 202
-        for _ in range(100):
-            receipt = await client.get(first.headers["location"])
-            if receipt.json()["state"] == "delivered":
-                break
-            await asyncio.sleep(0.05)
-        assert receipt.json()["state"] == "delivered"
-        answer = await client.get(first.headers["location"] + "/response")
+        where = first.headers["location"]
+        async with asyncio.timeout(60):
+            while len((await client.get(where)).json()["attempts"]) < 2:
+                await asyncio.sleep(0.02)
+            may_end.set()
+            while (await client.get(where)).json()["state"] != "delivered":
+                await asyncio.sleep(0.02)
+        answer = await client.get(where + "/response")
         assert (answer.status_code, answer.content) == (201, b"made")
     await retry._place.aclose()
     assert (most, runs) == (1, 1)
@@ -475,11 +477,12 @@ async def test_what_idempotency_within_calls_unknown_ends_as_unknown() -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
         first = await client.post("/o", headers={"Idempotency-Key": "k"})
         assert first.status_code == 202
-        for _ in range(100):
-            receipt = (await client.get(first.headers["location"])).json()
-            if receipt["state"] != "waiting":
-                break
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(60):
+            while True:
+                receipt = (await client.get(first.headers["location"])).json()
+                if receipt["state"] != "waiting":
+                    break
+                await asyncio.sleep(0.05)
         assert (receipt["state"], receipt["reason"]) == ("bounced", "unknown")
     await retry._place.aclose()
     await within._opening.aclose()

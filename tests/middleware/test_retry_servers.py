@@ -17,10 +17,10 @@ APP = "examples.shop.app:app"
 KEYED = {"X-User": "anna", "Idempotency-Key": '"order-7"'}
 
 
-async def orders(url: str, *, wanted: int, within_s: float = 20) -> list[str]:
+async def orders(url: str, *, wanted: int, within_s: float = 60) -> list[str]:
     """The shop's orders, once there are so many."""
     until = time.monotonic() + within_s
-    async with httpx2.AsyncClient() as client:
+    async with httpx2.AsyncClient(timeout=60) as client:
         while True:
             found: Any = (await client.get(url + "/orders")).json()
             if len(found) >= wanted or time.monotonic() > until:
@@ -44,8 +44,8 @@ async def test_killed_and_started_anew_the_order_is_done_once(server: str, tmp_p
     down.unlink()
     with served(server, APP, folder=tmp_path) as shop:
         assert await orders(shop.url, wanted=1) == ["tea"]
-        async with httpx2.AsyncClient() as client:
-            receipt = await client.get(shop.url + saved.headers["location"] + "?wait=10")
+        async with httpx2.AsyncClient(timeout=60) as client:
+            receipt = await client.get(shop.url + saved.headers["location"] + "?wait=50")
             assert receipt.json()["state"] == "delivered"
             answer = await client.get(shop.url + receipt.json()["response"])
         [replay] = await volley(shop.url + "/orders", 1, headers=KEYED, json={"item": "tea"})
@@ -64,7 +64,7 @@ async def test_several_workers_deliver_a_saved_order_once(tmp_path: Path) -> Non
     try:
         shop.wait()
         items = [f"tea {number}" for number in range(12)]
-        async with httpx2.AsyncClient() as client:
+        async with httpx2.AsyncClient(timeout=60) as client:
             for number, item in enumerate(items):
                 headers = {"X-User": "anna", "Idempotency-Key": f'"{number}"'}
                 saved = await client.post(

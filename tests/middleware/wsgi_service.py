@@ -32,9 +32,7 @@ def principal(environ: dict[str, Any]) -> str:
     return str(environ.get("HTTP_X_USER", ""))
 
 
-app = Idempotency(
-    order, spool=f"sqlite:///{FOLDER}/idem.db", scope=principal, survives="process", lease_ms=2_000
-)
+app = Idempotency(order, spool=f"sqlite:///{FOLDER}/idem.db", scope=principal, survives="process")
 
 
 def serve_wsgiref(listening: socket.socket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import signal
 import subprocess
@@ -11,8 +12,28 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import apsw
+
+from servers.process import stop
+
 SHOP = Path(__file__).parent / "shop.py"
 PATIENCE_S = 60.0
+
+
+def stop_between_writes(pid: int, spool: Path) -> None:
+    """SIGSTOP, and not in the middle of a write: it would keep SQLite's lock from everybody."""
+    while True:
+        stop(pid)
+        database = apsw.Connection(str(spool))
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("ROLLBACK")
+            return
+        except apsw.BusyError:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.01)
+        finally:
+            database.close()
 
 
 class Shop:

@@ -31,7 +31,7 @@ def wait() -> None:
 
 def connect(where: str) -> Any:
     if where.startswith("sqlite:"):
-        return sqlite3.connect(where.removeprefix("sqlite:"), timeout=20)
+        return sqlite3.connect(where.removeprefix("sqlite:"), timeout=50)
     import psycopg
 
     return psycopg.connect(where)
@@ -61,7 +61,8 @@ def rivals(where: str, keys: str) -> None:
     for number in range(int(keys)):
         while True:
             try:
-                with once.commit(session, f"k{number}", scope="orders") as done:
+                # A rival that is held up is waited for, and nobody is told that it is busy.
+                with once.commit(session, f"k{number}", scope="orders", wait_ms=50_000) as done:
                     if not done.known:
                         session.execute(f"INSERT INTO orders (item) VALUES ('{number}')")
                         ran += 1

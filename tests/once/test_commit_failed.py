@@ -91,7 +91,7 @@ def test_a_commit_that_fails_is_not_left_in_a_pool(file: Path) -> None:
 
 async def test_one_who_is_cancelled_at_the_start_leaves_no_transaction(file: Path) -> None:
     """aiosqlite's thread goes on waiting for the lock, and gets it when nobody wants it."""
-    connection = await aiosqlite.connect(file, timeout=5)
+    connection = await aiosqlite.connect(file, timeout=60)
 
     async def place(key: str) -> str:
         async with once.commit(connection, key, scope="orders") as done:

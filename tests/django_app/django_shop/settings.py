@@ -43,6 +43,6 @@ UNSPOOL = {
     "spool": f"sqlite:///{FOLDER}/idem.db",
     "scope": os.environ.get("SHOP_SCOPE", "unspool.middleware.django.by_user"),
     "survives": "process",
-    "lease_ms": int(os.environ.get("SHOP_LEASE_MS", "2000")),
+    "lease_ms": int(os.environ.get("SHOP_LEASE_MS", "30000")),
 }
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -56,7 +56,7 @@ TROUBLE: Final = frozenset(
      "effect-raise"}
 )  # fmt: skip
 """Needs that make a service look as if it were in trouble."""
-WELL_S: Final = 20.0
+WELL_S: Final = 40.0
 
 ASKED: Final[Mapping[str, Callable[[Orders], Awaitable[None]]]] = {
     **keys.ROWS,

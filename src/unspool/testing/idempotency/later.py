@@ -26,8 +26,9 @@ from .wire import Reply
 
 DAY_MS: Final = 24 * 3600 * 1000
 LONG_AGO_MS: Final = 4 * 365 * DAY_MS
-TRIES_MAX: Final = 3
-BOUNCED_S: Final = 20.0
+TRIES_MAX: Final = 8
+"""Of what shows nothing where the machine is held up in the middle of it."""
+BOUNCED_S: Final = 40.0
 DOWN_S: Final = 3.0
 """What is `down` is not well before: it says three times to come again in a second."""
 QUIET_S: Final = 1.5
@@ -178,15 +179,21 @@ async def j4(it: Orders) -> None:
 
 
 async def j5(it: Orders) -> None:
-    order, key = await it.make("longer", mount="short", lasts=True), fresh()
-    async with underway(order, key) as running:
-        for pause_s in (0.1, SHORT_KEY_S + 0.2):
-            await asyncio.sleep(pause_s)
-            refused(await order.post(key), 409, what="a repeat while the first runs")
-    first = await running
-    good(first)
-    replayed(first, await order.post(key))
-    await counted(order, 1)
+    for _ in range(TRIES_MAX):
+        order, key = await it.make("longer", mount="short", lasts=True), fresh()
+        async with underway(order, key) as running:
+            for pause_s in (0.1, SHORT_KEY_S + 0.2):
+                await asyncio.sleep(pause_s)
+                refused(await order.post(key), 409, what="a repeat while the first runs")
+            may_end_at = time.time()
+        first = await running
+        good(first)
+        again = await order.post(key)
+        await counted(order, 1)
+        kept_since = may_end_at if it.service.ours else first.ended_at
+        if again.ended_at - kept_since < SHORT_ANSWER_S:
+            break  # else the answer may be forgotten by then, and nothing is shown
+    replayed(first, again)
 
 
 async def j6(it: Orders) -> None:

@@ -21,7 +21,7 @@ import msgspec
 from .service import Order
 from .wire import Reply
 
-PATIENCE_S = 12.0
+PATIENCE_S = 30.0
 HEAD_START_S = 0.25
 MOMENT_S = 0.1
 
