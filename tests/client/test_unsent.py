@@ -138,7 +138,9 @@ async def test_a_slow_answer_is_waited_for_to_the_end() -> None:
 async def test_a_relay_that_is_never_reached_has_nothing() -> None:
     with deaf() as port:
         queues = [at(port)]
-        async with AsyncClient(at(1), queues=queues, outbox="memory:", queue_ms=100) as client:
+        async with AsyncClient(
+            at(free_port()), queues=queues, outbox="memory:", queue_ms=100
+        ) as client:
             result = await client.post("/orders", content=b"1", key=False, deadline=2)
     assert isinstance(result, Queued)
     assert {one.sent for one in result.tries} == {Sent.NEVER}

@@ -20,6 +20,7 @@ from collecting import CLIENT, WORKER, Collecting, environ, perl, submit, tool, 
 
 from crash.processes import Relay, eventually
 from crash.service import Service
+from ports import free_port
 from servers.gearmand import Gearmand, gearmand
 from unspool.admin.cli import cli
 from unspool.core.handover import Handover, pack, unpack
@@ -355,7 +356,7 @@ def test_ended(tmp_path: Path) -> None:
     cases: list[tuple[tuple[str, ...], int, str]] = [
         (("nats://127.0.0.1/orders",), 78, "is a spool, and no queue"),
         (("gearman://127.0.0.1", "--survives", "machine"), 78, "Nothing was collected"),
-        (("gearman://127.0.0.1:1", "--once"), 75, "cannot be reached"),
+        ((f"gearman://127.0.0.1:{free_port()}", "--once"), 75, "cannot be reached"),
     ]
     running = [
         subprocess.Popen(
