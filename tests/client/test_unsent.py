@@ -81,13 +81,16 @@ class Shop:
             yield self
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        try:
             while True:
                 self.came.append(await reader.readuntil(b"\r\n\r\n"))
                 await reader.readexactly(1)
                 if not self.silent:
                     writer.write(ANSWER)
-        writer.close()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
 
 
 def at(port: int) -> str:
