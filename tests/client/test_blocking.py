@@ -62,7 +62,9 @@ def url(server: ThreadingHTTPServer) -> str:
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
-NOBODY = "http://127.0.0.1:1"
+def nobody() -> str:
+    """Where nobody listens."""
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def test_many_threads_share_one_client(server: ThreadingHTTPServer, tmp_path: Path) -> None:
@@ -87,14 +89,14 @@ def test_many_threads_share_one_client(server: ThreadingHTTPServer, tmp_path: Pa
 def test_the_fallback_plan_runs_in_the_thread_that_asked() -> None:
     here = threading.get_ident()
     seen: list[int] = []
-    with Client(NOBODY, fallback=lambda _: seen.append(threading.get_ident())) as client:
+    with Client(nobody(), fallback=lambda _: seen.append(threading.get_ident())) as client:
         assert isinstance(client.post("/o", json=1, deadline=0.5), FellBack)
     assert seen == [here]
 
 
 def test_what_was_queued_is_waited_for_and_drained(tmp_path: Path) -> None:
     told: list[object] = []
-    with Client(NOBODY, outbox=str(tmp_path / "o.db")) as client:
+    with Client(nobody(), outbox=str(tmp_path / "o.db")) as client:
         queued = client.post("/o", json=1, key="k", deadline=0.3)
         assert isinstance(queued, Queued)
         assert queued.survives in ("power", "process")
@@ -149,15 +151,13 @@ def test_made_and_used_before_a_fork_each_process_goes_on(
     assert bodies == [b'"before"', b'"child 0"', b'"child 1"', b'"child 2"', b'"parent"']
 
 
-def test_after_a_fork_the_parent_sends_on_what_waits_by_itself(
-    server: ThreadingHTTPServer, tmp_path: Path
-) -> None:
+def test_after_a_fork_the_parent_sends_on_what_waits_by_itself(tmp_path: Path) -> None:
     """Nobody need call it: what it let go of for the fork is opened again."""
     run(
         """
         import os, sys, time
         from unspool import Client, Queued
-        client = Client(["http://127.0.0.1:1"], outbox="o.db", destination="shop")
+        client = Client([sys.argv[1]], outbox="o.db", destination="shop")
         assert isinstance(client.post("/o", json=1, key="k", deadline=0.3), Queued)
         pid = os.fork()
         if not pid:
@@ -169,7 +169,7 @@ def test_after_a_fork_the_parent_sends_on_what_waits_by_itself(
         assert client.statistics()["sends"]
         client.close()
         """,
-        url(server), cwd=tmp_path,
+        nobody(), cwd=tmp_path,
     )  # fmt: skip
 
 
@@ -235,12 +235,12 @@ def test_an_async_client_that_came_through_a_fork_says_so(tmp_path: Path) -> Non
     """Its loop and its connections are the parent's, which goes on."""
     out = run(
         """
-        import asyncio, os
+        import asyncio, os, sys
         from unspool import AsyncClient, Queued
         from unspool.errors import Misconfigured
 
         async def main():
-            async with AsyncClient("http://127.0.0.1:1", outbox="o.db", sends=False) as client:
+            async with AsyncClient(sys.argv[1], outbox="o.db", sends=False) as client:
                 pid = os.fork()
                 if not pid:
                     try:
@@ -253,6 +253,7 @@ def test_an_async_client_that_came_through_a_fork_says_so(tmp_path: Path) -> Non
 
         asyncio.run(main())
         """,
+        nobody(),
         cwd=tmp_path,
     )
     assert out == "Queued\n"
@@ -268,7 +269,7 @@ def test_a_program_that_forgets_to_close_ends_all_the_same(
         print(type(Client(sys.argv[1], outbox="o.db", destination="shop").post(
             "/o", json=1, key="k", deadline=0.5)).__name__)
         """
-    assert run(code, NOBODY, cwd=tmp_path) == "Queued\n"
+    assert run(code, nobody(), cwd=tmp_path) == "Queued\n"
     with Client(url(server), outbox=str(tmp_path / "o.db"), destination="shop") as client:
         assert isinstance(client.wait("k", timeout=60), Delivered)
     assert [key for key, _ in server.asked] == ['"k"']  # type: ignore[attr-defined]
@@ -308,7 +309,7 @@ def test_at_the_end_of_the_interpreter_it_is_refused_with_a_sentence(
 
 def test_a_client_that_is_not_used_costs_no_thread() -> None:
     before = threading.active_count()
-    client = Client(NOBODY, outbox="o.db")
+    client = Client(nobody(), outbox="o.db")
     assert threading.active_count() == before
     client.close()
     assert not os.path.exists("o.db")

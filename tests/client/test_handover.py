@@ -11,6 +11,7 @@ import pytest
 
 from crash.processes import Relay
 from crash.service import Service
+from ports import free_port
 from servers.gearmand import gearmand
 from unspool import Accepted, Client, Delivered, Queued, Undelivered, Unknown
 from unspool.client.handover import Foreign, Handed, read
@@ -114,8 +115,8 @@ async def test_a_gearmand_takes_over_what_no_server_answers() -> None:
 
 
 async def test_a_gearmand_that_is_down_costs_its_slice_and_the_outbox_has_it() -> None:
-    world = World(a=DOWN)
-    async with world.client("a", queues=["gearman://127.0.0.1:1"], outbox="memory:") as client:
+    world, nowhere = World(a=DOWN), f"gearman://127.0.0.1:{free_port()}"
+    async with world.client("a", queues=[nowhere], outbox="memory:") as client:
         result = await client.post("/orders", json=1, deadline=1)
     assert isinstance(result, Queued)
 

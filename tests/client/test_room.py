@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ports import free_port
 from unspool import Delivered, FellBack, Queued, Undelivered
 from unspool.client import AsyncClient
 from unspool.client.room import Room
@@ -29,7 +30,7 @@ import sys
 from unspool import Client, Queued, Undelivered
 path, cap = sys.argv[1], int(sys.argv[2])
 queued = refused = 0
-with Client("http://127.0.0.1:1", outbox=path, outbox_max_bytes=cap, sends=False) as client:
+with Client(sys.argv[3], outbox=path, outbox_max_bytes=cap, sends=False) as client:
     print(flush=True)
     sys.stdin.readline()
     for number in range(20):
@@ -111,9 +112,10 @@ def test_several_processes_have_one_limit(tmp_path: Path) -> None:
     """Each of three wants more than the whole; together they get it, and each at most what it is
     just writing beyond. What was said to be queued is there, and nothing else."""
     path = tmp_path / "outbox.db"
+    nobody = f"http://127.0.0.1:{free_port()}"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", MANY, str(path), str(CAP)],
+            [sys.executable, "-c", MANY, str(path), str(CAP), nobody],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for _ in range(3)

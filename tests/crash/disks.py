@@ -119,11 +119,11 @@ class Disk:
 
     def _unmount(self) -> None:
         """Whoever had files open may take a moment to be gone."""
-        for attempt in range(200):
+        for attempt in range(2_000):
             try:
                 _run("umount", str(self.mount))
             except OSError:
-                if attempt == 199:
+                if attempt == 1_999:
                     raise
                 time.sleep(0.01)
             else:
@@ -153,7 +153,7 @@ def ram_disk(folder: Path, *, size_mib: int) -> Iterator[Path]:
     try:
         yield mount
     finally:
-        for _ in range(200):
+        for _ in range(2_000):
             try:
                 _run("umount", str(mount))
                 break

@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,18 +226,18 @@ def unread(port: int) -> int:
     return sum(waiting > 0 for _, waiting in connections(port))
 
 
-async def heard(port: int, count: int) -> None:
+async def heard(port: int, count: Callable[[], int]) -> None:
     """Return when so many connections are open to somebody who has read all they have said."""
     calm = 0
 
     def all_read() -> bool:
         nonlocal calm
         found = connections(port)
-        read = len(found) == count and all(who != "0" and not waiting for who, waiting in found)
+        read = len(found) == count() and all(who != "0" and not waiting for who, waiting in found)
         calm = calm + 1 if read else 0
         return calm > 4  # whoever has just connected, in this loop, has spoken meanwhile
 
-    await eventually(all_read, f"{count} are heard")
+    await eventually(all_read, "they are heard")
 
 
 def running(pid: int) -> bool:

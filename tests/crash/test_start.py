@@ -120,9 +120,9 @@ async def test_a_service_that_moves_takes_its_messages_along(tmp_path: Path) -> 
                     await eventually(lambda r=relay, h=hint: h in r.tail(99), "the warning")
                     relay.kill()
                 relay.command += ["--destination", name]
+                before = len(second.handled)
                 await relay.start()
                 body = b"tea"
-                before = len(second.handled)
                 again = await ask(
                     relay.port, "POST", "/orders",
                     fields=fields | {"Prefer": "wait=50"}, body=body, timeout=60,

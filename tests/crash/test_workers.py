@@ -117,7 +117,7 @@ async def test_one_effect_however_many_ask_and_whomever(tmp_path: Path, workers:
             for number in range(KEYS):
                 wires = await asyncio.gather(*(Wire.open(relay.port) for _ in range(REPEATS)))
                 if workers == 2 and (number % 10 == 0 or not min(shares)):
-                    await heard(relay.port, REPEATS)
+                    await heard(relay.port, lambda: REPEATS)
                     for place, pid in enumerate(workers_of(relay)):
                         shares[place] += connections_of(pid, relay.port)
                 job = KEYED if number % 2 else ASYNC

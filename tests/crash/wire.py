@@ -53,7 +53,7 @@ class Wire:
         *,
         fields: Mapping[str, str] | None = None,
         body: bytes = b"",
-        timeout: float = 20,
+        timeout: float = 60,
     ) -> Told:
         head = [f"{method} {target} HTTP/1.1", "Host: relay"]
         head += [f"{name}: {value}" for name, value in (fields or {}).items()]
@@ -104,7 +104,7 @@ async def ask(
     *,
     fields: Mapping[str, str] | None = None,
     body: bytes = b"",
-    timeout: float = 20,
+    timeout: float = 60,
 ) -> Told:
     wire = await Wire.open(port)
     try:

@@ -15,23 +15,29 @@ from contextlib import asynccontextmanager
 @asynccontextmanager
 async def somebody(say: bytes, *, hang_up: bool = False) -> AsyncIterator[int]:
     writers = []
+    over = False
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
         try:
-            while await reader.read(65536):
+            while not over and await reader.read(65536):
                 writer.write(say)
                 if hang_up:
                     break
         except ConnectionError:
             pass
-        writer.close()
+        finally:
+            writer.close()
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
         yield listening.sockets[0].getsockname()[1]
     finally:
+        over = True
         listening.close()
+        for _ in range(10):  # who came as we closed is let in, and out again
+            await asyncio.sleep(0)
         for writer in writers:
-            writer.close()
+            writer.transport.abort()
         await listening.wait_closed()
+        await asyncio.sleep(0)

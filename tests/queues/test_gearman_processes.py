@@ -20,6 +20,8 @@ from collecting import CLIENT, WORKER, Collecting, environ, perl, submit, tool, 
 
 from crash.processes import Relay, eventually
 from crash.service import Service
+from crash.shared import Cable
+from ports import free_port
 from servers.gearmand import Gearmand, gearmand
 from unspool.admin.cli import cli
 from unspool.core.handover import Handover, pack, unpack
@@ -261,21 +263,42 @@ async def test_killed_between_sync_and_complete(
     server: Gearmand, function: str, collector: Collecting
 ) -> None:
     """I5. It is synced, and the queue has not heard: it is given again, and is one message."""
-    collector.start()
-    blocked = Blocked(collector.spool)
-    submit(server, function, written("a"))
-    await eventually(lambda: server.status()[function][:2] == (1, 1), "that it is held")
-    server.pause()
-    try:
-        blocked.end()
-        await eventually(lambda: entries(collector) == 1, "that it is synced")
-        collector.kill()
-    finally:
-        server.go_on()
-    await eventually(lambda: server.status()[function][1] == 0, "that it is given back")
+    direct = collector.command[4]
+    async with Cable(server.port) as cable:
+        collector.command[4] = f"gearman://127.0.0.1:{cable.port}/{function}"
+        await asyncio.to_thread(collector.start)
+        for number in range(1, 9):
+            if await synced_unheard(server, function, collector, cable, number):
+                break
+            # We were held up for longer than a spool is waited for, and it had been given back.
+            await eventually(lambda: server.status()[function][0] == 0, "an empty queue")
+        else:
+            raise AssertionError("it was never killed between the two")
+    await eventually(lambda: server.status()[function][:2] == (1, 0), "that it is given back")
+    collector.command[4] = direct
     assert collector.once() == 0
-    assert entries(collector) == 1
+    assert entries(collector) == number
     assert server.status()[function][0] == 0
+
+
+async def synced_unheard(
+    server: Gearmand, function: str, collector: Collecting, cable: Cable, number: int
+) -> bool:
+    """The collector has synced the n-th message, and is killed with its word still on the way."""
+    blocked = Blocked(collector.spool)
+    await asyncio.to_thread(submit, server, function, written(f"a-{number}"))
+    await eventually(lambda: server.status()[function][:2] == (1, 1), "that it is held")
+    cable.hang()
+    blocked.end()
+    synced = False
+    for _ in range(500):
+        if synced := entries(collector) == number:
+            collector.kill()
+            break
+        await asyncio.sleep(0.02)
+    cable.cut()
+    cable.mend()
+    return synced
 
 
 async def test_killed_at_random_under_load(
@@ -355,7 +378,7 @@ def test_ended(tmp_path: Path) -> None:
     cases: list[tuple[tuple[str, ...], int, str]] = [
         (("nats://127.0.0.1/orders",), 78, "is a spool, and no queue"),
         (("gearman://127.0.0.1", "--survives", "machine"), 78, "Nothing was collected"),
-        (("gearman://127.0.0.1:1", "--once"), 75, "cannot be reached"),
+        ((f"gearman://127.0.0.1:{free_port()}", "--once"), 75, "cannot be reached"),
     ]
     running = [
         subprocess.Popen(
