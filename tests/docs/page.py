@@ -9,8 +9,10 @@ pages' well-known ports are replaced by free ones; `unspool` and `python` are th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -61,21 +63,24 @@ a time needs longer."""
 
 
 def _printed(script: list[str], folder: Path, environ: dict[str, str]) -> str:
-    try:
-        return subprocess.run(
-            ["bash", "-c", "\n".join(script)],
-            cwd=folder,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=HANGS_S,
-            check=False,
-        ).stdout
-    except subprocess.TimeoutExpired as late:
-        so_far = (late.output or b"").decode("utf-8", "replace")
-        raise AssertionError(f"it hangs; it had printed:\n{so_far}") from None
+    with subprocess.Popen(
+        ["bash", "-c", "\n".join(script)],
+        cwd=folder,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as shell:
+        try:
+            return shell.communicate(timeout=HANGS_S)[0]
+        except subprocess.TimeoutExpired as late:
+            so_far = (late.output or b"").decode("utf-8", "replace")
+            raise AssertionError(f"it hangs; it had printed:\n{so_far}") from None
+        finally:  # what it had started would go on, and hold its ports
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
 
 
 def run(

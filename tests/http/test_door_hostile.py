@@ -546,6 +546,30 @@ async def test_an_idle_connection_ends_quietly() -> None:
 
 
 @on_both_loops
+async def test_a_loop_that_was_held_up_closes_nobody_who_has_asked() -> None:
+    """What it has not read by then is there all the same, though the sweep may come first."""
+    async with opened(Recorder(), head_ms=200, keepalive_ms=200) as door, call(door) as caller:
+        for _ in range(2):
+            await eventually(lambda: door.statistics().connections == 1)
+            shown = caller.writer.get_extra_info("socket")
+            ours, theirs = socket.socketpair()
+            held_up = asyncio.get_running_loop().create_future()
+
+            def hold_up(raw: int = shown.fileno(), held: asyncio.Future[None] = held_up) -> None:
+                os.write(raw, GET)
+                time.sleep(0.5)  # this is the fault that is tried
+                held.set_result(None)
+
+            with ours, theirs:
+                ours.setblocking(False)
+                asyncio.get_running_loop().add_reader(ours, hold_up)
+                theirs.send(b"x")
+                await held_up
+                asyncio.get_running_loop().remove_reader(ours)
+            assert (await caller.answer()).status == 200
+
+
+@on_both_loops
 async def test_many_requests_one_after_the_other_are_not_one_slow_one() -> None:
     """The sweep may well find each in the middle of its head."""
     async with opened(Recorder(), head_ms=240, body_ms=240) as door, call(door) as caller:

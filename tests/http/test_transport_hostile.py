@@ -714,6 +714,44 @@ async def test_a_loop_that_stood_still_blames_nobody() -> None:
         thread.join()
 
 
+@both_loops
+async def test_a_loop_that_stood_still_reads_before_it_blames() -> None:
+    """Also where it was held up by what it had just read: with uvloop its clock comes next."""
+    asked, answers_now = threading.Event(), threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(10_000)
+            asked.set()
+            answers_now.wait(IN_TIME_S)
+            with suppress(ConnectionError):
+                peer.sendall(GOOD)
+                peer.recv(10_000)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        ours, theirs = socket.socketpair()
+        loop = asyncio.get_running_loop()
+
+        def hold_up() -> None:
+            loop.remove_reader(ours)
+            answers_now.set()
+            time.sleep(0.9)  # this is the fault that is tried
+
+        with ours, theirs:
+            ours.setblocking(False)
+            origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            async with to(origin, first_byte_ms=300) as transport:
+                task = asyncio.create_task(transport.attempt(POST))
+                await eventually(asked.is_set)
+                loop.add_reader(ours, hold_up)
+                theirs.send(b"x")
+                assert good(await task).body == b"ok"
+        thread.join()
+
+
 # -- many at once -------------------------------------------------------------------------------
 
 

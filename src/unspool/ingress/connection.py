@@ -61,8 +61,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_begin", "_body_idle_ms", "_body_seen_bytes", "_busy", "_caller", "_door", "_eof",
-        "_handed", "_handled_bytes", "_handler", "_lingering_until_ms", "_loop", "_paused",
-        "_queue", "_queued_bytes", "_reading", "_refusal", "_scheme", "_since_ms", "_task",
+        "_handed", "_handled_bytes", "_handler", "_idle_ms", "_lingering_until_ms", "_loop",
+        "_paused", "_queue", "_queued_bytes", "_reading", "_refusal", "_scheme", "_task",
         "_transport", "_waited_ms", "_waiter", "_watched_message", "_watched_phase", "_writing",
         "served",
     )  # fmt: skip
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
         self._refusal: Refusal | None = None
         self._waiter: asyncio.Future[Turn] | None = None
         self._busy = self._eof = self._paused = False
-        self._since_ms = door.now_ms
+        self._idle_ms = 0  # counted by the sweep, which knows how long the loop was held up
         self._watched_message, self._watched_phase = cast(object, None), IDLE
         self._waited_ms = self._body_idle_ms = self._body_seen_bytes = 0
         self.served = self._lingering_until_ms = 0
@@ -197,7 +197,7 @@ class Connection(asyncio.Protocol):
                 self._wake((_SOMETHING, WAKE))
             else:
                 self._busy = False
-                self._since_ms = self._door.now_ms
+                self._idle_ms = 0
 
     def crowded(self) -> bool:
         limits = self._door.limits
@@ -255,7 +255,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._busy = False
                 self.proceed(False)
-                self._since_ms = door.now_ms
+                self._idle_ms = 0
                 self._waiter = self._loop.create_future()  # only there: it holds the request
                 request, flags = await self._waiter
             if request is None:
@@ -370,7 +370,8 @@ class Connection(asyncio.Protocol):
             self._sweep_message(elapsed_ms)
         elif not (self._busy or self._queue):
             door = self._door
-            if now_ms - self._since_ms > (door.keepalive_ms if self.served else door.head_ms):
+            self._idle_ms += elapsed_ms
+            if self._idle_ms > (door.keepalive_ms if self.served else door.head_ms):
                 self._writing.close()
 
     def _sweep_message(self, elapsed_ms: int) -> None:

@@ -10,8 +10,8 @@ Whatever stands in the way is a Failure, never an exception, and nothing was sen
 Last in, first out keeps few connections warm and lets the others grow idle and close. Waiters are
 served in order: a connection that becomes free goes to the first of them and a newcomer cannot take
 it. One sweep looks at all connections every 50 ms while anything is busy; no timer is set per
-request. Both event loops read before they run timers, so a loop that was blocked finds the answers
-that lie in the kernel before it finds them overdue.
+request. A sweep that comes late is put off once, until the loop has read: a loop that was blocked
+finds the answers that lie in the kernel before it finds them overdue.
 
 Names are resolved for each new connection; the addresses are tried one after the other, and each
 gets its share of `connect_ms`. No proxy is taken from the environment.
@@ -33,6 +33,9 @@ from .connection import Connection
 from .limits import Limits
 
 SWEEP_S: Final = 0.05
+READ_FIRST_S: Final = 0.001
+"""Later than this turn of the loop. asyncio reads before it runs timers; uvloop, where it was held
+up by what it had read, runs them first."""
 
 _UNROUTABLE: Final = frozenset(
     {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EAFNOSUPPORT}
@@ -95,6 +98,8 @@ class Pool:
         self._requests = 0  # on connections that are gone
         self._retired = 0  # of those connections, the ones that were used
         self._timer: asyncio.TimerHandle | None = None
+        self._due_at = 0.0  # of the timer
+        self._put_off = False
 
     def statistics(self) -> Statistics:
         requests = self._requests + sum(c.requests for c in self._all)
@@ -280,12 +285,17 @@ class Pool:
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
+        self._due_at = loop.time() + delay
         self._timer = loop.call_later(delay, self._sweep)
 
     def _sweep(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
+        self._put_off = not self._put_off and now - self._due_at > SWEEP_S
+        if self._put_off:
+            self._schedule(READ_FIRST_S)
+            return
         for connection in tuple(self._all):
             connection.check(now)
         self._expire(now)
