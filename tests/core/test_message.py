@@ -155,8 +155,8 @@ pieces = st.lists(st.binary(max_size=30), max_size=3)
 def test_a_form_with_a_new_boundary_is_the_same_form(
     one: bytes, two: bytes, parts: list[bytes]
 ) -> None:
-    """C10: a sender who tries again makes a new boundary. It stands in none of the parts. Werkzeug's
-    are of 63 to 72 characters, as the time and chance will have it."""
+    """C10: a sender who tries again makes a new boundary. It stands in none of the parts. Those of
+    Werkzeug have 63 to 72 characters, as the time and chance will have it."""
     if not any(boundary in part for boundary in (one, two) for part in parts):
         assert same(form(one, *parts), form(two, *parts))
 
