@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from unspool.core.lifecycle import State
@@ -13,7 +14,7 @@ from unspool.core.message import Destination, Instant, Request, seal
 from unspool.spools.open import open_spool
 from unspool.spools.protocol import Entry
 
-NOW = Instant(1_800_000_000_000)
+NOW = Instant(time.time_ns() // 1_000_000)
 
 
 async def put(url: str, name: str) -> None:

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-START_S = 20.0
+START_S = 60.0
 STOP_S = 5.0
 PR_SET_PDEATHSIG = 1
 PORTS = (20_000, 32_000)

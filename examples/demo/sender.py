@@ -25,17 +25,18 @@ PATIENCE_S = 3.0
 """How long either sender waits for an answer."""
 PAUSE_S = 0.3
 """Before sending again, where nobody said how long to wait."""
-RESOLVE_S = 20.0
+RESOLVE_S = 60.0
 """How long after the load orders may go on being sent again."""
 NOT_TAKEN = (409, 503)
 ITEMS = ("tea", "rope", "lamps", "ink", "salt", "nails", "sailcloth")
 
 
 class Sender:
-    def __init__(self, port: int, *, resends: bool) -> None:
+    def __init__(self, port: int, *, resends: bool, patience_s: float = PATIENCE_S) -> None:
         self.orders: list[Order] = []
         self._pool = Pool(port)
         self._resends = resends
+        self._patience_s = patience_s
 
     async def send(self, order: Order, body: bytes) -> None:
         """Send one order until somebody has taken it, or as often as this sender does."""
@@ -45,7 +46,7 @@ class Sender:
         while True:
             pause_s = PAUSE_S
             try:
-                reply = await self._pool.exchange(data, patience_s=PATIENCE_S)
+                reply = await self._pool.exchange(data, patience_s=self._patience_s)
             except Broken as trouble:
                 order.trouble = str(trouble)
                 if not self._resends:
@@ -68,7 +69,7 @@ class Sender:
             for order in some:
                 try:
                     reply = await self._pool.exchange(
-                        request("GET", order.receipt), patience_s=PATIENCE_S
+                        request("GET", order.receipt), patience_s=self._patience_s
                     )
                 except Broken as trouble:
                     order.state = str(trouble)

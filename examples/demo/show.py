@@ -26,7 +26,7 @@ from .wire import Broken, Pool, request
 
 ROOT = Path(__file__).resolve().parents[2]
 TICK_S = 0.25
-DRAIN_S = 45.0
+DRAIN_S = 90.0
 """The longest wait for the spool to be empty."""
 RELAY_FLAGS = (
     ("--first-byte-ms", "1s", "a service that thinks for longer is not waited for"),

@@ -128,6 +128,11 @@ class Dispatcher:
         return self._deliveries.bounced
 
     @property
+    def busy(self) -> bool:
+        """Is an attempt under way, or a verdict that is not yet told?"""
+        return self._deliveries.busy
+
+    @property
     def unwritten(self) -> int:
         return self._deliveries.unwritten
 

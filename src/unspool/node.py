@@ -38,7 +38,7 @@ from .transports.protocol import Transport
 log = logging.getLogger("unspool.node")
 
 RECOUNT_MS: Final = 10_000
-LAST_WRITES_MS: Final = 1_000
+LAST_WRITES_MS: Final = 2_000
 """Beyond the time to drain, for writing down what came at its very end."""
 
 

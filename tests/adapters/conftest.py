@@ -19,8 +19,9 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A relay whose service is down."""
     folder: Path = tmp_path_factory.mktemp("relay")
     port = free_port()
+    nobody = f"http://127.0.0.1:{free_port()}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "unspool", "serve", "--to", "http://127.0.0.1:1", "--listen",
+        [sys.executable, "-m", "unspool", "serve", "--to", nobody, "--listen",
          f"127.0.0.1:{port}", "--spool", f"sqlite:///{folder}/s.db"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -39,4 +40,4 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(START_S)

@@ -22,6 +22,8 @@ import unspool.aiohttp
 import unspool.httpx
 import unspool.requests
 
+DRAIN_S = 60.0
+
 
 class Answer(NamedTuple):
     status: int
@@ -59,7 +61,7 @@ class Requests:
         return self.adapter.client
 
     def drain(self) -> Any:
-        return self.adapter.client.drain(5)
+        return self.adapter.client.drain(DRAIN_S)
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +106,7 @@ class Httpx:
         return _answered(self.session.request(method, path, **asked))
 
     def drain(self) -> Any:
-        return self.transport.client.drain(5)
+        return self.transport.client.drain(DRAIN_S)
 
     def __enter__(self) -> Self:
         return self
@@ -152,7 +154,7 @@ class AsyncHttpx(Looped):
         return _answered(self.run(self.session.request(method, path, **asked)))
 
     def drain(self) -> Any:
-        return self.run(self.transport.client.drain(5))
+        return self.run(self.transport.client.drain(DRAIN_S))
 
     async def _close(self) -> None:
         await self.session.aclose()
@@ -193,7 +195,7 @@ class Aiohttp(Looped):
         return self.run(there())
 
     def drain(self) -> Any:
-        return self.run(self.connector.client.drain(5))
+        return self.run(self.connector.client.drain(DRAIN_S))
 
     async def _close(self) -> None:
         await self.session.close()

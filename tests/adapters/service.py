@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+SLOW_S = 30.0
+
 
 class Seen(NamedTuple):
     method: str
@@ -63,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def on_slow(self, *_: Any) -> None:
-        self.server.closing.wait(10)
+        self.server.closing.wait(SLOW_S)
         self.close_connection = True
 
     def on_cookies(self, *_: Any) -> None:
@@ -111,6 +113,8 @@ class Handler(BaseHTTPRequestHandler):
 
 class Service(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
+    """Of the usual five a sixth would wait for a second, and for three, until it is taken."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

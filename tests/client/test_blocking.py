@@ -40,10 +40,15 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Listening(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    """With the usual five, who connects with seven others waits for a second."""
+
+
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
-    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.daemon_threads = True
+    found = Listening(("127.0.0.1", 0), Handler)
     found.asked = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -105,7 +110,7 @@ def test_what_was_queued_is_waited_for_and_drained(tmp_path: Path) -> None:
 def run(code: str, *arguments: str, cwd: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(code), *arguments],
-        cwd=cwd, capture_output=True, text=True, timeout=60, check=False,
+        cwd=cwd, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr, done.stderr
@@ -201,7 +206,7 @@ def test_forked_in_the_middle_of_a_call_the_child_is_refused_with_a_sentence(
         client = Client(f"http://127.0.0.1:{deaf.getsockname()[1]}", outbox="o.db")
         results = []
         thread = threading.Thread(
-            target=lambda: results.append(client.post("/o", json=1, deadline=2))
+            target=lambda: results.append(client.post("/o", json=1, deadline=30))
         )
         client.start()
         thread.start()
@@ -214,11 +219,11 @@ def test_forked_in_the_middle_of_a_call_the_child_is_refused_with_a_sentence(
                 os._exit(0 if "was forked while" in str(error) else 2)
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        held.close()
+        deaf.close()
         thread.join()
         assert isinstance(results[0], Queued), results
         client.close()
-        held.close()
-        deaf.close()
         print("well")
         """,
         cwd=tmp_path,
@@ -265,7 +270,7 @@ def test_a_program_that_forgets_to_close_ends_all_the_same(
         """
     assert run(code, NOBODY, cwd=tmp_path) == "Queued\n"
     with Client(url(server), outbox=str(tmp_path / "o.db"), destination="shop") as client:
-        assert isinstance(client.wait("k", timeout=10), Delivered)
+        assert isinstance(client.wait("k", timeout=60), Delivered)
     assert [key for key, _ in server.asked] == ['"k"']  # type: ignore[attr-defined]
 
 
@@ -345,16 +350,16 @@ def test_behind_gunicorn_preload_every_worker_sends(
         cwd=tmp_path, env={**os.environ, "SHOP": url(server)},
     )  # fmt: skip
     try:
-        until, told = time.monotonic() + 20, Counter[str]()
+        until, told = time.monotonic() + 60, Counter[str]()
         while len(told) < 2 and time.monotonic() < until:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as response:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as response:
                     told[response.read().decode()] += 1
             except urllib.error.URLError:
                 time.sleep(0.05)
     finally:
         gunicorn.terminate()
-        gunicorn.wait(timeout=20)
+        gunicorn.wait(timeout=60)
     assert len(told) == 2, told
     assert all(one.startswith("Delivered ") for one in told)
     bodies = [body for _, body in server.asked]  # type: ignore[attr-defined]

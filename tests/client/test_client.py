@@ -84,10 +84,10 @@ async def test_attempts_carry_their_number_and_what_is_left_of_the_deadline() ->
     world = World(a=says(503), b=says(503))
     async with world.client() as client:
         with pytest.raises(Undelivered):
-            await client.post("/orders", json=1, deadline=4)
+            await client.post("/orders", json=1, deadline=30)
     asked = [one for server in world.servers.values() for one in server.asked]
     assert sorted(value(one, "unspool-attempt") for one in asked) == ["1", "2", "3"]
-    assert all(float(value(one, "unspool-deadline")) <= 4 for one in asked)
+    assert all(float(value(one, "unspool-deadline")) <= 30 for one in asked)
 
 
 async def test_what_nobody_has_is_an_exception_with_the_request() -> None:
@@ -95,7 +95,7 @@ async def test_what_nobody_has_is_an_exception_with_the_request() -> None:
     world = World(a=says(503, b"later"))
     async with world.client() as client:
         with pytest.raises(Undelivered) as caught:
-            await client.post("/orders", json={"item": "tea"}, deadline=1)
+            await client.post("/orders", json={"item": "tea"}, deadline=30)
         error = caught.value
         assert error.response.status == 503  # type: ignore[attr-defined]
         assert len(error.tries) == 3
@@ -128,7 +128,7 @@ async def test_servers_that_do_not_know_keys_get_a_post_once() -> None:
         assert isinstance(await client.post("/orders", json=1, key="k"), Unknown)
         [first] = world.servers["a"].asked
         with pytest.raises(Undelivered):
-            await client.put("/orders/1", json=1, deadline=1)
+            await client.put("/orders/1", json=1, deadline=30)
     assert value(first, "idempotency-key") == '"k"', "it is sent along all the same"
     assert world.asked("a") == 1 + 3, "a PUT may be repeated anyhow"
 
@@ -144,7 +144,7 @@ async def test_never_sent_goes_on_also_without_a_key() -> None:
 async def test_a_relay_in_front_that_says_that_it_did_nothing_is_believed() -> None:
     """A 503 of its own is no attempt at the service: also without a key it may go elsewhere."""
     world = World(a=problem("unreachable"), b=problem("refused"), relay=TAKEN)
-    async with world.client("a", "b", queues=["https://relay"], deadline=2) as client:
+    async with world.client("a", "b", queues=["https://relay"], deadline=30) as client:
         assert isinstance(await client.post("/orders", json=1, key=False), Accepted)
         world.servers["a"].then(problem("no-answer"))
         world.servers["b"].then(problem("no-answer"))
@@ -153,7 +153,7 @@ async def test_a_relay_in_front_that_says_that_it_did_nothing_is_believed() -> N
 
 async def test_a_relay_takes_over_what_no_server_answers() -> None:
     world = World(a=DOWN, relay=TAKEN)
-    async with world.client("a", queues=["https://relay"], deadline=2) as client:
+    async with world.client("a", queues=["https://relay"], deadline=30) as client:
         result = await client.post("/orders", json=1, key="order-7", lifetime=3600, order="c-1")
     assert isinstance(result, Accepted)
     assert result.receipt.where == "https://relay"
@@ -207,7 +207,7 @@ async def test_what_nobody_took_is_in_the_outbox_and_goes_out_later() -> None:
     """And the news comes to whoever wants it: callback, iterator, `wait`, events."""
     world, told = World(a=DOWN), list[Settled]()
     async with world.client(outbox="memory:", on_settled=told.append) as client:
-        result = await client.post("/orders", json=1, key="order-7", deadline=1)
+        result = await client.post("/orders", json=1, key="order-7", deadline=30)
         assert result == Queued("order-7", "nothing", result.tries)
 
         async def first() -> Settled:
@@ -218,9 +218,9 @@ async def test_what_nobody_took_is_in_the_outbox_and_goes_out_later() -> None:
         hears = asyncio.create_task(first())
         await asyncio.sleep(0)
         world.servers["a"].then(OK)
-        assert isinstance(await client.wait("order-7", timeout=5), Delivered)
+        assert isinstance(await client.wait("order-7", timeout=60), Delivered)
         settled = await hears
-        progress = await client.drain(timeout=5)
+        progress = await client.drain(timeout=60)
     assert progress.waiting == 0
     assert (settled.key, settled.ours) == ("order-7", True)
     assert isinstance(settled.result, Delivered)
@@ -233,21 +233,21 @@ async def test_what_nobody_took_is_in_the_outbox_and_goes_out_later() -> None:
 async def test_the_news_says_how_it_ended_when_a_relay_or_a_server_took_it() -> None:
     world = World(a=DOWN, relay=DOWN)
     async with world.client("a", queues=["https://relay"], outbox="memory:") as client:
-        await client.post("/orders", json=1, key="r", deadline=1)
-        await client.post("/orders", json=2, key="s", deadline=1)
+        await client.post("/orders", json=1, key="r", deadline=30)
+        await client.post("/orders", json=2, key="s", deadline=30)
         world.servers["relay"].then(TAKEN)
-        accepted = await client.wait("r", timeout=8)
+        accepted = await client.wait("r", timeout=60)
         assert isinstance(accepted, Accepted)
         assert accepted.receipt.url.startswith("https://relay/")
-        assert isinstance(await client.wait("s", timeout=8), Accepted)
+        assert isinstance(await client.wait("s", timeout=60), Accepted)
 
 
 async def test_rejected_later_is_rejected() -> None:
     world = World(a=DOWN)
     async with world.client(outbox="memory:") as client:
-        await client.post("/orders", json=1, key="r", deadline=1)
+        await client.post("/orders", json=1, key="r", deadline=30)
         world.servers["a"].then(says(422, b"no"))
-        result = await client.wait("r", timeout=5)
+        result = await client.wait("r", timeout=60)
     assert isinstance(result, Rejected)
     assert result.response.body == b"no"
 
@@ -256,7 +256,7 @@ async def test_what_expires_is_given_up_and_said() -> None:
     world, told = World(a=DOWN), list[Settled]()
     async with world.client(outbox="memory:", on_settled=told.append) as client:
         await client.post("/orders", json=1, key="r", deadline=0.5, lifetime=1)
-        result = await client.wait("r", timeout=20)
+        result = await client.wait("r", timeout=60)
         assert isinstance(result, Bounced)
         assert result.reason == "expired"
         with pytest.raises(Undelivered, match="given up"):
@@ -270,7 +270,7 @@ async def test_in_the_outbox_without_a_key_it_ends_as_unknown_and_is_never_sent_
         queued = await client.post("/orders", json=1, key=False, deadline=0.5)
         assert isinstance(queued, Queued)
         world.servers["a"].then(RESET)
-        result = await client.wait(queued.key, timeout=5)
+        result = await client.wait(queued.key, timeout=60)
         assert isinstance(result, Unknown)
         before = world.asked("a")
         await asyncio.sleep(0.1)
@@ -281,7 +281,7 @@ async def test_a_get_is_tried_elsewhere_and_kept_nowhere() -> None:
     world = World(a=says(503), b=says(503), relay=TAKEN)
     async with world.client("a", "b", queues=["https://relay"], outbox="memory:") as client:
         with pytest.raises(Undelivered):
-            await client.get("/orders", deadline=1)
+            await client.get("/orders", deadline=30)
         world.servers["b"].then(OK)
         assert isinstance(await client.get("/orders"), Delivered)
         assert client.statistics()["waiting"] == 0
@@ -293,7 +293,7 @@ async def test_contended_is_put_into_nobodys_custody() -> None:
     world = World(a=DOWN, relay=TAKEN)
     async with world.client("a", queues=["https://relay"], outbox="memory:") as client:
         with pytest.raises(Undelivered):
-            await client.post("/seats", json=1, contended=True, deadline=1)
+            await client.post("/seats", json=1, contended=True, deadline=30)
         assert client.statistics()["waiting"] == 0
         world.servers["a"].then(RESET)
         assert isinstance(await client.post("/seats", json=1, contended=True), Unknown)
@@ -376,7 +376,7 @@ async def test_a_server_that_does_not_know_what_an_attempt_did_is_believed() -> 
         world.servers["relay"].then(DOWN)
         assert isinstance(await client.post("/orders", json=2, key="l", deadline=0.5), Queued)
         world.servers["a"].then(problem("outcome-unknown"))
-        assert isinstance(await client.wait("l", timeout=5), Unknown)
+        assert isinstance(await client.wait("l", timeout=60), Unknown)
 
 
 async def test_a_conflict_is_an_answer() -> None:
@@ -451,7 +451,7 @@ async def test_waiting_for_another_call_under_the_key_ends_with_the_deadline() -
         first = asyncio.create_task(client.post("/orders", json=1, key="k", deadline=30))
         while not world.asked():
             await asyncio.sleep(0.001)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             with pytest.raises(Busy, match="still under way"):
                 await client.post("/orders", json=1, key="k", deadline=0.1)
         assert (world.asked(), printed) == (1, [])
@@ -528,12 +528,12 @@ async def test_a_listener_that_raises_harms_nobody(caplog: pytest.LogCaptureFixt
     async with client:
         await client.post("/orders", json=1, key="k", deadline=0.3)
         world.servers["a"].then(OK)
-        assert isinstance(await client.wait("k", timeout=5), Delivered)
-        await client.drain(timeout=5)
-        await asyncio.sleep(0.05)
-    assert "on_settled made a mistake" in caplog.text
+        assert isinstance(await client.wait("k", timeout=60), Delivered)
+        await client.drain(timeout=60)
+        assert "on_settled made a mistake" in caplog.text
 
 
+@virtually
 async def test_a_slow_server_is_hedged_and_the_first_answer_counts() -> None:
     """After what is usual, one more is asked; only one in a hundred, and only if asked for."""
 
@@ -555,6 +555,7 @@ async def test_a_slow_server_is_hedged_and_the_first_answer_counts() -> None:
         assert world.asked() == before + 3, "one in a hundred"
 
 
+@virtually
 async def test_a_hedge_that_meets_its_own_request_does_not_end_it() -> None:
     """Servers that share what they know of keys tell the second that the first is being worked on.
     That is no answer: the first one's is."""
@@ -635,7 +636,7 @@ async def test_before_what_nobody_took_waits_under_the_same_entry(tmp_path: Path
     async with world.client(**options) as client:
         assert isinstance(await client.post("/o", json=1, key="k", deadline=0.3), Queued)
         world.servers["a"].then(OK)
-        assert isinstance(await client.wait("k", timeout=5), Delivered)
+        assert isinstance(await client.wait("k", timeout=60), Delivered)
         world.servers["a"].then(RESET)
         unknown = await client.post("/o", json=1, key=False)
         assert isinstance(unknown, Unknown)

@@ -26,6 +26,8 @@ from unspool.queues.protocol import Queue
 from .kit import DOWN, RESET, TAKEN, World, has, says
 
 NOW = Instant(1_790_000_000_000)
+PATIENT: Any = {"deadline": 60, "queue_ms": 30_000}
+"""Whoever takes it over is a process, and may have something else to do."""
 
 
 def order(**asked: Any) -> Request:
@@ -43,7 +45,7 @@ async def test_the_receipt_of_a_real_relay_is_followed(tmp_path: Path) -> None:
         try:
             await relay.start()
             where = f"http://127.0.0.1:{relay.port}"
-            client = Client(service.url, queues=[where], deadline=2)
+            client = Client(service.url, queues=[where], **PATIENT)
             result = await asyncio.to_thread(client.post, "/orders", content=b"tea", key="order-7")
             assert isinstance(result, Accepted)
             receipt = result.receipt
@@ -53,7 +55,7 @@ async def test_the_receipt_of_a_real_relay_is_followed(tmp_path: Path) -> None:
             assert status.state == "waiting"
             assert isinstance(await asyncio.to_thread(receipt.wait, 0.1), Accepted), "not yet"
             service.up()
-            fate: Any = await asyncio.to_thread(receipt.wait, 20)
+            fate: Any = await asyncio.to_thread(receipt.wait, 60)
             assert isinstance(fate, Delivered)
             [handled] = service.of("order-7")
             assert fate.response.body == handled.answer
@@ -75,14 +77,14 @@ async def test_a_receipt_can_be_cancelled(tmp_path: Path) -> None:
         try:
             await relay.start()
             where = f"http://127.0.0.1:{relay.port}"
-            with Client(service.url, queues=[where], deadline=2) as client:
+            with Client(service.url, queues=[where], **PATIENT) as client:
                 result = await asyncio.to_thread(client.post, "/orders", content=b"tea")
                 assert isinstance(result, Accepted)
-                for _ in range(50):  # not while it is being tried
+                for _ in range(1_000):  # not while it is being tried
                     if await asyncio.to_thread(result.receipt.cancel):
                         break
                     await asyncio.sleep(0.02)
-                fate: Any = await asyncio.to_thread(result.receipt.wait, 5)
+                fate: Any = await asyncio.to_thread(result.receipt.wait, 60)
                 assert fate.reason == "cancelled"
         finally:
             relay.end()
@@ -93,7 +95,7 @@ async def test_a_gearmand_takes_over_what_no_server_answers() -> None:
     with gearmand() as server:
         url = server.url("orders")
         world = World(a=DOWN)
-        async with world.client("a", queues=[url], deadline=3) as client:
+        async with world.client("a", queues=[url], **PATIENT) as client:
             result = await client.post("/orders?x=1", json={"item": "tea"}, key="order-7")
             assert isinstance(result, Accepted)
             assert result.receipt.where == url
@@ -101,7 +103,7 @@ async def test_a_gearmand_takes_over_what_no_server_answers() -> None:
             assert (await result.receipt.status()).state == "handed over"
             assert isinstance(await result.receipt.wait(10), Accepted), "nobody can be asked"
         queue = await open_queue(url)
-        [taken] = await queue.take(limit=5, wait_ms=2_000)
+        [taken] = await queue.take(limit=5, wait_ms=20_000)
         found = handover.unpack(taken.payload)
         await queue.complete([taken])
         await queue.aclose()
@@ -127,7 +129,7 @@ class Strange(MemoryQueue):
 
     async def put(self, payloads: Sequence[bytes], /) -> None:
         if self.trouble is None:
-            await asyncio.sleep(60)
+            await asyncio.sleep(3600)
         else:
             raise self.trouble
 
@@ -151,7 +153,9 @@ async def test_a_queue_that_goes_wrong_is_trouble_and_no_exception(
         return Strange(trouble)
 
     taker = Foreign("memory:", opener=opener)
-    told = await taker.take(order(), now=NOW, timeout_ms=50)
+    await taker.open()  # it is open when it is asked
+    timeout_ms = 50 if trouble is None else 60_000
+    told = await taker.take(order(), now=NOW, timeout_ms=timeout_ms)
     assert (told.receipt_of, told.answer, told.sent) == (None, None, sent)
     assert told.why
     await taker.aclose()
@@ -167,8 +171,8 @@ async def test_a_queue_that_could_not_be_opened_is_opened_anew() -> None:
         return MemoryQueue()
 
     taker = Foreign("memory:", opener=opener)
-    first = await taker.take(order(), now=NOW, timeout_ms=500)
-    second = await taker.take(order(), now=NOW, timeout_ms=500)
+    first = await taker.take(order(), now=NOW, timeout_ms=60_000)
+    second = await taker.take(order(), now=NOW, timeout_ms=60_000)
     await taker.aclose()
     assert first.sent is Sent.NEVER
     assert second.receipt_of is not None
@@ -188,7 +192,7 @@ async def test_what_may_be_with_a_queue_already_goes_nowhere_else_unless_repeata
 
 async def test_a_queue_gets_nothing_that_has_no_key() -> None:
     taker = Foreign("memory:")
-    told = await taker.take(order(key=False), now=NOW, timeout_ms=500)
+    told = await taker.take(order(key=False), now=NOW, timeout_ms=60_000)
     assert told.sent is Sent.NEVER
     await taker.aclose()
 
@@ -247,7 +251,7 @@ def test_every_problem_of_a_relay_means_something(name: str) -> None:
 async def test_a_relay_that_rejects_is_a_rejection() -> None:
     world = World(a=DOWN, relay=problem("key-reused"))
     async with world.client("a", queues=["https://relay"]) as client:
-        result = await client.post("/orders", json=1, key="k", deadline=1)
+        result = await client.post("/orders", json=1, key="k", deadline=30)
     assert result.response.status == 422  # type: ignore[union-attr]
 
 
@@ -262,5 +266,5 @@ async def test_nobody_at_all_is_undelivered_with_every_offer_told() -> None:
     world = World(a=DOWN, relay=says(503))
     async with world.client("a", queues=["https://relay"]) as client:
         with pytest.raises(Undelivered) as caught:
-            await client.post("/orders", json=1, deadline=1)
+            await client.post("/orders", json=1, deadline=30)
     assert [one.where for one in caught.value.tries][-1] == "https://relay"  # type: ignore[attr-defined]

@@ -53,7 +53,7 @@ def scene(**relays: Any) -> tuple[World, AsyncClient]:
 
 
 async def taken(client: AsyncClient) -> Any:
-    result = await client.post("/orders", json=1, auth="Bearer mine", deadline=1)
+    result = await client.post("/orders", json=1, auth="Bearer mine", deadline=30)
     assert isinstance(result, Accepted)
     assert result.receipt.where == "https://relay1"
     return result.receipt
@@ -173,7 +173,9 @@ async def test_moved_from_one_relay_to_another_and_delivered_there(tmp_path: Pat
         first, second = (f"http://127.0.0.1:{one.port}" for one in relays)
         try:
             await relays[0].start()
-            async with AsyncClient(service.url, queues=[first, second], deadline=2) as client:
+            async with AsyncClient(
+                service.url, queues=[first, second], deadline=60, queue_ms=30_000
+            ) as client:
                 result = await client.post("/orders", content=b"tea", key="order-7")
                 assert isinstance(result, Accepted)
                 receipt: Any = result.receipt
@@ -187,7 +189,7 @@ async def test_moved_from_one_relay_to_another_and_delivered_there(tmp_path: Pat
                 assert (await receipt.status()).state == "moved", "nobody has it who can be asked"
                 service.up()
                 await relays[1].start()
-                fate = await receipt.wait(20)
+                fate = await receipt.wait(60)
                 assert isinstance(fate, Delivered)
                 assert receipt.where == second
                 assert (await receipt.status()).state == "delivered"

@@ -243,7 +243,7 @@ async def test_a_fallback_plan_that_raises_is_told_with_the_request() -> None:
     world = World(a=DOWN)
     async with world.client(fallback=out_of_paper) as client:
         with pytest.raises(Undelivered, match="fallback plan failed as well: OSError: out of") as c:
-            await client.post("/orders", json=1, deadline=0.3)
+            await client.post("/orders", json=1, deadline=30)
     assert isinstance(c.value.__cause__, OSError)
     assert c.value.request is not None
     assert len(c.value.tries) == 3

@@ -29,7 +29,7 @@ from unspool.middleware.once import once
 
 PROGRAM = (sys.executable, "-m", "client_crash.sender")
 SERVERS = 3
-PATIENCE_S = 60 * ROUNDS
+PATIENCE_S = 120 * ROUNDS
 
 
 class Machine:

@@ -27,7 +27,7 @@ OWNED = ("Delivered", "Accepted", "Queued")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240 + 6 * KILLS)
+@pytest.mark.timeout(480 + 6 * KILLS)
 async def test_each_key_has_one_effect_and_what_was_accepted_arrives(tmp_path: Path) -> None:
     scene, luck = Scene(tmp_path), random.Random(5)
     await scene.begin()

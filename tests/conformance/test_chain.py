@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from unspool.core.lifecycle import Bounced, Delivered, Forgotten, Reason, State
 from unspool.core.message import NEVER, Instant
 from unspool.errors import InDoubt, Misconfigured, Refused, Unavailable
+from unspool.spools.blocking import BlockingSpool
 from unspool.spools.chain.custodian import Custodian
 from unspool.spools.chain.spool import ChainSpool
 from unspool.spools.memory import MemorySpool
@@ -60,7 +61,7 @@ class Pair:
             ],
             now=lambda: NOW,
         )
-        self.chain.homing.pause_s = 0.05
+        self.chain.homing.pause_s, self.chain.homing.share = 0.05, 0
 
     def _open(self, switch: Switch) -> Callable[[], Any]:
         async def open_() -> Any:
@@ -78,7 +79,7 @@ class Pair:
     async def back(self, *, home: bool = True) -> None:
         """The first is well again, has been found to be, and everything is where it belongs."""
         self.first.mode = "well"
-        await until(lambda: self.chain.ranks.home.up)
+        await until(lambda: self.chain.ranks.home.up and not self.chain.ranks.home.returning)
         await until(lambda: self.chain.homing.compared)
         if home:
             await until(lambda: self.chain.ranks.all[1].clear)
@@ -93,12 +94,14 @@ async def until(true: Callable[[], bool], *, seconds: float = 30.0) -> None:
 
 @asynccontextmanager
 async def pair_of(
-    first: Switch | None = None, second: Switch | None = None, *, keeps: bool = True
-) -> AsyncIterator[Pair]:
+    first: Switch | None = None, second: Switch | None = None, *, keeps: bool = True,
+    patient: bool = False,
+) -> AsyncIterator[Pair]:  # fmt: skip
     given = first or second
+    patient = patient or (given is not None and isinstance(given.spool, BlockingSpool))
     pair = Pair(
         first or Switch(MemorySpool()), second or Switch(MemorySpool()),
-        deadline_ms=DISK_MS if given and isinstance(given.spool, SqliteSpool) else DEADLINE_MS,
+        deadline_ms=DISK_MS if patient else DEADLINE_MS,
     )  # fmt: skip
     await pair.chain.begin()
     if keeps:
@@ -139,11 +142,13 @@ async def test_one_that_is_down_is_asked_by_nobody_but_the_probe() -> None:
         pair.first.mode = "slow"
         await pair.chain.accept([waiting("a")])
         asked = pair.first.asked["accept"], pair.first.asked["lease"]
-        began = time.monotonic()
+        took_s = []
         for number in range(50):
+            began = time.monotonic()
             await pair.chain.accept([waiting(f"b{number}")])
             await lease_all(pair.chain, limit=1)
-        assert time.monotonic() - began < DEADLINE_MS / 1000 * 30
+            took_s.append(time.monotonic() - began)
+        assert sorted(took_s)[25] < DEADLINE_MS / 1000, "but where all stood still"
         assert (pair.first.asked["accept"], pair.first.asked["lease"]) == asked
 
 

@@ -63,6 +63,43 @@ async def test_a_claim_that_somebody_takes_over_while_home_is_told() -> None:
         assert entry.state is State.WAITING, "it was promised"
 
 
+async def test_nothing_goes_out_while_home_is_told_the_secret() -> None:
+    """It is up again, and what went out from the next has not been compared: a write that takes its
+    time is no gap in which home's copy goes out as well, or anything is brought there."""
+    async with pair_of(patient=True) as pair:
+        assert await secret_of(pair.chain, b"1" * 32)
+        pair.first.mode = "lost"
+        await pair.chain.accept([waiting("a"), waiting("b")])
+        pair.first.mode = "down"
+        a, _ = await lease_all(pair.chain)
+        await pair.chain.settle([(a, delivered("once"))])
+        through = pair.first._through
+        told, may = asyncio.Event(), asyncio.Event()
+
+        async def slowly(verb: str, call: Any) -> Any:
+            if verb == "accept":
+                told.set()
+                await may.wait()
+            return await through(verb, call)
+
+        pair.first._through = slowly  # type: ignore[method-assign]
+        pair.first.mode = "well"
+        await told.wait()
+        assert pair.chain.ranks.home.up
+        asked = pair.first.asked.copy()
+        assert await lease_all(pair.chain) == []
+        assert list(await pair.chain.survey(after=None, limit=9)) != [], "b is away, and leased"
+        pair.chain.homing.stir()
+        await asyncio.sleep(0.01)
+        assert pair.first.asked == asked
+        may.set()
+        await pair.back(home=False)
+        assert await lease_all(pair.chain) == []
+        copy = await at(pair.first, "a")
+        assert copy is not None
+        assert (copy.state, copy.answer) == (State.DELIVERED, delivered("once").answer)
+
+
 async def test_a_hold_away_holds_at_home() -> None:
     """An operator held it while home was away; home's copy, which nobody knew of, does not go."""
     async with pair_of() as pair:

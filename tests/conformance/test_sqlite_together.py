@@ -113,7 +113,7 @@ def test_another_thread_waits_for_its_end(store: SqliteStore) -> None:
     inside, done = threading.Event(), threading.Event()
 
     def sweep() -> None:
-        inside.wait(5)
+        inside.wait(60)
         store.sweep(now=NOW, limit=1)
         done.set()
 
@@ -126,7 +126,7 @@ def test_another_thread_waits_for_its_end(store: SqliteStore) -> None:
 
     outcomes = store.together([lambda: store.accept([waiting("1")]), slow])
     assert outcomes[1] == (False, None)
-    other.join(5)
+    other.join(60)
     assert done.is_set()
     store.close()
 

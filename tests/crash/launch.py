@@ -126,7 +126,7 @@ class Quick:
         count = len(self._pids)
         self._process.stdin.write(json.dumps(plan).encode() + b"\n")
         async with self._news:
-            await asyncio.wait_for(self._news.wait_for(lambda: len(self._pids) > count), 20)
+            await asyncio.wait_for(self._news.wait_for(lambda: len(self._pids) > count), 60)
         return Forked(self, int(self._pids[-1]))
 
     async def start(self, **plan: Any) -> Forked:
@@ -144,7 +144,7 @@ class Quick:
             return line in self._said
 
         async with self._news:
-            await asyncio.wait_for(self._news.wait_for(told), 20)
+            await asyncio.wait_for(self._news.wait_for(told), 60)
 
     async def _listen(self) -> None:
         assert self._process is not None

@@ -141,7 +141,7 @@ def note(call: Call, told: Told) -> None:
 
 
 async def at_stake(
-    history: History, *, since: int, accepted: int, answered: int = 0, seconds: float = 20
+    history: History, *, since: int, accepted: int, answered: int = 0, seconds: float = 60
 ) -> None:
     """Return when so many of the calls since then were told that: on a slow machine, too, something
     is to be lost. Or when they will not be: then it is the test's to say so."""
@@ -156,7 +156,7 @@ async def at_stake(
         await asyncio.sleep(0.01)
 
 
-async def settle(port: int, history: History, *, seconds: float = 40, at_once: int = 16) -> None:
+async def settle(port: int, history: History, *, seconds: float = 60, at_once: int = 16) -> None:
     """Ask every receipt until it has settled, and keep what it says."""
     receipts = sorted({call.receipt for call in history.accepted()} - set(history.finals))
     until = asyncio.get_running_loop().time() + seconds

@@ -115,11 +115,11 @@ class Relay:
         assert self.process is not None
         self.process.send_signal(number)
 
-    async def stop(self, *, seconds: float = 40) -> int:
+    async def stop(self, *, seconds: float = 60) -> int:
         self.signal(signal.SIGTERM)
         return await self.ended(seconds=seconds)
 
-    async def ended(self, *, seconds: float = 40) -> int:
+    async def ended(self, *, seconds: float = 60) -> int:
         """Its exit code, once it has one."""
         assert self.process is not None
         until = time.monotonic() + seconds
@@ -151,13 +151,16 @@ class Relay:
         return "\n".join(text.splitlines()[-lines:])
 
 
-async def eventually(check: Any, what: str, *, seconds: float = 30) -> None:
-    """Poll until `check()` is true; `check` may be a coroutine function."""
+async def eventually(check: Any, what: str, *, seconds: float = 60) -> None:
+    """Poll until `check()` is true; `check` may be a coroutine function. One that got no answer is
+    asked again."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        found = check()
-        if asyncio.iscoroutine(found):
-            found = await found
+        found = None
+        with contextlib.suppress(Severed):
+            found = check()
+            if asyncio.iscoroutine(found):
+                found = await found
         if found:
             return
         await asyncio.sleep(0.02)
@@ -175,16 +178,18 @@ def workers_of(relay: Relay) -> list[int]:
 
 def all_ready(pids: Sequence[int]) -> bool:
     """Each of these has opened its spool (its lock), has a loop, and hears signals."""
-    for pid in pids:
-        links = []
+    return all(map(_ready, pids))
+
+
+def _ready(pid: int) -> bool:
+    links = []
+    with contextlib.suppress(OSError):  # it may be ending
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
                 links.append(os.readlink(descriptor))
-        if "anon_inode:[eventpoll]" not in links or not any(x.endswith("-lock") for x in links):
-            return False
-        if not hears(pid):
-            return False
-    return True
+        if "anon_inode:[eventpoll]" in links and any(x.endswith("-lock") for x in links):
+            return hears(pid)
+    return False
 
 
 async def both(relay: Relay) -> None:
@@ -203,6 +208,36 @@ def hears(pid: int) -> bool:
     masks = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if "Sig" in line}
     term = 1 << (signal.SIGTERM - 1)
     return not int(masks["SigBlk"], 16) & term and bool(int(masks["SigCgt"], 16) & term)
+
+
+def connections(port: int) -> list[tuple[str, int]]:
+    """Of those that are made to this port: who holds each (an inode; "0" while nobody has taken it)
+    and how many bytes wait there to be read."""
+    found = []
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        columns = line.split()
+        if columns[3] == "01" and columns[1].endswith(f":{port:04X}"):
+            found.append((columns[9], int(columns[4].partition(":")[2], 16)))
+    return found
+
+
+def unread(port: int) -> int:
+    """How many connections have something to say that nobody has read."""
+    return sum(waiting > 0 for _, waiting in connections(port))
+
+
+async def heard(port: int, count: int) -> None:
+    """Return when so many connections are open to somebody who has read all they have said."""
+    calm = 0
+
+    def all_read() -> bool:
+        nonlocal calm
+        found = connections(port)
+        read = len(found) == count and all(who != "0" and not waiting for who, waiting in found)
+        calm = calm + 1 if read else 0
+        return calm > 4  # whoever has just connected, in this loop, has spoken meanwhile
+
+    await eventually(all_read, f"{count} are heard")
 
 
 def running(pid: int) -> bool:

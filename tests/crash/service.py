@@ -124,7 +124,7 @@ class Service:
         self._loop.run_until_complete(asyncio.sleep(0.05))  # what was cut off closes its sockets
 
     def _do(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _open(self) -> None:
         if self._server is None:
@@ -149,6 +149,9 @@ class Service:
             _reset(writer)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # it came as we went
+            _reset(writer)
+            return
         self._talking.add(writer)
         try:
             while await self._exchange(reader, writer):

@@ -22,7 +22,7 @@ from .processes import Relay, eventually
 from .service import Service
 from .wire import ask
 
-pytestmark = [pytest.mark.slow, pytest.mark.root]
+pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(300)]
 
 SIZE = 400_000
 """Bytes of a body."""
@@ -96,10 +96,10 @@ async def test_filled_by_what_it_accepts(mount: Path, tmp_path: Path) -> None:
             taken = await until_refused(relay.port, history, "a")
             await refused_and_passed(relay.port, history)
             service.weather = mostly("ok")
-            await settle(relay.port, history, seconds=30)
+            await settle(relay.port, history, seconds=60)
             assert all(one.state == "delivered" for one in history.finals.values())
-            await eventually(lambda: _takes(relay.port, history), "custody again", seconds=10)
-            await settle(relay.port, history, seconds=30)
+            await eventually(lambda: _takes(relay.port, history), "custody again", seconds=40)
+            await settle(relay.port, history, seconds=60)
         finally:
             code = relay.ended_with()
             relay.end()
@@ -125,9 +125,9 @@ async def test_filled_to_the_last_byte(mount: Path, tmp_path: Path) -> None:
             await refused_and_passed(relay.port, history)
             service.weather = mostly("ok")
             ballast.unlink()
-            await settle(relay.port, history, seconds=30)
-            await eventually(lambda: _takes(relay.port, history), "custody again", seconds=10)
-            await settle(relay.port, history, seconds=30)
+            await settle(relay.port, history, seconds=60)
+            await eventually(lambda: _takes(relay.port, history), "custody again", seconds=40)
+            await settle(relay.port, history, seconds=60)
         finally:
             code = relay.ended_with()
             relay.end()
@@ -179,14 +179,14 @@ async def test_filled_by_somebody_else(mount: Path, tmp_path: Path) -> None:
                 await passes(relay.port, f"pass-{number}", keyed=number % 2 == 0)
             health = await relay.health()
             hog.unlink()
-            await eventually(lambda: _takes(relay.port, history), "custody again", seconds=15)
+            await eventually(lambda: _takes(relay.port, history), "custody again", seconds=40)
             service.weather = mostly("ok")
-            await settle(relay.port, history, seconds=40)
+            await settle(relay.port, history, seconds=60)
             # And the file is sound: a restart finds the same.
             assert await relay.stop() == 0
             await relay.start()
             history.finals.clear()
-            await settle(relay.port, history, seconds=40)
+            await settle(relay.port, history, seconds=60)
         finally:
             code = relay.ended_with()
             relay.end()

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from servers import process
+
 from .checker import check
 from .history import History, now_ns
-from .load import ASYNC, KEYED, PLAIN, Load, settle
-from .processes import ROUNDS, Relay, both, eventually, listens
+from .load import ASYNC, KEYED, PLAIN, Load, at_stake, settle
+from .processes import ROUNDS, Relay, both, eventually, listens, unread
 from .service import Service
 from .wire import Severed, ask
 
@@ -22,7 +24,11 @@ pytestmark = pytest.mark.slow
 
 DRAINS = 6 * ROUNDS
 DRAIN_S = 5
+LATE_S = 15
+"""How much later than that it may end, on a machine that has something else to do."""
 ARGUMENTS = ("--drain-ms", f"{DRAIN_S}s", "--backoff-most-ms", "2s")
+PATIENT = ("--drain-ms", "60s", "--backoff-most-ms", "2s")
+"""Where everything in flight ends, and so the drain."""
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -46,7 +52,9 @@ async def test_deployed_again_and_again_under_load(tmp_path: Path, workers: int)
             for _ in range(DRAINS):
                 if workers == 2:
                     await both(relay)
+                begun = len(history.calls)
                 await asyncio.sleep(0.5)
+                await at_stake(history, since=begun, accepted=11)
                 began = time.monotonic()
                 codes.append(await relay.stop())
                 took.append(time.monotonic() - began)
@@ -67,7 +75,7 @@ async def test_deployed_again_and_again_under_load(tmp_path: Path, workers: int)
         f" {len(cut_off)} calls cut off; {history.summary()}"
     )
     assert codes == [0] * len(codes)
-    assert max(took) < DRAIN_S + 8
+    assert max(took) < DRAIN_S + LATE_S
     assert check(history) == []
     assert len(history.accepted()) > 10 * DRAINS  # each had something at stake
     # An idle connection may be closed just as its sender speaks. But whoever was heard is answered:
@@ -96,7 +104,7 @@ async def test_what_is_in_flight_is_answered(tmp_path: Path) -> None:
     """A request that is at the service when the signal comes gets its answer; a newcomer none."""
     with Service() as service:
         service.weather = lambda _key, _body: "hold"
-        relay = Relay(tmp_path, to=service.url, arguments=ARGUMENTS)
+        relay = Relay(tmp_path, to=service.url, arguments=PATIENT)
         try:
             await relay.start()
             asking = [
@@ -106,12 +114,12 @@ async def test_what_is_in_flight_is_answered(tmp_path: Path) -> None:
                 for n in range(10)
             ]
             for _ in asking:
-                assert await asyncio.to_thread(service.held.acquire, True, 10)
+                assert await asyncio.to_thread(service.held.acquire, True, 60)
             relay.signal(signal.SIGTERM)
             await eventually(lambda: not listens(relay.port), "it accepts no more")
             service.release()
             told = await asyncio.gather(*asking)
-            code = await relay.ended(seconds=DRAIN_S + 20)
+            code = await relay.ended(seconds=50)
         finally:
             relay.end()
     assert {one.status for one in told} == {200}
@@ -123,22 +131,22 @@ async def test_a_request_that_came_with_its_connection_is_in_flight_too(tmp_path
     """The relay is held still, so that it finds the connection and its request at once."""
     with Service() as service:
         service.weather = lambda _key, _body: "hold"
-        relay = Relay(tmp_path, to=service.url, arguments=ARGUMENTS)
+        relay = Relay(tmp_path, to=service.url, arguments=PATIENT)
         try:
             await relay.start()
-            relay.signal(signal.SIGSTOP)
+            process.stop(relay.pid)
             asking = asyncio.create_task(
                 ask(relay.port, "POST", "/", fields={"Idempotency-Key": "k"}, body=b"x")
             )
-            await asyncio.sleep(0.2)
+            await eventually(lambda: unread(relay.port), "connection and request wait for it")
             relay.signal(signal.SIGCONT)
-            assert await asyncio.to_thread(service.held.acquire, True, 10)
+            assert await asyncio.to_thread(service.held.acquire, True, 60)
             relay.signal(signal.SIGTERM)
             await eventually(lambda: not listens(relay.port), "it accepts no more")
             await asyncio.sleep(0.5)
             service.release()
             told = await asking
-            code = await relay.ended(seconds=DRAIN_S + 20)
+            code = await relay.ended(seconds=50)
         finally:
             relay.end()
     assert (told.status, code) == (200, 0)
@@ -164,7 +172,7 @@ async def test_who_waits_for_an_answer_gets_the_receipt(tmp_path: Path) -> None:
             relay.end()
     assert told.status == 202
     assert code == 0
-    assert now_ns() - began < 20_000_000_000
+    assert now_ns() - began < 30_000_000_000
 
 
 async def test_what_does_not_end_is_left_to_the_spool(tmp_path: Path) -> None:
@@ -189,7 +197,7 @@ async def test_what_does_not_end_is_left_to_the_spool(tmp_path: Path) -> None:
             relay.end()
     history.handled = list(service.handled)
     assert code == 0
-    assert DRAIN_S - 1 < took < DRAIN_S + 8
+    assert DRAIN_S - 1 < took < DRAIN_S + LATE_S
     assert check(history) == []
     assert len(history.accepted()) == 40
 
@@ -229,7 +237,7 @@ async def test_nobody_is_cut_off_by_a_service_that_outlasts_the_drain(tmp_path: 
         finally:
             relay.end()
     assert code == 0
-    assert took < DRAIN_S + 8
+    assert took < DRAIN_S + LATE_S
     assert {name: one.status for name, one in told.items()} == {
         "keyed": 202, "put": 202, "plain": 503, "get": 503,
     }  # fmt: skip
@@ -249,7 +257,7 @@ async def test_a_group_that_is_told_drains_however_late_its_parent_passes_it_on(
     """As systemd and a terminal do. The parent's word is the one that all have heard: no second."""
     with Service() as service:
         service.weather = lambda _key, _body: "hold"
-        relay = Relay(tmp_path, to=service.url, arguments=(*ARGUMENTS, "--workers", "2"))
+        relay = Relay(tmp_path, to=service.url, arguments=(*PATIENT, "--workers", "2"))
         try:
             await relay.start()
             await both(relay)
@@ -258,8 +266,8 @@ async def test_a_group_that_is_told_drains_however_late_its_parent_passes_it_on(
                 for number in range(8)
             ]
             for _ in asking:
-                assert await asyncio.to_thread(service.held.acquire, True, 10)
-            relay.signal(signal.SIGSTOP)
+                assert await asyncio.to_thread(service.held.acquire, True, 60)
+            process.stop(relay.pid)
             os.killpg(relay.pid, signal.SIGTERM)
             await eventually(lambda: relay.tail().count("draining") == 2, "both have heard")
             await asyncio.sleep(0.3)
@@ -267,7 +275,7 @@ async def test_a_group_that_is_told_drains_however_late_its_parent_passes_it_on(
             await asyncio.sleep(0.3)
             service.release()
             told = await asyncio.gather(*asking)
-            code = await relay.ended(seconds=DRAIN_S + 20)
+            code = await relay.ended(seconds=50)
         finally:
             relay.end()
     assert [one.status for one in told] == [200] * 8
@@ -282,19 +290,21 @@ async def test_a_terminal_that_closes_is_a_word_to_stop(tmp_path: Path, workers:
     with Service() as service:
         service.weather = lambda _key, _body: "hold"
         heeding = ("env", "--default-signal=HUP")  # whoever runs these tests may be careless, too
-        relay = Relay(tmp_path, to=service.url, arguments=(*ARGUMENTS, *more), under=heeding)
+        relay = Relay(tmp_path, to=service.url, arguments=(*PATIENT, *more), under=heeding)
         careless = Relay(tmp_path, to=service.url, spool=tmp_path / "n.db", under=("nohup",))
         try:
             await relay.start()
+            if workers == 2:
+                await both(relay)
             await careless.start()
             careless.signal(signal.SIGHUP)
             asking = asyncio.create_task(ask(relay.port, "POST", "/", body=b"x"))
-            assert await asyncio.to_thread(service.held.acquire, True, 10)
+            assert await asyncio.to_thread(service.held.acquire, True, 60)
             relay.signal(signal.SIGHUP)
             await eventually(lambda: relay.tail().count("draining") == workers, "all have heard")
             service.release()
             told = await asking
-            code = await relay.ended(seconds=DRAIN_S + 20)
+            code = await relay.ended(seconds=50)
             assert (await careless.health())["ready"]
         finally:
             relay.end()
@@ -312,6 +322,8 @@ async def test_a_second_signal_stops_now(tmp_path: Path, workers: int) -> None:
         relay = Relay(tmp_path, to=service.url, arguments=arguments)
         try:
             await relay.start()
+            if workers == 2:
+                await both(relay)
             load = Load(relay.port, history, name="s", senders=4, jobs=(ASYNC,))
             await load.run(jobs=5)
             await eventually(lambda: service.handled, "the first attempts")

@@ -27,14 +27,15 @@ from unspool import Accepted, AsyncClient
 from unspool.spools.open import open_spool
 from unspool.spools.protocol import Query
 
-from .processes import ROUNDS, Relay, eventually
+from .processes import ROUNDS, Relay, eventually, heard
 from .service import Service
 from .wire import Severed, Told, ask
 
 pytestmark = pytest.mark.slow
 
 DRAIN_S = 1.0
-MARGIN_S = 3.0
+MARGIN_S = 10.0
+"""A sync that hangs takes a minute."""
 KINDS: dict[str, dict[str, str]] = {
     "plain": {},
     "keyed": {"Idempotency-Key": "keyed"},
@@ -101,17 +102,22 @@ async def test_a_spool_that_hangs_keeps_nobody(tmp_path: Path, engine: str) -> N
             service.weather = lambda _key, _body: "hold"
             fields = KINDS["async"] | {"Idempotency-Key": "early"}
             early = await ask(relay.port, "POST", "/", fields=fields, body=b"early")
-            assert await asyncio.to_thread(service.held.acquire, True, 10)
+            assert await asyncio.to_thread(service.held.acquire, True, 60)
             spool.pause()
             service.weather = lambda _key, _body: "ok"
             service.release()
             asking = {
                 name: asyncio.create_task(
-                    ask(relay.port, "POST", "/", fields=fields, body=name.encode(), timeout=30)
+                    ask(relay.port, "POST", "/", fields=fields, body=name.encode(), timeout=60)
                 )
                 for name, fields in KINDS.items()
             }
-            await asyncio.sleep(0.3)
+            await eventually(lambda: asking["plain"].done(), "what asks nothing of the spool")
+            at_service = {b"plain", b"keyed"}
+            await eventually(
+                lambda: at_service <= {one.body for one in service.handled}, "they were tried"
+            )
+            await heard(relay.port, len(asking) - 1)
             relay.signal(signal.SIGTERM)
             within_s = DRAIN_S + MARGIN_S
             await eventually(lambda: "does not answer" in relay.tail(), "it", seconds=within_s)
@@ -171,7 +177,7 @@ async def test_a_collector_gives_back_what_a_spool_that_hangs_does_not_take(
         assert code == 75, log.read_text()
         assert "does not answer" in log.read_text()
         again = started_process(("collect", url, "--once", *to, *more), log)
-        assert await asyncio.to_thread(again.wait, 30) == 0
+        assert await asyncio.to_thread(again.wait, 60) == 0
         looking = await open_spool(where)
         found = await looking.browse(Query(), after=None, limit=9, requests=True)
         await looking.aclose()
@@ -189,8 +195,8 @@ async def test_a_disk_that_is_slow_is_waited_for(tmp_path: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("there is no strace")
     with Service(up=False) as service:
-        relay = Relay(tmp_path, to=service.url, arguments=("--drain-ms", "100"))
-        disk = Stuck(relay, sync_s=0.2)
+        relay = Relay(tmp_path, to=service.url, arguments=("--drain-ms", "50"))
+        disk = Stuck(relay, sync_s=0.1)
         told: list[int] = []
 
         async def load(name: str) -> None:
@@ -205,7 +211,7 @@ async def test_a_disk_that_is_slow_is_waited_for(tmp_path: Path) -> None:
             asking = [asyncio.create_task(load(name)) for name in "abcdef"]
             await eventually(lambda: len(told) > 6, "some are saved")
             relay.signal(signal.SIGTERM)
-            code = await relay.ended(seconds=20)
+            code = await relay.ended()
             await asyncio.gather(*asking)
             said = relay.tail()
         finally:

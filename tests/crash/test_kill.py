@@ -15,15 +15,16 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from ports import free_port
+from servers import process
 from servers.table import durable
 from unspool.core.message import Instant
 
@@ -83,6 +84,7 @@ async def killed_at_random(
     tmp_path: Path, engine: str, *, spool: Path | str | None, told: tuple[str, ...]
 ) -> None:
     kills = int(KILLS * SHARE[engine])
+    least = kills if engine in SERVED else 10 * kills  # each waits for a server's sync, too
     history = History()
     moments = random.Random(0)
     recovery: list[float] = []
@@ -97,7 +99,12 @@ async def killed_at_random(
                 relay.port, history, name="k", senders=SENDERS, jobs=(KEYED, ASYNC, PLAIN)
             )  # fmt: skip
             running = asyncio.create_task(load.run())
-            for number in range(kills):
+            until = time.monotonic() + 120 * ROUNDS
+            for number in count():
+                # A slow machine gets as far as that, too, and later.
+                few = len(history.accepted()) <= least and time.monotonic() < until
+                if number >= kills and not few:
+                    break
                 await asyncio.sleep(moments.uniform(0.05, 0.4))
                 if number % 5 == 4:
                     service.down()
@@ -115,7 +122,7 @@ async def killed_at_random(
             load.stop()
             await running
             await settle(relay.port, history)
-            for _ in range(30):  # what was counted beside the work is counted again within 10 s
+            for _ in range(120):  # what was counted beside the work is counted again within 10 s
                 health = await relay.health()
                 if health["backlog"] == 0:
                     break
@@ -125,12 +132,11 @@ async def killed_at_random(
     history.handled = list(service.handled)
     recovery.sort()
     print(
-        f"\nkill -9: {engine}, {kills} kills; {history.summary()};"
+        f"\nkill -9: {engine}, {len(recovery)} kills; {history.summary()};"
         f" start to first answer p50 {recovery[len(recovery) // 2]:.2f} s, max {recovery[-1]:.2f} s"
     )
     assert check(history) == []
     assert waiting_in(engine, relay.spool) == 0
-    least = kills if engine in SERVED else 10 * kills  # each waits for a server's sync, too
     assert len(history.accepted()) > least, "too little was at stake"
     assert any(not call.told_at for call in history.calls), "no kill hit anybody"
 
@@ -247,10 +253,10 @@ async def test_killed_between_the_answer_and_its_record(tmp_path: Path, moment: 
                 asking = asyncio.create_task(
                     ask(relay.port, "POST", "/orders", fields=fields, body=body)
                 )
-                assert await asyncio.to_thread(service.held.acquire, True, 10)
+                assert await asyncio.to_thread(service.held.acquire, True, 60)
                 if moment == "after the answer":
                     # Stopped, so that it cannot read the answer before it dies.
-                    relay.signal(signal.SIGSTOP)
+                    process.stop(relay.pid)
                     service.release()
                     [one] = service.of(key)
                     await eventually(lambda one=one: one.answered_at, "the answer")
@@ -272,6 +278,7 @@ async def test_killed_between_the_answer_and_its_record(tmp_path: Path, moment: 
             relay.end()
 
 
+@pytest.mark.timeout(300)
 async def test_killed_between_the_record_and_the_answer(tmp_path: Path, quick: Quick) -> None:
     """The answer is durable and the sender's socket is next: the repeat finds the record. On a
     busy machine the chosen call may be another one, before the record: such a round, in which there
@@ -281,7 +288,7 @@ async def test_killed_between_the_record_and_the_answer(tmp_path: Path, quick: Q
     port = free_port()
     replayed = 0
     with Service() as service:
-        for number in range(20):
+        for number in range(60):
             if replayed == 5:
                 break
             key = f"order-{number}"
@@ -318,12 +325,12 @@ async def test_without_a_key_it_ends_as_unknown_and_never_silently_twice(tmp_pat
                 relay.port, "POST", "/orders", fields={"Prefer": "respond-async"}, body=b"once"
             )
             assert told.status == 202
-            assert await asyncio.to_thread(service.held.acquire, True, 10)
+            assert await asyncio.to_thread(service.held.acquire, True, 60)
             relay.kill()
             service.release()
             service.weather = lambda _key, _body: "ok"
             await relay.start()
-            final = await receipt_of(relay.port, told.fields["location"], wait_s=20)
+            final = await receipt_of(relay.port, told.fields["location"], wait_s=40)
         finally:
             relay.end()
     assert (final.state, final.reason) == ("bounced", "unknown")
@@ -344,10 +351,10 @@ async def test_a_message_at_the_service_is_tried_again_at_once(tmp_path: Path) -
             service.weather = lambda _key, _body: "ok"
             await relay.start()
             began = time.monotonic()
-            final = await receipt_of(relay.port, told.fields["location"], wait_s=20)
+            final = await receipt_of(relay.port, told.fields["location"], wait_s=40)
             took = time.monotonic() - began
         finally:
             relay.end()
     assert final.state == "delivered"
-    assert took < 10, "a lease is 90 s"
+    assert took < 30, "a lease is 90 s"
     assert len(service.handled) == 2

@@ -39,7 +39,7 @@ def weather(key: str, _body: bytes) -> str:
 
 async def witness(relay: Relay, trace_: Path, jobs: Sequence[Job]) -> tuple[trace.Judged, History]:
     history = History()
-    load = Load(relay.port, history, name="w", senders=SENDERS, jobs=jobs)
+    load = Load(relay.port, history, name="w", senders=SENDERS, jobs=jobs, patience=60)
     async with asyncio.timeout(100 * ROUNDS):
         await load.run(jobs=JOBS)
     events = trace.read(trace_, port=relay.port, wal=Path(f"{relay.spool}-wal"))

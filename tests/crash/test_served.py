@@ -200,7 +200,7 @@ async def test_relay_and_server_are_killed(tmp_path: Path, quick: Quick, name: s
                 await asyncio.sleep(random.uniform(0, 0.1))
                 server.start()
                 refused = len(spool.history.calls)
-                for _ in range(3_000):
+                for _ in range(6_000):
                     if any(call.accepted for call in spool.history.calls[refused:]):
                         break
                     await asyncio.sleep(0.01)

@@ -15,7 +15,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from servers.table import Server, durable
 
 from .checker import check
 from .history import Call, History, now_ns
-from .load import ASYNC, KEYED, PLAIN, Load, note, settle
+from .load import ASYNC, KEYED, PLAIN, Load, at_stake, note, settle
 from .processes import ROUNDS, Relay, eventually
 from .service import Service
 from .shared import Cable, engines
@@ -55,7 +55,12 @@ class Host:
 
 @asynccontextmanager
 async def hosts(
-    server: Server, service: Service, folder: Path, *, count: int
+    server: Server,
+    service: Service,
+    folder: Path,
+    *,
+    count: int,
+    arguments: Sequence[str] = ARGUMENTS,
 ) -> AsyncIterator[list[Host]]:
     async with AsyncExitStack() as stack:
         found = []
@@ -63,7 +68,7 @@ async def hosts(
             cable = await stack.enter_async_context(Cable(server.port))
             relay = Relay(
                 folder, to=service.url, spools=[server.spool("crash", port=cable.port)],
-                arguments=(*ARGUMENTS, "--destination", "shop"), name=f"relay-{number}",
+                arguments=(*arguments, "--destination", "shop"), name=f"relay-{number}",
             )  # fmt: skip
             found.append(Host(relay, cable))
             stack.callback(relay.end)
@@ -109,7 +114,9 @@ async def test_relays_that_share_an_engine(tmp_path: Path, name: str) -> None:
             running = [asyncio.create_task(load.run()) for load in loads]
             kinds = ["kill", "cut", "hang", "pause"]
             for number in range(BLOWS):
+                begun = len(history.calls)
                 await asyncio.sleep(moments.uniform(0.2, 0.6))
+                await at_stake(history, since=begun, accepted=21)
                 kind = kinds[number % 4]
                 blows.append(kind)
                 await blow(moments.choice(all_), kind, history, moments)
@@ -138,14 +145,19 @@ async def test_a_repeat_at_another_relay_waits_or_is_told(tmp_path: Path, name: 
     """A key that runs at one relay: at another a repeat is told 409, or waits as it asked to, and
     gets the one answer. The service honours no keys: the claim alone keeps it to one effect."""
     with durable(name) as server, Service(honours_keys=False) as service:
-        async with hosts(server, service, tmp_path, count=2) as (one, two):
+        # An attempt lasts until it is let go.
+        async with hosts(server, service, tmp_path, count=2, arguments=()) as (one, two):
             service.weather = lambda _key, _body: "hold"
             fields = {"Idempotency-Key": "k"}
-            first = asyncio.create_task(ask(one.relay.port, "POST", "/", fields=fields, body=b"x"))
-            assert await asyncio.to_thread(service.held.acquire, True, 10)
+            first = asyncio.create_task(
+                ask(one.relay.port, "POST", "/", fields=fields, body=b"x", timeout=60)
+            )
+            assert await asyncio.to_thread(service.held.acquire, True, 60)
             told = await ask(two.relay.port, "POST", "/", fields=fields, body=b"x")
-            waits = {**fields, "Prefer": "wait=8"}
-            second = asyncio.create_task(ask(two.relay.port, "POST", "/", fields=waits, body=b"x"))
+            waits = {**fields, "Prefer": "wait=50"}
+            second = asyncio.create_task(
+                ask(two.relay.port, "POST", "/", fields=waits, body=b"x", timeout=60)
+            )
             await asyncio.sleep(0.3)
             assert not second.done()
             service.release()
@@ -172,17 +184,20 @@ async def test_without_its_engine_a_relay_passes_through_and_takes_nothing(
                 assert (await saved(port, history, f"before {ends.__name__}")).accepted
                 await asyncio.to_thread(ends)
                 refusals = 0
+                took: list[float] = []
                 for number in range(20):
                     began = time.monotonic()
-                    told = await ask(port, "GET", "/", timeout=10)
+                    told = await ask(port, "GET", "/", timeout=60)
                     assert told.status == 200
-                    assert time.monotonic() - began < 3, "it passes as ever"
+                    took.append(time.monotonic() - began)
                     if number % 10 == 0:
                         call = await saved(port, history, f"{ends.__name__} {number}")
                         assert call.refused in ("refused", "in-doubt"), call
                         refusals += 1
                 await asyncio.to_thread(begins)
                 assert refusals == 2
+                # Once the machine itself may have been held up.
+                assert sorted(took)[-2] < 3, "it passes as ever"
 
                 async def again(ends: Callable[[], None] = ends) -> bool:
                     try:

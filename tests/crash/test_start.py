@@ -125,7 +125,7 @@ async def test_a_service_that_moves_takes_its_messages_along(tmp_path: Path) -> 
                 before = len(second.handled)
                 again = await ask(
                     relay.port, "POST", "/orders",
-                    fields=fields | {"Prefer": "wait=10"}, body=body,
+                    fields=fields | {"Prefer": "wait=50"}, body=body, timeout=60,
                 )  # fmt: skip
                 assert again.status == 200
                 assert len(second.handled) == before + 1, "one effect, and no new request"

@@ -165,7 +165,7 @@ async def test_the_move_waits_for_what_is_being_tried() -> None:
     """--wait: until the attempt has ended, and then it goes too."""
     old, new = await _pair(waiting("a", due_at=0))
     await old.lease({HERE: 1}, now=now(), until=Instant(now() + 400))
-    sums = await Move(old, new, clock=SystemClock(), key_ms=DAY).run(wait_ms=5_000)
+    sums = await Move(old, new, clock=SystemClock(), key_ms=DAY).run(wait_ms=90_000)
     assert (sums.moved, sums.later) == (1, 0)
 
 
@@ -326,7 +326,7 @@ async def test_with_a_live_relay_on_either_side(tmp_path: Path) -> None:
             def done() -> bool:
                 return {one.key for one in service.handled if one.effect} >= set(sent)
 
-            await eventually(done, "everything that was accepted", seconds=40)
+            await eventually(done, "everything that was accepted", seconds=90)
             effects = Counter(one.key for one in service.handled if one.effect)
             assert max(effects.values()) == 1, effects.most_common(3)
             there = [one.key for one in service.handled if one.effect]

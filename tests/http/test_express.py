@@ -307,7 +307,7 @@ async def test_a_closing_door_says_so() -> None:
         await warm(caller, counted)
         await caller.send(POST)
         await eventually(lambda: len(server.requests) == 2)
-        closing = asyncio.create_task(door.close(drain_ms=2000))
+        closing = asyncio.create_task(door.close(drain_ms=20_000))
         await asyncio.sleep(0.02)
         gate.set()
         answer = await caller.answer()
@@ -420,7 +420,7 @@ async def test_a_key_under_way_is_not_tried_twice() -> None:
         async with call(door) as another:
             await another.send(keyed(b"k"))
             assert (await another.answer()).status == 409
-            await another.send(keyed(b"k", b"Prefer: wait=5"))
+            await another.send(keyed(b"k", b"Prefer: wait=30"))
             await asyncio.sleep(0.02)
             gate.set()
             assert (await another.answer())["Idempotent-Replayed"] == "true"

@@ -267,7 +267,7 @@ async def test_systemd_opens_and_we_listen(tmp_path: Path) -> None:
             os.close(fd)
         assert child.stdout is not None
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(3 * PATIENCE_S):
                 first = await child.stdout.readline()
                 second = await child.stdout.readline()
                 assert first == f"http://127.0.0.1:{port}\n".encode()
@@ -379,7 +379,7 @@ async def test_an_idle_caller_is_not_waited_for_over_tls(
         with await asyncio.to_thread(silent, port_of(door), calling, GET) as caller:
             await eventually(lambda: door.statistics().requests_total == 1)
             if how == "closing":
-                assert await door.close(drain_ms=4_000) == 0
+                assert await door.close(drain_ms=20_000) == 0
             else:
                 await eventually(lambda: door.statistics().connections == 0)
             assert caller.recv(9) == b"HTTP/1.1 "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from hostile import (
     GOOD,
-    PATIENCE_S,
+    IN_TIME_S,
     Got,
     Hostile,
     Peer,
@@ -17,10 +18,12 @@ from hostile import (
     eventually,
     once,
     silent,
+    undisturbed,
 )
 from unspool.core.message import Answer, Cause, Failure, Request, Response, Sent, Severed
 from unspool.errors import Misconfigured
 from unspool.transports.http import HttpTransport, Limits
+from unspool.transports.limits import LONG_ANSWER_S
 
 GET = Request(b"GET", b"/x?a=%20b", [(b"Host", b"api.example")])
 POST = Request(b"POST", b"/orders", [(b"Host", b"api.example")], b"{}")
@@ -262,16 +265,19 @@ async def test_every_kind_of_answer(name: str, how: str) -> None:
         while await peer.request():
             await (peer.send(data) if how == "at once" else peer.slowly(data))
 
-    async with Hostile(script) as server:
-        transport = HttpTransport(server.origin, limits=Limits(hold_ms=2000))
-        for _ in range(3):
-            response = good(await transport.attempt(GET))
-            assert (response.body, response.rest, response.length) == (body, None, length)
-            assert b"no" not in [value for _, value in response.fields]
-            assert b"X-T" not in [name for name, _ in response.fields]
-        assert server.connections == (1 if kept else 3)
-        assert transport.statistics().reused == (2 if kept else 0)
-        await transport.aclose()
+    async def trial() -> None:
+        async with Hostile(script) as server:
+            transport = HttpTransport(server.origin, limits=Limits(hold_ms=2000))
+            for _ in range(3):
+                response = good(await transport.attempt(GET))
+                assert (response.body, response.rest, response.length) == (body, None, length)
+                assert b"no" not in [value for _, value in response.fields]
+                assert b"X-T" not in [name for name, _ in response.fields]
+            assert server.connections == (1 if kept else 3)
+            assert transport.statistics().reused == (2 if kept else 0)
+            await transport.aclose()
+
+    await undisturbed(trial, less_than_s=LONG_ANSWER_S / 2)
 
 
 @both_loops
@@ -359,7 +365,7 @@ async def test_a_slow_stream_is_handed_over_after_a_moment() -> None:
 
     async with Hostile(script) as server:
         transport = HttpTransport(server.origin, limits=Limits(hold_ms=50))
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(IN_TIME_S):
             response = good(await transport.attempt(GET))
         assert response.body == b"a"
         assert response.rest is not None
@@ -373,19 +379,35 @@ async def test_a_slow_stream_is_handed_over_after_a_moment() -> None:
 
 @both_loops
 async def test_server_sent_events_do_not_wait_at_all() -> None:
+    asked = asyncio.Event()
+
     async def script(peer: Peer) -> None:
         await peer.request()
+        await asked.wait()
         await peer.send(OK_HEAD + b"Content-Type: text/event-stream\r\n\r\n")
         await peer.gone()
 
     async with Hostile(script) as server:
         transport = HttpTransport(server.origin, limits=Limits(hold_ms=60_000))
-        async with asyncio.timeout(PATIENCE_S):
-            response = good(await transport.attempt(GET))
+        asking = asyncio.create_task(transport.attempt(GET))
+        await eventually(lambda: server.requests)
+        assert transport._pool._timer is not None
+        transport._pool._timer.cancel()  # at once, and not when the clock comes by
+        asked.set()
+        async with asyncio.timeout(IN_TIME_S):
+            response = good(await asking)
         assert response.rest is not None
         response.rest.close()
         await eventually(lambda: server.open == 0)
         await transport.aclose()
+
+
+async def settled(count: Callable[[], int]) -> int:
+    """What it is when it grows no more."""
+    before = -1
+    while before != (before := count()):
+        await asyncio.sleep(0.2)
+    return before
 
 
 @both_loops
@@ -402,13 +424,12 @@ async def test_a_stream_nobody_reads_stops_the_sender() -> None:
 
     async with Hostile(script) as server:
         transport = HttpTransport(
-            server.origin, limits=Limits(keep_max_bytes=1000, idle_ms_between_bytes=150)
+            server.origin, limits=Limits(keep_max_bytes=1000, idle_ms_between_bytes=400)
         )
         response = good(await transport.attempt(GET))
         await asyncio.sleep(0.5)
-        before = written
-        await asyncio.sleep(0.2)
-        assert written == before < 30_000_000
+        before = await settled(lambda: written)
+        assert before < 30_000_000
         stream = response.rest
         assert stream is not None
         taken = len(await stream.read())
@@ -454,7 +475,7 @@ async def test_an_early_answer_ends_the_sending_and_the_connection() -> None:
         transport = HttpTransport(server.origin, limits=Limits())
         body = Body(b"x", 30.0)
         request = Request(b"POST", b"/", [(b"Host", b"h")], b"", body, 1000)
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(IN_TIME_S):
             response = good(await transport.attempt(request))
         assert (response.status, response.body) == (413, b"no")
         assert transport.statistics().idle == 0
@@ -468,16 +489,19 @@ async def test_an_early_answer_ends_the_sending_and_the_connection() -> None:
 
 @both_loops
 async def test_an_early_answer_to_a_large_whole_body_is_not_followed_by_another_request() -> None:
+    heard = asyncio.Event()
+
     async def script(peer: Peer) -> None:
         await peer.head()
         await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
-        await asyncio.sleep(0.3)
+        await heard.wait()  # a reset overtakes what the kernel still holds
 
     async with Hostile(script, answers(GOOD)) as server:
         transport = HttpTransport(server.origin, limits=Limits())
         request = Request(b"POST", b"/", [(b"Host", b"h")], b"x" * 20_000_000)
         response = good(await transport.attempt(request))
         assert (response.status, transport.statistics().idle) == (413, 0)
+        heard.set()
         assert good(await transport.attempt(GET)).body == b"ok"
         assert server.connections == 2
         await transport.aclose()
@@ -529,10 +553,7 @@ async def test_a_server_that_reads_slowly_slows_the_sender_down() -> None:
         body = Body(*[b"x" * 100_000] * 400)
         request = Request(b"POST", b"/", [(b"Host", b"h")], b"", body, 40_000_000)
         task = asyncio.create_task(transport.attempt(request))
-        await asyncio.sleep(0.3)
-        reads = body.reads
-        await asyncio.sleep(0.1)
-        assert body.reads == reads < 200
+        assert await settled(lambda: body.reads) < 200
         read_on.set()
         assert good(await task).body == b"ok"
         await transport.aclose()
@@ -540,11 +561,14 @@ async def test_a_server_that_reads_slowly_slows_the_sender_down() -> None:
 
 @both_loops
 async def test_a_slow_sender_is_not_the_fault_of_the_server() -> None:
-    body = Body(b"a", 0.3, b"b")
-    request = Request(b"POST", b"/", [(b"Host", b"h")], b"", body, 2)
-    async with Hostile(answers(GOOD)) as server:
-        limits = {"first_byte_ms": 60, "idle_ms_between_bytes": 60, "total_ms": 100}
-        assert good(await ask(server, request, **limits)).body == b"ok"
+    async def trial() -> None:
+        body = Body(b"a", 0.3, b"b")
+        request = Request(b"POST", b"/", [(b"Host", b"h")], b"", body, 2)
+        async with Hostile(answers(GOOD)) as server:
+            limits = {"first_byte_ms": 150, "idle_ms_between_bytes": 150, "total_ms": 200}
+            assert good(await ask(server, request, **limits)).body == b"ok"
+
+    await undisturbed(trial, less_than_s=0.05)
 
 
 # -- the pool -----------------------------------------------------------------------------------
@@ -586,6 +610,7 @@ async def test_a_bounded_number_of_connections_and_of_waiters_served_in_order() 
         for number in range(5):
             tasks.append(asyncio.create_task(one(number)))
             await asyncio.sleep(0.02)
+            await eventually(lambda n=number: len(server.requests) == min(n + 1, 2))
         assert transport.statistics().waiting == 3
         assert "2 busy, 0 idle, 3 waiting" in repr(transport)
         bad(await one(9), Cause.CONNECTION_LIMIT_REACHED, Sent.NEVER)
@@ -601,16 +626,19 @@ async def test_a_bounded_number_of_connections_and_of_waiters_served_in_order() 
 
 @both_loops
 async def test_a_waiter_gives_up_after_a_while() -> None:
-    async with Hostile(silent) as server:
-        limits = Limits(connections_max=1, connect_ms=100)
-        transport = HttpTransport(server.origin, limits=limits)
-        busy = asyncio.create_task(transport.attempt(GET))
-        await asyncio.sleep(0.05)
-        failure = bad(await transport.attempt(GET), Cause.CONNECTION_LIMIT_REACHED, Sent.NEVER)
-        assert "100 ms" in failure.detail
-        assert not busy.done()
-        await transport.aclose()
-        bad(await busy, Cause.CLOSING)
+    async def trial() -> None:
+        async with Hostile(silent) as server:
+            limits = Limits(connections_max=1, connect_ms=100)
+            transport = HttpTransport(server.origin, limits=limits)
+            busy = asyncio.create_task(transport.attempt(GET))
+            await asyncio.sleep(0)
+            failure = bad(await transport.attempt(GET), Cause.CONNECTION_LIMIT_REACHED, Sent.NEVER)
+            assert "100 ms" in failure.detail
+            assert not busy.done()
+            await transport.aclose()
+            bad(await busy, Cause.CLOSING)
+
+    await undisturbed(trial, less_than_s=0.05)
 
 
 @both_loops
@@ -636,7 +664,7 @@ async def test_cancelled_waiters_lose_no_place() -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
         now = transport.statistics()
         assert (now.busy, now.waiting) == (0, 0)
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(IN_TIME_S):
             assert good(await transport.attempt(GET)).body == b"ok"
         await transport.aclose()
 
@@ -650,7 +678,7 @@ async def test_a_waiter_cancelled_with_a_place_in_hand_passes_it_on() -> None:
         (connection,) = transport._pool._all
         connection.give_up(Cause.CONNECTION_TERMINATED, "for the test")
         second.cancel()  # the place is promised to it, and it has not run since
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(IN_TIME_S):
             assert good(await third).body == b"ok"
         bad(await first, Cause.CONNECTION_TERMINATED)
         with pytest.raises(asyncio.CancelledError):
@@ -663,7 +691,7 @@ async def test_a_fresh_connection_takes_the_place_of_an_idle_one() -> None:
     async with Hostile(answers(GOOD)) as server:
         transport = HttpTransport(server.origin, limits=Limits(connections_max=1))
         good(await transport.attempt(GET))
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(IN_TIME_S):
             connection = await transport._pool.obtain(fresh=True)
         assert not isinstance(connection, Failure)
         assert connection.requests == 0
@@ -680,6 +708,7 @@ async def test_cancelling_closes_the_connection() -> None:
         task = asyncio.create_task(transport.attempt(GET))
         await eventually(lambda: server.open == 1)
         await asyncio.sleep(0.02)
+        assert not task.done()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -724,10 +753,14 @@ async def test_closed_is_closed() -> None:
 
 @both_loops
 async def test_closing_answers_whoever_waits() -> None:
-    async with Hostile(silent) as server:
+    async def hears(peer: Peer) -> None:
+        await peer.request()
+        await peer.gone()
+
+    async with Hostile(hears) as server:
         transport = HttpTransport(server.origin, limits=Limits(connections_max=1))
         tasks = [asyncio.create_task(transport.attempt(GET)) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await eventually(lambda: server.requests)
         await transport.aclose()
         first, second = await asyncio.gather(*tasks)
         bad(first, Cause.CLOSING, Sent.MAYBE)

@@ -22,6 +22,9 @@ from ports import free_port
 from unspool.core.message import Cause, Failure, Request, Response, Severed
 from unspool.transports.http import HttpTransport, Limits
 
+START_S = 60.0
+"""And to end. A process of its own may stand still while we do not, and so it may be slow."""
+SLOW_S = 30.0
 LARGE = bytes(range(256)) * 16_384
 CONF = """
 daemon off; master_process off; worker_processes 1;
@@ -44,7 +47,7 @@ http {{
     location = /empty {{ return 204; }}
     location = /gone {{ return 444; }}
     location = /slow {{ root {folder}/files; limit_rate 200k; rewrite ^ /large.bin break; }}
-    location = /down {{ proxy_pass http://127.0.0.1:1; }}
+    location = /down {{ proxy_pass http://127.0.0.1:{nobody}; }}
   }}
   server {{ listen 127.0.0.1:{impatient}; keepalive_timeout 100ms;
             location / {{ return 200 "ok"; }} }}
@@ -76,20 +79,20 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
     (folder / "files" / "small.txt").write_bytes(b"small\n" * 100)
     port, impatient = free_port(), free_port()
     conf = folder / "nginx.conf"
-    conf.write_text(CONF.format(folder=folder, port=port, impatient=impatient))
+    conf.write_text(CONF.format(folder=folder, port=port, impatient=impatient, nobody=free_port()))
     process = subprocess.Popen(
         [program, "-p", str(folder), "-c", str(conf)], stderr=subprocess.PIPE
     )
     try:
-        for _ in range(200):
-            if _listens(port) and _listens(impatient):
-                break
+        until = time.monotonic() + START_S
+        while not (_listens(port) and _listens(impatient)):
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < until, "it does not start"
             time.sleep(0.02)
         yield Nginx(port, impatient, folder)
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=START_S)
 
 
 def request(
@@ -100,7 +103,8 @@ def request(
 
 @asynccontextmanager
 async def to(origin: str, **limits: int) -> AsyncIterator[HttpTransport]:
-    transport = HttpTransport(origin, limits=Limits(**limits))
+    """It lets no connection go: whichever ends, nginx has ended it."""
+    transport = HttpTransport(origin, limits=Limits(**{"idle_ms": 60_000, **limits}))
     try:
         yield transport
     finally:
@@ -156,7 +160,7 @@ async def test_statuses_are_passed_on_and_redirects_not_followed(nginx: Nginx) -
 
 @both_loops
 async def test_chunks_and_codings_are_not_decoded(nginx: Nginx) -> None:
-    async with to(nginx.origin, hold_ms=1000) as transport:
+    async with to(nginx.origin, hold_ms=60_000) as transport:
         answer = await transport.attempt(
             request(b"GET", b"/small.txt", b"", (b"Accept-Encoding", b"gzip"))
         )
@@ -268,7 +272,7 @@ async def test_a_server_that_closes_idle_connections_early(nginx: Nginx) -> None
         for repeat in (True, False):
             answer = await transport.attempt(request(b"GET", b"/"), repeat=repeat)
             assert isinstance(answer, Response), answer
-            await eventually(lambda: transport.statistics().idle == 0)
+            await eventually(lambda: transport.statistics().idle == 0, SLOW_S)
         assert transport.statistics().opened == 2
 
 
@@ -286,4 +290,5 @@ async def test_nothing_is_lost_when_nginx_ends_connections_after_20_requests(ngi
         before = nginx.log.read_bytes().count(b"POST /echo")
         await asyncio.gather(*[worker(number) for number in range(32)])
         assert 32 * 40 // 20 <= transport.statistics().opened <= 32 * 40 // 20 + 16
-        await eventually(lambda: nginx.log.read_bytes().count(b"POST /echo") == before + 32 * 40)
+        done = before + 32 * 40
+        await eventually(lambda: nginx.log.read_bytes().count(b"POST /echo") == done, SLOW_S)

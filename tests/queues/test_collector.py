@@ -132,6 +132,12 @@ class It:
         return [*self.server.waiting.get(name, ())]
 
 
+async def until(check: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not check():
+            await asyncio.sleep(0.001)
+
+
 # --- what it becomes --------------------------------------------------------------------------
 
 
@@ -459,7 +465,7 @@ async def test_in_another_process_than_the_relay_that_tries_it(prompt: bool) -> 
     )  # fmt: skip
     assert await collector.drain(asyncio.Event(), wait_ms=10)
     assert collector.counts[Fate.KEPT] == 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not node.dispatcher.deferred:
             await asyncio.sleep(0.001)
     assert transport.attempts == 1
@@ -478,10 +484,10 @@ async def test_told_to_stop() -> None:
     it = It()
     told = asyncio.Event()
     running = asyncio.create_task(it.collector().run(told))
-    await asyncio.sleep(0.05)
+    await until(lambda: it.server.rung)  # it waits
     it.spool.synced.clear()
     it.server.keep("unspool", [written()])
-    await asyncio.sleep(0.05)
+    await until(lambda: it.spool.entries)
     told.set()
     await asyncio.sleep(0.05)
     assert not running.done()
@@ -491,7 +497,7 @@ async def test_told_to_stop() -> None:
     it.server.keep("unspool", [written("b")])
     told.clear()
     running = asyncio.create_task(it.collector().run(told))
-    await asyncio.sleep(0.05)
+    await until(lambda: len(it.spool.entries) == 2 and it.server.rung)
     told.set()
     await asyncio.wait_for(running, 20)
 
@@ -511,7 +517,7 @@ async def test_a_backlog_that_others_fill_and_empty() -> None:
     leases = await it.spool.lease({OPTIONS.destination: 9}, now=NOW, until=until)
     made = Delivered(Response(200, b"OK", (), b""), until, until)
     await it.spool.settle([(lease, made) for lease in leases])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not collector.counts[Fate.KEPT]:
             await asyncio.sleep(0.01)
     told.set()
@@ -558,7 +564,7 @@ async def test_exacting() -> None:
     told = asyncio.Event()
     running = asyncio.create_task(collector(queue, exacting=True).run(told))
     await queue.put([written("a")])
-    await asyncio.sleep(0.05)
+    await until(lambda: not any(queue._server.waiting.values()) and queue._server.rung)
     queue.locked = True
     await queue.put([written("b")])
     await asyncio.sleep(0.05)

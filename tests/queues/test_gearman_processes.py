@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
@@ -89,6 +90,7 @@ def entries(collector: Collecting) -> int:
     if not collector.spool.exists():
         return 0
     connection = apsw.Connection(str(collector.spool), flags=apsw.SQLITE_OPEN_READONLY)
+    connection.set_busy_timeout(60_000)
     try:
         [[found]] = connection.execute("SELECT count(*) FROM message WHERE destination != ''")
         return int(str(found))
@@ -103,6 +105,7 @@ class Blocked:
 
     def __init__(self, spool: Path) -> None:
         self._connection = apsw.Connection(str(spool))
+        self._connection.set_busy_timeout(60_000)
         self._connection.execute("BEGIN IMMEDIATE")
 
     def end(self) -> None:
@@ -216,13 +219,20 @@ async def test_one_process_for_both(
         )
 
         async def replayed() -> bool:  # once the verdict is written
-            with await asyncio.to_thread(urllib.request.urlopen, repeat, timeout=10) as answer:
+            try:
+                answer = await asyncio.to_thread(urllib.request.urlopen, repeat, timeout=60)
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code != 409:  # it is being tried
+                    raise
+                return False
+            with answer:
                 return bool(answer.headers["Idempotent-Replayed"] == "true")
 
         await eventually(replayed, "the answer again")
         assert len(service.of("one-process")) == 1
         assert await relay.stop() == 0
-        assert server.status()[function] == (0, 0, 0)
+        await eventually(lambda: server.status()[function] == (0, 0, 0), "that it has gone")
     finally:
         relay.end()
 
@@ -357,7 +367,7 @@ def test_ended(tmp_path: Path) -> None:
     ]  # fmt: skip
     try:
         for process, (_, code, says) in zip(running, cases, strict=True):
-            told = process.communicate(timeout=30)[1]
+            told = process.communicate(timeout=100)[1]
             assert process.returncode == code, told
             assert says in told
             assert "Traceback" not in told

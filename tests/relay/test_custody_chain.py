@@ -107,7 +107,7 @@ async def back(it: It, first: Place) -> None:
     first.away = False
     chain = it.spool
     assert isinstance(chain, ChainSpool)
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(60):
         while not (chain.ranks.home.up and chain.homing.compared and chain.ranks.clear):
             await asyncio.sleep(0.01)
 
@@ -201,7 +201,7 @@ async def test_a_receipt_cancels_its_own_message_and_no_other() -> None:
         first.away = False
         chain = it.spool
         assert isinstance(chain, ChainSpool)
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(60):
             while not (chain.ranks.home.up and chain.homing.compared):
                 await asyncio.sleep(0.01)
         cancelled = await it.receipt(two, method=b"DELETE")

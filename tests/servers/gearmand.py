@@ -26,7 +26,7 @@ from ports import free_port
 
 from .process import end, missing, started, stop, until
 
-START_S: Final = 15
+START_S: Final = 60
 
 
 def program(name: str) -> str:
@@ -72,7 +72,7 @@ class Gearmand:
 
     def say(self, line: str) -> str:
         """A word of the text protocol, and the answer to it."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as sock:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as sock:
             sock.sendall(line.encode() + b"\n")
             answer = b""
             whole = (b"\n.\n", b".\n") if line in ("status", "workers") else (b"\n",)

@@ -26,7 +26,7 @@ from ports import free_port
 
 from .process import end, missing, started, stop, until
 
-START_S: Final = 40
+START_S: Final = 90
 
 
 class Moto:
@@ -51,7 +51,7 @@ class Moto:
 
     def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
         asked = urllib.request.Request(f"{self.endpoint}/{path}", body, method=method)
-        with urllib.request.urlopen(asked, timeout=10) as answer:
+        with urllib.request.urlopen(asked, timeout=30) as answer:
             return bytes(answer.read())
 
     def bucket(self, name: str) -> None:

@@ -24,9 +24,9 @@ from typing import Final
 
 from ports import free_port
 
-from .process import end, missing, started, until
+from .process import end, missing, started, stop, until
 
-START_S: Final = 15
+START_S: Final = 60
 
 
 def program() -> str | None:
@@ -70,7 +70,7 @@ class Nats:
         return [self._process.pid]
 
     def pause(self) -> None:
-        os.kill(*self.pids(), signal.SIGSTOP)
+        stop(*self.pids())
 
     def resume(self) -> None:
         os.kill(*self.pids(), signal.SIGCONT)

@@ -13,5 +13,5 @@ def pasted(error: BaseException, *, behind: str) -> subprocess.CompletedProcess[
     said, found, command = str(error).partition(behind)
     assert found, said
     return subprocess.run(
-        command, shell=True, capture_output=True, text=True, timeout=20, check=False
+        command, shell=True, capture_output=True, text=True, timeout=100, check=False
     )

@@ -41,7 +41,7 @@ def pgbouncer(server: Postgres, *, sessions: int = 2) -> Iterator[int]:
                 os.chown(path, server.who.pw_uid, server.who.pw_gid)
         process = started(run_as(server.who, [program, str(folder / "ini")]), cwd=folder)
         try:
-            until(lambda: _listens(port), process, within_s=10)
+            until(lambda: _listens(port), process, within_s=60)
             yield port
         finally:
             end(process, signal.SIGTERM)
@@ -50,5 +50,5 @@ def pgbouncer(server: Postgres, *, sessions: int = 2) -> Iterator[int]:
 
 
 def _listens(port: int) -> bool:
-    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    socket.create_connection(("127.0.0.1", port), timeout=30).close()
     return True

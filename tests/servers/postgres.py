@@ -32,7 +32,7 @@ import pytest
 
 from ports import free_port
 
-from .process import end, missing, started, until
+from .process import end, missing, started, stop, until
 
 PLACES: Final = "/usr/lib/postgresql"
 """Where Debian keeps its versions."""
@@ -113,14 +113,16 @@ class Postgres:
     def kill(self) -> None:
         """kill -9 of all of it, gone when this returns: as in a power cut, nobody tidies up."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)  # it starts no other
+        stop(self.process.pid)  # it starts no other
         self._each(signal.SIGKILL)
         self.process.wait()
         self.process = None
 
     def pause(self) -> None:
         """It takes connections and never answers."""
-        self._each(signal.SIGSTOP)
+        assert self.process is not None
+        stop(self.process.pid)  # it starts no other
+        stop(*self.pids())
 
     def resume(self) -> None:
         self._each(signal.SIGCONT)
@@ -252,7 +254,7 @@ def _until_it_answers(server: Postgres, process: subprocess.Popen[bytes], log: P
     import psycopg
 
     def answers() -> bool:
-        psycopg.connect(server.conninfo(), connect_timeout=5).close()
+        psycopg.connect(server.conninfo(), connect_timeout=30).close()
         return True
 
     until(answers, process, within_s=START_S, log=log, trouble=(psycopg.OperationalError,))

@@ -3,7 +3,7 @@
 missing("redis-server", "apt-get install redis-server")     skips; fails where CI promises it
 process = started([…], log=folder / "log")                  ends with the tests, whatever becomes
 until(answers, process, log=folder / "log", within_s=15)    or says what it wrote instead
-stop(pid)               SIGSTOP; returns when the kernel has done it: until then it may still answer
+stop(pid, …)            SIGSTOP; returns when the kernel has done it: until then it may still answer
 end(process, SIGTERM)   and by force where it does not
 """
 
@@ -15,13 +15,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
 import pytest
 
 PAUSE_S: Final = 0.02
-END_S: Final = 20
+END_S: Final = 60
 PR_SET_PDEATHSIG: Final = 1
 
 
@@ -73,12 +74,24 @@ def until(
         time.sleep(PAUSE_S)
 
 
-def stop(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    last = time.monotonic() + 10
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt":
+def stop(*pids: int) -> None:
+    """All that are there, with all their threads."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    last = time.monotonic() + 60
+    while not all(map(_stands, pids)):
         assert time.monotonic() < last, "it does not stop"
         time.sleep(0.001)
+
+
+def _stands(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):  # that has ended
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            state = (thread / "stat").read_text().rpartition(")")[2].split()[0]
+            if state not in "TtZX":
+                return False
+    return True
 
 
 def end(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:

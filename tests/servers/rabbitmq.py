@@ -30,7 +30,7 @@ from .process import missing, started, stop, until
 
 PLACES: Final = "/usr/lib/rabbitmq/lib"
 """Debian's. The one in /usr/sbin changes to the user rabbitmq, and keeps things in /var."""
-START_S: Final = 60
+START_S: Final = 100
 MAY: Final = {
     "guest": (".*", ".*", ".*"),
     "writer": ("", ".*", ".*"),
@@ -105,8 +105,8 @@ class RabbitMQ:
         until(self._says, self._processes[-1], within_s=START_S, log=self._folder / "out")
 
     def _says(self) -> bytes:
-        with socket.create_connection(("127.0.0.1", self.port), 5) as sock:
-            sock.settimeout(5)
+        with socket.create_connection(("127.0.0.1", self.port), 30) as sock:
+            sock.settimeout(30)
             sock.sendall(b"AMQP\0\0\x09\x01")
             return sock.recv(1)
 

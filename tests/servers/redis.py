@@ -28,9 +28,9 @@ import pytest
 
 from ports import free_port
 
-from .process import end, missing, started, until
+from .process import end, missing, started, stop, until
 
-START_S: Final = 20
+START_S: Final = 60
 DURABLE: Final = {"appendonly": "yes", "appendfsync": "always", "save": ""}
 
 
@@ -112,7 +112,7 @@ class Redis:
         if not self._clients:
             self._clients.append(
                 library.Redis(
-                    port=self.port, protocol=2, socket_timeout=10, retry=Retry(NoBackoff(), 0),
+                    port=self.port, protocol=2, socket_timeout=30, retry=Retry(NoBackoff(), 0),
                     password=self.settings.get("requirepass"),
                 )
             )  # fmt: skip
@@ -134,8 +134,7 @@ class Redis:
         self._process = None
 
     def pause(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        stop(*self.pids())
 
     def resume(self) -> None:
         assert self._process is not None

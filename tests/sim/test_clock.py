@@ -22,7 +22,7 @@ async def test_five_days_pass_at_once_and_to_the_millisecond() -> None:
     for _ in range(10_000):
         await asyncio.sleep(0.001)
     assert clock.now() == EPOCH + 5 * DAY_S * 1000 + 10_000
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 @virtually

@@ -33,7 +33,7 @@ import msgspec
 from .. import __version__
 from ..chance import Chance
 from ..core.idempotency import uuid7
-from ..errors import Undelivered
+from ..errors import Undelivered, UnspoolError
 from .endings import fall_back, no_outbox, undelivered, unusable
 from .events import Ended, teller
 from .known import Known
@@ -233,11 +233,16 @@ class AsyncClient:
         until = loop.time() + timeout
         before, last = watch.settled, None
         while True:
-            now = Progress(await outbox.count(), watch.settled - before)
+            waiting = await outbox.count()
+            ended = not waiting and not outbox.dispatcher.busy
+            if ended:  # what became of the last is told before it is said that nothing waits
+                with contextlib.suppress(UnspoolError):
+                    await watch.catch_up()
+            now = Progress(waiting, watch.settled - before)
             if now != last and progress is not None:
                 progress(now)
             last = now
-            if not now.waiting or loop.time() >= until:
+            if ended or loop.time() >= until:
                 return now
             await asyncio.sleep(LOOK_S)
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from ..clock import Clock
@@ -68,7 +68,7 @@ ATTEMPTS_MAX: Final = 5
 relay's 20 a service that had just recovered was overloaded again by what had waited for it."""
 TURN_S: Final = 1.0  # how often those whose turn it is not look whether it is
 RECOUNT_S: Final = 10.0
-LAST_WRITES_MS: Final = 500  # for giving back what is just leased, with no time to drain
+LAST_WRITES_MS: Final = 2_000  # for giving back what is just leased, with no time to drain
 DISK_FREE_MIN_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -359,8 +359,9 @@ class Outbox:
         self.dispatcher.scheduler.lane(self.destination).wake()
         self.dispatcher.wake()
 
-    async def aclose(self, *, drain_ms: int) -> None:
-        """Let what is under way end, for so long; what is left stays on disk."""
+    async def aclose(self, *, drain_ms: int, last: Callable[[], Awaitable[None]]) -> None:
+        """Let what is under way end, for so long; what is left stays on disk. `last` is awaited
+        when nothing is under way, unless the disk hangs."""
         until = LoopClock().now() + drain_ms
         for task in self._tasks:
             task.cancel()
@@ -369,13 +370,14 @@ class Outbox:
         try:
             if self._running is not None:
                 # Left leased, what it is just leasing would look as if it had been sent.
-                left_ms = max(LAST_WRITES_MS, until - LoopClock().now())
-                await asyncio.wait([self._running], timeout=left_ms / 1000)
+                left_ms = until + LAST_WRITES_MS - LoopClock().now()
+                await asyncio.wait([self._running], timeout=max(0, left_ms) / 1000)
                 self._running.cancel()  # it waits for a disk that hangs
                 await asyncio.gather(self._running, return_exceptions=True)
                 await self.dispatcher.stop(drain_ms=max(0, until - LoopClock().now()))
-            left_ms = max(LAST_WRITES_MS, until - LoopClock().now())
-            whole = await self.custody.drain(within_ms=left_ms)
+            left_ms = until + LAST_WRITES_MS - LoopClock().now()
+            if whole := await self.custody.drain(within_ms=max(500, left_ms)):
+                await last()
             if self._room is not None:
                 await self._room.aclose()
             if not await closed(self.spool, hung=not whole):

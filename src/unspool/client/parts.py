@@ -102,14 +102,14 @@ class Parts:
 
     async def aclose(self) -> None:
         try:
+            if self.outbox is not None and self.watch is not None:
+                await self.outbox.aclose(drain_ms=self._drain_ms, last=self.watch.last)
+        finally:
             if self._watching is not None:
                 self._watching.cancel()
                 await asyncio.gather(self._watching, return_exceptions=True)
             if self.watch is not None:
                 self.watch.close()
-            if self.outbox is not None:
-                await self.outbox.aclose(drain_ms=self._drain_ms)
-        finally:
             await self.route.aclose()
 
 

@@ -4,6 +4,7 @@
     watch.posted(key)              the dispatcher here has a verdict on this one
     await watch.wait(name, …)      what became of one
     async for settled in watch.news()
+    await watch.catch_up()         what has a verdict by now is told when this returns
 
 With several processes on one outbox, one sends and all want to know: so each looks for its own, a
 few times a second while there are some, and hears at once of what it sends itself. Whoever sends
@@ -18,7 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from ..core.lifecycle import State
-from ..core.message import Key
+from ..core.message import Instant, Key
 from ..custody import Custody
 from ..errors import Corrupt, UnspoolError
 from ..spools.protocol import Entry
@@ -27,6 +28,7 @@ from .results import Fate, Queued, Settled
 log: Final = logging.getLogger("unspool.client")
 
 LOOK_S: Final = 0.5
+LAST_S: Final = 5.0
 BATCH: Final = 200
 NEWS_MAX: Final = 10_000
 """So much news waits for an iterator that does not come; then the oldest goes."""
@@ -42,8 +44,12 @@ class Watch:
         self._told = told
         self._ours: dict[Key, str] = {}
         self._posted: dict[Key, None] = {}
+        self._latest: dict[Key, Instant] = {}
+        """Of which we told last, and when each was accepted."""
         self._awake = asyncio.Event()
         self._listeners: set[asyncio.Queue[Settled | None]] = set()
+        self._looking = asyncio.Lock()
+        self._ended = False
         self.settled = 0
 
     def expect(self, key: Key, name: str) -> None:
@@ -55,10 +61,10 @@ class Watch:
         self._awake.set()
 
     async def run(self) -> None:
-        while True:
+        while not self._ended:
             await self._sleep()
             try:
-                await self._look()
+                await self.catch_up()
             except UnspoolError as error:
                 log.warning("the outbox does not tell what became of its requests: %s", error)
                 await asyncio.sleep(LOOK_S)
@@ -75,6 +81,24 @@ class Watch:
                 await self._awake.wait()
         except TimeoutError:
             return
+
+    async def catch_up(self) -> None:
+        """Look now. Raises what the outbox does."""
+        async with self._looking:
+            if not self._ended:
+                await self._look()
+
+    async def last(self) -> None:
+        """Look once more, and never again: nothing is under way any more, and the outbox is about
+        to be closed. One that hangs is not waited for."""
+        try:
+            async with asyncio.timeout(LAST_S):
+                await self.catch_up()
+        except (TimeoutError, UnspoolError) as error:
+            log.warning("what became of the latest requests is not told: %r", error)
+        except Exception:
+            log.exception("the last look at the outbox was a mistake")
+        self._ended = True
 
     async def _look(self) -> None:
         posted, self._posted = self._posted, {}
@@ -100,8 +124,13 @@ class Watch:
     def _tell(self, key: Key, entry: Entry) -> None:
         ours = self._ours.pop(key, None) is not None
         result = self._read(entry)
-        if isinstance(result, Queued):
+        accepted_at = entry.message.accepted_at
+        # It may be found here before the dispatcher says so, and would be told again.
+        if isinstance(result, Queued) or self._latest.get(key) == accepted_at:
             return
+        self._latest[key] = accepted_at
+        if len(self._latest) > NEWS_MAX:
+            del self._latest[next(iter(self._latest))]
         self.settled += 1
         settled = Settled(entry.message.name or key, result, ours)
         self._told(settled)

@@ -84,6 +84,9 @@ class Custodian:
         """Its URL, without passwords."""
         self.pulse: Final = Pulse()
         self.spool: Spool | None = None
+        self.returning = False
+        """It is up again, and has not been told the secret: nothing is lent or moved yet. Whoever
+        probes it says when that is over, and shuts the gate for the comparison."""
         self.settled = False
         """Home knew everything that lay here, when it was last looked at."""
         self.arrivals = 0
@@ -243,6 +246,7 @@ class Custodian:
                 self.failed(_short(error) or "no answer to a probe")
                 return False
             self._came_up()
+        self.returning = True  # in the very turn in which it came up
         return True
 
     def probe_in_s(self) -> float:

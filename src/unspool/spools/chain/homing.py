@@ -67,6 +67,8 @@ class Homing:
         self.compared = True
         self.pause_s = PAUSE_S
         """The least rest between two looks."""
+        self.share = SHARE
+        """So many times as long as a look took the rest is at least."""
         self.moved = 0
         """Messages that were brought home, since we started."""
         self._ranks = ranks
@@ -108,7 +110,7 @@ class Homing:
             self._mind_the_gate()
             if not done:
                 self.stir()
-            await self._rest(SHARE * (loop.time() - began))
+            await self._rest(self.share * (loop.time() - began))
 
     async def _rest(self, seconds: float) -> None:
         """A while; not so long where deliveries wait for the next look."""
@@ -122,7 +124,7 @@ class Homing:
 
     async def _round(self) -> bool:
         """True: nothing is left, or it is not the time."""
-        if not self._ranks.home.up:
+        if not self._ranks.home.up or self._ranks.home.returning:
             return True  # its return will shut the gate, and stir
         if not self.compared:
             await self.look(move=False)
@@ -146,7 +148,7 @@ class Homing:
         for index, custodian in enumerate(self._ranks.all):
             if not index or custodian.clear:
                 continue
-            if not custodian.up:
+            if not custodian.up or custodian.returning:
                 done = False
                 continue
             seen = custodian.arrivals

@@ -34,7 +34,8 @@ class Lending:
     def _lenders(self) -> list[int]:
         if self._ranks.home.up and not self._gate():
             return []
-        return [*self._ranks.strangers, *([0] if self._ranks.home.up else ())]
+        lenders = [*self._ranks.strangers, *([0] if self._ranks.home.up else ())]
+        return [index for index in lenders if not self._ranks.all[index].returning]
 
     async def survey(self, *, after: Destination | None, limit: int) -> Sequence[LaneDue]:
         ranks = self._ranks

@@ -135,6 +135,8 @@ class ChainSpool:
                 await self._secrets.teach(custodian)
             except Exception:
                 log.exception("looking after %s was a mistake; it goes on", custodian.name)
+            finally:
+                custodian.returning = False
             if custodian.up:
                 log.warning("the spool %s is back", custodian.name)
                 self.homing.shut()

@@ -122,10 +122,10 @@ class Watch:
                 index.line_written(line, revision, expected)
 
     def learned(self, known: Known) -> None:
-        """Read from the server: it may be ahead of the watch."""
+        """Read from the server: it may be ahead of the watch, for which it is no news then."""
         for index in (self.index, self._loading):
-            if index is not None:
-                index.apply(known.revision, known.facts)
+            if index is not None and index.apply(known.revision, known.facts):
+                self._on_news()
 
     def removed(self, key: Key, revision: int) -> None:
         """The server has its tombstone."""

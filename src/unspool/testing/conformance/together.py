@@ -25,7 +25,7 @@ from .values import (
     waiting,
 )
 
-ARRIVAL_S = 5.0
+ARRIVAL_S = 30.0
 """How long to wait for what may be noticed by polling."""
 PAUSE_S = 0.01
 

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from ...queues.protocol import Queue, Taken
 
-COME_MS: Final = 5_000
+COME_MS: Final = 30_000
 """How long what was put may take to be there."""
 
 
