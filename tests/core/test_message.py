@@ -144,17 +144,19 @@ def form(boundary: bytes, *parts: bytes, media: bytes = b"multipart/form-data") 
     return request(body + b"--" + boundary + b"--\r\n", media=kind)
 
 
-boundaries = st.from_regex(rb"[A-Za-z0-9'()+_./:=?-]{1,70}", fullmatch=True)
+boundaries = st.from_regex(rb"[A-Za-z0-9'()+_./:=?-]{1,80}", fullmatch=True)
 pieces = st.lists(st.binary(max_size=30), max_size=3)
 
 
 @given(boundaries, boundaries, pieces)
 @example(one=b"'", two=b"-", parts=[])
 @example(one=b"--", two=b"b", parts=[b"x"])
+@example(one=b"a" * 71, two=b"b" * 72, parts=[b"x"])
 def test_a_form_with_a_new_boundary_is_the_same_form(
     one: bytes, two: bytes, parts: list[bytes]
 ) -> None:
-    """C10: a sender who tries again makes a new boundary. It stands in none of the parts."""
+    """C10: a sender who tries again makes a new boundary. It stands in none of the parts. Those of
+    Werkzeug have 63 to 72 characters, as the time and chance will have it."""
     if not any(boundary in part for boundary in (one, two) for part in parts):
         assert same(form(one, *parts), form(two, *parts))
 

@@ -29,11 +29,11 @@ def lines(log: Path) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
-def until_not_busy(shop: Shop, key: str = "k1") -> str:
+def until_not_busy(shop: Shop) -> str:
     """What the shop says once the dead one's claim has lapsed."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        shop.tell(key)
+        shop.tell("k1")
         if (heard := shop.heard()) != "Busy":
             return heard
         time.sleep(0.1)

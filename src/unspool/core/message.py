@@ -217,8 +217,10 @@ _encode_json = msgspec.json.Encoder(order="sorted").encode
 
 
 _boundary: Final = re.compile(
-    rb'(multipart/.*);[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;",]{1,70}))', re.IGNORECASE | re.DOTALL
+    rb'(multipart/.*);[ \t]*boundary=(?:"([^"]+)"|([^\s;",]+))', re.IGNORECASE | re.DOTALL
 ).match
+"""Whole, however long: 70 characters are allowed (RFC 2046), and some senders now and then have a
+few more. Of a boundary that was cut off here its end would tell a repeat from the first."""
 
 
 FORM_PARTS_MAX: Final = 1_000
