@@ -17,9 +17,10 @@ from click.testing import CliRunner, Result
 from unspool import Bounced, Delivered, Queued, Unknown
 from unspool.admin.cli import cli
 from unspool.client import AsyncClient, Settled
+from unspool.client.client import BEYOND_S
 from unspool.client.outbox import LEASE_MS, Outbox, Telling
 from unspool.client.turn import Turn
-from unspool.client.watch import LAST_S, LOOK_S, Watch
+from unspool.client.watch import LOOK_S, Watch
 from unspool.core.admission import Terms
 from unspool.core.lifecycle import Policy, Verdict
 from unspool.core.message import Destination, Instant, Key
@@ -347,11 +348,36 @@ async def test_what_has_ended_is_told_before_the_outbox_is_closed() -> None:
     spool.takes_s = 3600
     watch.posted(key("3"))
     began = asyncio.get_running_loop().time()
-    await watch.last()
-    assert asyncio.get_running_loop().time() - began <= LAST_S
+    assert not await watch.last(5)
+    assert asyncio.get_running_loop().time() - began <= 5
     assert len(told) == 2
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
+
+
+@virtually
+async def test_who_gives_up_looking_leaves_it_to_the_next_look() -> None:
+    """A `drain` that is cancelled in the middle of its look takes no news with it."""
+    spool, told = Slow(), list[str]()
+    await spool.accept([settled("1"), settled("2")])
+    custody = Custody(spool=spool, terms=Terms(survives=Survives.NOTHING, required=0))
+    watch = Watch(
+        custody=custody,
+        read=lambda entry: Bounced(entry.message.key, "expired", ()),
+        told=lambda one: told.append(one.key),
+    )
+    watching = asyncio.create_task(watch.run())
+    watch.posted(key("1"))
+    await asyncio.sleep(0.1)
+    draining = asyncio.create_task(watch.catch_up())
+    await asyncio.sleep(0.1)
+    watch.posted(key("2"))
+    await asyncio.sleep(spool.takes_s)
+    draining.cancel()
+    await asyncio.sleep(10 * LOOK_S)
+    assert len(told) == 2
+    watching.cancel()
+    await asyncio.gather(watching, draining, return_exceptions=True)
 
 
 async def test_draining_has_told_what_became_of_the_last() -> None:
@@ -370,6 +396,30 @@ async def test_draining_has_told_what_became_of_the_last() -> None:
         world.servers["a"].then(OK)
         progress = await client.drain(timeout=60)
         assert (progress.waiting, progress.settled, told) == (0, 1, ["k"])
+
+
+@pytest.mark.parametrize("verb", ["tally", "find"])
+@virtually
+async def test_draining_ends_where_the_outbox_does_not_answer(verb: str) -> None:
+    """Whatever it is that hangs: how many wait, or what became of the last."""
+    world = World(a=DOWN)
+    client = world.client(outbox="memory:", clock=VirtualClock(NOW))
+    async with client:
+        await client.post("/orders", json=1, key="k", deadline=0.3)
+        parts = await client.ready()
+        assert parts.outbox is not None
+
+        async def hang(*_: object) -> Sequence[Any]:
+            await asyncio.sleep(3600)
+            return []
+
+        setattr(parts.outbox.spool, verb, hang)
+        parts.outbox.custody._finds._commit = parts.outbox.spool.find
+        world.servers["a"].then(OK)
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(Unavailable, match="unspool outbox list"):
+            await client.drain(timeout=60)
+        assert asyncio.get_running_loop().time() - began <= 60 + BEYOND_S
 
 
 # --- closing --------------------------------------------------------------------------------------
@@ -420,8 +470,49 @@ async def test_closing_waits_for_a_spool_that_hangs_for_its_time_once() -> None:
     assert custody._settles.busy
     began = asyncio.get_running_loop().time()
 
-    async def last() -> None:
+    async def last(within_s: float) -> bool:
         raise AssertionError("it is not asked any more")
 
     await outbox.aclose(drain_ms=10_000, last=last)
     assert asyncio.get_running_loop().time() - began < 14
+
+
+class Silent(MemorySpool):
+    """From some moment on nothing is found in it, and it does not close."""
+
+    hangs = False
+
+    async def find(self, keys: Sequence[Key], /) -> Sequence[Entry | None]:
+        if self.hangs:
+            await asyncio.sleep(3600)
+        return await super().find(keys)
+
+    async def aclose(self) -> None:
+        if self.hangs:
+            await asyncio.sleep(3600)
+        await super().aclose()
+
+
+@virtually
+async def test_an_outbox_that_falls_silent_just_before_it_is_closed_is_waited_for_once() -> None:
+    """Between two looks of the watch: the last look finds out, and closing knows it then."""
+    spool, clock, luck = Silent(), VirtualClock(NOW), Random(0)
+    custody = Custody(spool=spool, terms=Terms(survives=Survives.NOTHING, required=0))
+    dispatcher = Dispatcher(
+        custody=custody, transport=Server(OK), scheduler=Scheduler(), board=Telling(lambda _: None),
+        policy=Policy(), clock=clock, lease_ms=LEASE_MS, serves=[], among_others=True,
+    )  # fmt: skip
+    outbox = Outbox(
+        spool=spool, custody=custody, secret=b"s", dispatcher=dispatcher, turn=Turn(None),
+        destination=HERE, policy=Policy(), clock=clock, chance=luck.randbytes, serves=[HERE],
+        room=None,
+    )  # fmt: skip
+    watch = Watch(custody=custody, read=lambda _: Queued("1", "power", ()), told=lambda _: None)
+    await spool.accept([values.waiting("1")])
+    watch.expect(key("1"), "1")
+    outbox.start(sends=True)
+    await asyncio.sleep(1)
+    spool.hangs = True
+    began = asyncio.get_running_loop().time()
+    await outbox.aclose(drain_ms=2_000, last=watch.last)
+    assert asyncio.get_running_loop().time() - began < 2 + 3.5

@@ -34,7 +34,7 @@ from .. import __version__
 from ..chance import Chance
 from ..core.idempotency import uuid7
 from ..errors import Undelivered, UnspoolError
-from .endings import fall_back, no_outbox, undelivered, unusable
+from .endings import fall_back, no_outbox, silent, undelivered, unusable
 from .events import Ended, teller
 from .known import Known
 from .options import ClientOptions, Options, checked
@@ -55,6 +55,8 @@ from .road import Road
 log: Final = logging.getLogger("unspool.client")
 
 LOOK_S: Final = 0.1
+BEYOND_S: Final = 10.0
+"""So long after its time a `drain` waits for an outbox that does not answer."""
 
 
 class Asked(TypedDict, total=False):
@@ -224,7 +226,8 @@ class AsyncClient:
         self, timeout: float = 60.0, *, progress: Callable[[Progress], Any] | None = None
     ) -> Progress:
         """Wait until nothing waits in the outbox for this client's service, or `timeout` seconds
-        are over. `progress` is told whenever that changes."""
+        are over. `progress` is told whenever that changes. Raises `Unavailable` where the outbox
+        cannot be asked, or has not answered ten seconds after that."""
         parts = await self.ready()
         outbox, watch = parts.outbox, parts.watch
         if outbox is None or watch is None:
@@ -233,11 +236,15 @@ class AsyncClient:
         until = loop.time() + timeout
         before, last = watch.settled, None
         while True:
-            waiting = await outbox.count()
-            ended = not waiting and not outbox.dispatcher.busy
-            if ended:  # what became of the last is told before it is said that nothing waits
-                with contextlib.suppress(UnspoolError):
-                    await watch.catch_up()
+            try:
+                async with asyncio.timeout_at(until + BEYOND_S):
+                    waiting = await outbox.count()
+                    ended = not waiting and not outbox.dispatcher.busy
+                    if ended:  # what became of the last is told before nothing is said to wait
+                        with contextlib.suppress(UnspoolError):
+                            await watch.catch_up()
+            except TimeoutError as error:
+                raise silent() from error
             now = Progress(waiting, watch.settled - before)
             if now != last and progress is not None:
                 progress(now)

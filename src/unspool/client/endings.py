@@ -3,7 +3,7 @@
 answered(…) · unknown(…)                  results of an answer, and of none that is certain
 undelivered(request, why, carried)        for what nobody owns; the request is attached
 fall_back(…) · fell_back(…)               the fallback plan, and its result
-reused(request) · no_outbox() · unusable(…)
+reused(request) · no_outbox() · silent() · unusable(…)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.message import Response as Answered
-from ..errors import Misconfigured, Undelivered
+from ..errors import Misconfigured, Unavailable, Undelivered
 from .passing import Carried
 from .request import Request
 from .results import Delivered, FellBack, Rejected, Try, Unknown, response_of
@@ -80,6 +80,13 @@ def fell_through(error: Undelivered, trouble: Exception) -> Undelivered:
     new.request, new.response = error.request, error.response
     new.tries, new.maybe_applied = error.tries, error.maybe_applied
     return new
+
+
+def silent() -> Unavailable:
+    return Unavailable(
+        "The outbox does not answer. What waits in it is kept, and is sent when it answers again."
+        " See what waits: unspool outbox list"
+    )
 
 
 def no_outbox() -> Misconfigured:

@@ -128,7 +128,7 @@ class Options(Value, frozen=True, kw_only=True):
     queue_ms: int = 1_000
     """The most that the offer to one queue may take."""
     drain_ms: int = 2_000
-    """How long `close` lets end what is being sent: calls, and what goes out from the outbox."""
+    """How long `close` lets end what is being sent: calls, then what goes out from the outbox."""
     tls: ssl.SSLContext | None = None
     """For https: an own trust store, or a client certificate. It must verify."""
     on_event: OnEvent | None = None

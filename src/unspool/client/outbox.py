@@ -359,9 +359,10 @@ class Outbox:
         self.dispatcher.scheduler.lane(self.destination).wake()
         self.dispatcher.wake()
 
-    async def aclose(self, *, drain_ms: int, last: Callable[[], Awaitable[None]]) -> None:
+    async def aclose(self, *, drain_ms: int, last: Callable[[float], Awaitable[bool]]) -> None:
         """Let what is under way end, for so long; what is left stays on disk. `last` is awaited
-        when nothing is under way, unless the disk hangs."""
+        when nothing is under way, unless the disk hangs. It has so many seconds, and tells whether
+        the disk has answered."""
         until = LoopClock().now() + drain_ms
         for task in self._tasks:
             task.cancel()
@@ -377,7 +378,7 @@ class Outbox:
                 await self.dispatcher.stop(drain_ms=max(0, until - LoopClock().now()))
             left_ms = until + LAST_WRITES_MS - LoopClock().now()
             if whole := await self.custody.drain(within_ms=max(500, left_ms)):
-                await last()
+                whole = await last(max(LAST_WRITES_MS, left_ms) / 1000)
             if self._room is not None:
                 await self._room.aclose()
             if not await closed(self.spool, hung=not whole):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from ..core.lifecycle import State
@@ -28,7 +28,6 @@ from .results import Fate, Queued, Settled
 log: Final = logging.getLogger("unspool.client")
 
 LOOK_S: Final = 0.5
-LAST_S: Final = 5.0
 BATCH: Final = 200
 NEWS_MAX: Final = 10_000
 """So much news waits for an iterator that does not come; then the oldest goes."""
@@ -88,30 +87,31 @@ class Watch:
             if not self._ended:
                 await self._look()
 
-    async def last(self) -> None:
+    async def last(self, within_s: float) -> bool:
         """Look once more, and never again: nothing is under way any more, and the outbox is about
-        to be closed. One that hangs is not waited for."""
+        to be closed. False: it has not answered within so many seconds."""
+        answered = True
         try:
-            async with asyncio.timeout(LAST_S):
+            async with asyncio.timeout(within_s):
                 await self.catch_up()
         except (TimeoutError, UnspoolError) as error:
+            answered = not isinstance(error, TimeoutError)
             log.warning("what became of the latest requests is not told: %r", error)
         except Exception:
             log.exception("the last look at the outbox was a mistake")
         self._ended = True
+        return answered
 
     async def _look(self) -> None:
         posted, self._posted = self._posted, {}
         keys = list(dict.fromkeys([*posted, *self._ours]))
         for at in range(0, len(keys), BATCH):
             some = keys[at : at + BATCH]
-            # Each for itself: one that is spoilt says nothing of the others.
-            found = await asyncio.gather(*map(self._custody.find, some), return_exceptions=True)
-            errors = (one for one in found if isinstance(one, BaseException))
-            if trouble := [error for error in errors if not isinstance(error, Corrupt)]:
-                left = {key: None for key in keys[at:] if key in posted}
-                self._posted = left | self._posted
-                raise trouble[0]
+            try:
+                found = await self._found(some)
+            except BaseException:  # also who is cancelled: these are told by the next look
+                self._posted = {key: None for key in keys[at:] if key in posted} | self._posted
+                raise
             for key, entry in zip(some, found, strict=True):
                 if isinstance(entry, Corrupt):
                     self._ours.pop(key, None)
@@ -120,6 +120,14 @@ class Watch:
                     self._ours.pop(key, None)
                 elif entry.state in (State.DELIVERED, State.BOUNCED):
                     self._tell(key, entry)
+
+    async def _found(self, keys: Sequence[Key]) -> Sequence[Entry | BaseException | None]:
+        """Each for itself: one that is spoilt says nothing of the others."""
+        found = await asyncio.gather(*map(self._custody.find, keys), return_exceptions=True)
+        for one in found:
+            if isinstance(one, BaseException) and not isinstance(one, Corrupt):
+                raise one
+        return found
 
     def _tell(self, key: Key, entry: Entry) -> None:
         ours = self._ours.pop(key, None) is not None
