@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from servers.nats import Nats, nats
 from servers.postgres import Postgres, postgres
 from servers.redis import Redis, redis
-from unspool.core.message import Key
+from unspool.core.message import Destination, Instant, Key
 from unspool.spools.keyed.rows import data_row, key_row, number_of
 from unspool.spools.leveldb.spool import open_leveldb
 from unspool.spools.log.spool import open_log
@@ -21,10 +21,12 @@ from unspool.spools.memory import MemorySpool
 from unspool.spools.nats.open import open_nats
 from unspool.spools.nats.records import FACTS, Mail
 from unspool.spools.open import open_spool
-from unspool.spools.protocol import Spool
+from unspool.spools.protocol import Lease, Spool
 from unspool.spools.redis.spool import RedisSpool
 from unspool.spools.sqlite.spool import SqliteSpool
+from unspool.testing.clock import virtually
 from unspool.testing.conformance import SpoolConformance
+from unspool.testing.conformance.together import Cancellation
 
 BUCKETS = itertools.count()
 SCHEMAS = itertools.count()
@@ -147,3 +149,23 @@ class TestNats(SpoolConformance):
         payload, facts = (b"nonsense", kept) if key < Key("b") else (b"", kept[:-8] + "nonsense")
         await spool._link.commit([Mail(name, payload, {FACTS: facts})])
         return True
+
+
+class Once(MemorySpool):
+    """It lends each message once, and never again; and never lets go of the loop."""
+
+    leases = 0
+
+    async def lease(
+        self, wants: Mapping[Destination, int], /, *, now: Instant, until: Instant
+    ) -> Sequence[Lease]:
+        self.leases += 1
+        assert self.leases < 100_000, "the suite goes round and round"
+        return await super().lease(wants, now=now, until=until) if self.leases == 1 else []
+
+
+@virtually
+async def test_the_suite_does_not_wait_for_ever_for_what_never_comes() -> None:
+    """It tells that the spool is at fault, and does not hang with it."""
+    with pytest.raises(TimeoutError):
+        await Cancellation().test_a_cancelled_lease_comes_back(Once())

@@ -28,6 +28,7 @@ from .values import (
 ARRIVAL_S = 30.0
 """How long to wait for what may be noticed by polling."""
 PAUSE_S = 0.01
+"""Between two looks: a spool that never lets go of the loop would keep a test for ever."""
 
 
 class Concurrency(Suite):
@@ -120,6 +121,7 @@ class Cancellation(Suite):
             while leased != [
                 f"{number:03}" for number, entry in enumerate(await spool.find(keys)) if entry
             ]:
+                await asyncio.sleep(PAUSE_S)
                 leased = sorted([*leased, *names_of(await lease_all(spool))])
 
     async def test_a_cancelled_lease_comes_back(self, spool: Spool) -> None:
@@ -133,6 +135,7 @@ class Cancellation(Suite):
         async with asyncio.timeout(ARRIVAL_S):  # the cancelled one may still be on its way
             while not leased:
                 leased = await lease_all(spool, now=LEASED_UNTIL, until=later(99_999_999))
+                await asyncio.sleep(PAUSE_S)
         assert names_of(leased) == ["a"]
 
     async def test_a_cancelled_wait_is_no_answer(self, spool: Spool) -> None:
@@ -187,6 +190,7 @@ async def _states(spool: Spool) -> set[State]:
 async def _wait_on(spool: Spool) -> None:
     while True:  # a spool may say early that something may have come
         await spool.wait_arrival()
+        await asyncio.sleep(0)
 
 
 async def _accept(spool: Spool, name: str) -> None:
