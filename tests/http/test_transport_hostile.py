@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 import pytest
 import uvloop
@@ -32,8 +33,10 @@ from hostile import (
 )
 from ports import free_port
 from unspool.core.message import Answer, Cause, Failure, Request, Response, Sent, Severed
+from unspool.transports.connection import Connection
 from unspool.transports.http import HttpTransport, Limits
 from unspool.transports.limits import LONG_ANSWER_S
+from unspool.transports.pool import SWEEP_S, Origin, Pool
 
 GET = Request(b"GET", b"/", [(b"Host", b"h")])
 POST = Request(b"POST", b"/", [(b"Host", b"h")], b"{}")
@@ -750,6 +753,39 @@ async def test_a_loop_that_stood_still_reads_before_it_blames() -> None:
                 theirs.send(b"x")
                 assert good(await task).body == b"ok"
         thread.join()
+
+
+class Checked:
+    """A connection that knows when it was looked at."""
+
+    dead, requests = False, 0
+
+    def __init__(self) -> None:
+        self.looks: list[float] = []
+
+    def check(self, now: float) -> None:
+        self.looks.append(now)
+
+
+async def test_a_sweep_that_was_put_off_while_all_was_idle_excuses_no_later_one() -> None:
+    """A loop that is held up, asked something, and held up again reads before it blames."""
+    pool = Pool(Origin(host="127.0.0.1", port=1, name=b"h"), limits=Limits())
+    connection = Checked()
+    pool._all.add(cast(Connection, connection))
+
+    async def held_up() -> None:
+        asyncio.get_running_loop().call_soon(time.sleep, 3 * SWEEP_S)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    pool._schedule(0)
+    await held_up()
+    pool.hurry()
+    await held_up()
+    assert connection.looks == []
+    await eventually(lambda: connection.looks != [])
+    pool._all.clear()
+    await pool.aclose()
 
 
 # -- many at once -------------------------------------------------------------------------------

@@ -279,6 +279,7 @@ class Pool:
     def hurry(self) -> None:
         """Something is busy: look every 50 ms."""
         self.brisk = True
+        self._put_off = False  # one that was put off while all were idle: this is another
         self._schedule(SWEEP_S)
 
     def _schedule(self, delay: float) -> None:
