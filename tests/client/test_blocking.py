@@ -307,6 +307,38 @@ def test_at_the_end_of_the_interpreter_it_is_refused_with_a_sentence(
     assert last in ("Undelivered True", "Delivered")
 
 
+def test_closing_gives_what_is_being_sent_all_of_its_time(tmp_path: Path) -> None:
+    """`drain_ms` also where it is longer than other portals have to end: first for calls, then for
+    what goes out from the outbox."""
+    asked, may_answer = threading.Event(), threading.Event()
+
+    class Late(Handler):
+        def do_POST(self) -> None:
+            asked.set()
+            may_answer.wait(60)
+            super().do_POST()
+
+    found = Listening(("127.0.0.1", 0), Late)
+    found.asked = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    client = Client([url(found)], outbox=str(tmp_path / "outbox.db"), drain_ms=60_000)
+    portal = client._portal
+    assert portal._closes_s >= 60
+    assert portal._lets_go_s >= 60
+    told: list[object] = []
+    calling = threading.Thread(target=lambda: told.append(client.post("/orders", json=1)))
+    calling.start()
+    assert asked.wait(60)
+    threading.Timer(0.2, may_answer.set).start()
+    client.close()
+    calling.join()
+    assert isinstance(told[0], Delivered)
+    found.shutdown()
+    thread.join()
+    found.server_close()
+
+
 def test_a_client_that_is_not_used_costs_no_thread() -> None:
     before = threading.active_count()
     client = Client(nobody(), outbox="o.db")

@@ -29,7 +29,7 @@ import msgspec
 from ..clock import SystemClock
 from ..core.idempotency import uuid7
 from ..errors import Misconfigured, Undelivered
-from ..middleware.portal import Portal
+from ..middleware.portal import CLOSES_S, Portal
 from .client import Asked, AsyncClient, defaults_of
 from .endings import fell_back, fell_through, undelivered
 from .forks import Again
@@ -51,7 +51,11 @@ class Client:
         self._defaults = defaults_of(self.options)
         self._inner: AsyncClient | None = None
         self._closed = False
-        self._portal: Final = Portal("unspool client", on_close=self._let_go)
+        drain_s = self.options.drain_ms / 1000
+        self._portal: Final = Portal(
+            "unspool client", on_close=self._let_go,
+            closes_s=max(CLOSES_S, drain_s), lets_go_s=CLOSES_S + drain_s,
+        )  # fmt: skip
         self._again: Final = Again(self._resume)
 
     # --- one request -------------------------------------------------------------------------

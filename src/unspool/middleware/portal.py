@@ -66,10 +66,13 @@ class Portal:
         *,
         on_close: Callable[[], Awaitable[None]] | None = None,
         closes_s: float = CLOSES_S,
+        lets_go_s: float = CLOSES_S,
     ) -> None:
-        """`closes_s`: how long `close` waits for calls that are under way."""
+        """`closes_s`: how long `close` waits for calls that are under way; `lets_go_s`: how long
+        `on_close` may take."""
         self._name: Final = name
         self._closes_s = closes_s
+        self._lets_go_s = lets_go_s
         self._on_close = on_close
         self._pid = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -225,7 +228,7 @@ class Portal:
         visits = list(self._busy)
         ending = asyncio.run_coroutine_threadsafe(_wind_up(visits, self._on_close), loop)
         try:
-            ending.result(timeout=2 * CLOSES_S)
+            ending.result(timeout=CLOSES_S + self._lets_go_s)
         finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(timeout=CLOSES_S)
