@@ -17,8 +17,9 @@ from click.testing import CliRunner, Result
 from unspool import Bounced, Delivered, Queued, Unknown
 from unspool.admin.cli import cli
 from unspool.client import AsyncClient, Settled
-from unspool.client.client import BEYOND_S
+from unspool.client.client import BEYOND_S, OPENS_S
 from unspool.client.outbox import LEASE_MS, Outbox, Telling
+from unspool.client.parts import Parts
 from unspool.client.turn import Turn
 from unspool.client.watch import LOOK_S, Watch
 from unspool.core.admission import Terms
@@ -27,7 +28,7 @@ from unspool.core.message import Destination, Instant, Key
 from unspool.core.scheduler import LaneDue, Scheduler
 from unspool.custody import Custody
 from unspool.dispatcher import Dispatcher
-from unspool.errors import Unavailable
+from unspool.errors import Misconfigured, Unavailable
 from unspool.spools.memory import MemorySpool
 from unspool.spools.protocol import Entry, Lease, Survives
 from unspool.testing.clock import VirtualClock, virtually
@@ -475,6 +476,35 @@ async def test_closing_waits_for_a_spool_that_hangs_for_its_time_once() -> None:
 
     await outbox.aclose(drain_ms=10_000, last=last)
     assert asyncio.get_running_loop().time() - began < 14
+
+
+async def never_open() -> Parts:
+    await asyncio.sleep(3600)
+    raise AssertionError("it is not waited for")
+
+
+@virtually
+async def test_closing_waits_only_so_long_for_an_outbox_that_does_not_open() -> None:
+    client = World(a=OK).client(outbox="memory:")
+    client._opening = opening = asyncio.create_task(never_open())
+    began = asyncio.get_running_loop().time()
+    await client.aclose()
+    assert asyncio.get_running_loop().time() - began <= OPENS_S
+    opening.cancel()
+
+
+async def test_an_outbox_that_opens_when_it_is_not_waited_for_any_more_is_let_go(
+    tmp_path: Path,
+) -> None:
+    """Whoever was waiting for it is told."""
+    client = World(a=OK).client(outbox=str(tmp_path / "outbox.db"))
+    asking = asyncio.create_task(client.post("/orders", json=1))
+    while client._opening is None:
+        await asyncio.sleep(0)
+    client._left = True
+    with pytest.raises(Misconfigured, match="closed"):
+        await asking
+    assert client._parts is None
 
 
 class Silent(MemorySpool):

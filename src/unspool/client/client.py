@@ -34,7 +34,7 @@ from .. import __version__
 from ..chance import Chance
 from ..core.idempotency import uuid7
 from ..errors import Undelivered, UnspoolError
-from .endings import fall_back, no_outbox, silent, undelivered, unusable
+from .endings import closed, fall_back, no_outbox, silent, undelivered, unusable
 from .events import Ended, teller
 from .known import Known
 from .options import ClientOptions, Options, checked
@@ -55,6 +55,8 @@ from .road import Road
 log: Final = logging.getLogger("unspool.client")
 
 LOOK_S: Final = 0.1
+OPENS_S: Final = 5.0
+"""So long who closes a client waits for an outbox that is just being opened."""
 BEYOND_S: Final = 10.0
 """So long after its time a `drain` waits for an outbox that does not answer."""
 
@@ -105,6 +107,7 @@ class AsyncClient:
         self._parts: Parts | None = None
         self._opening: asyncio.Task[Parts] | None = None
         self._closed = False
+        self._left = False  # closed, and what was being opened was not waited for
         self._calls = 0
         self._idle = asyncio.Event()
 
@@ -280,7 +283,7 @@ class AsyncClient:
             )
         loop = asyncio.get_running_loop()
         if self._closed:
-            raise unusable("it is closed", "Make another: AsyncClient(…)")
+            raise closed()
         if self._parts is not None and self._loop is loop:
             return self._parts
         if self._loop is not None and self._loop is not loop:
@@ -294,6 +297,9 @@ class AsyncClient:
 
     async def _open(self) -> Parts:
         parts = await open_parts(self.options, tell=self._tell)
+        if self._left:
+            await parts.aclose()
+            raise closed()
         parts.start(sends=self.options.sends)
         self._parts = parts
         return parts
@@ -322,7 +328,10 @@ class AsyncClient:
                 async with asyncio.timeout(self.options.drain_ms / 1000):
                     await self._idle.wait()
         if self._opening is not None:
-            await asyncio.wait([self._opening])
+            _, late = await asyncio.wait([self._opening], timeout=OPENS_S)
+            if late:
+                self._left = True
+                log.warning("the outbox does not open, and was not waited for")
         parts, self._parts = self._parts, None
         if parts is not None:
             await parts.aclose()

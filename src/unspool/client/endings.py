@@ -3,7 +3,7 @@
 answered(…) · unknown(…)                  results of an answer, and of none that is certain
 undelivered(request, why, carried)        for what nobody owns; the request is attached
 fall_back(…) · fell_back(…)               the fallback plan, and its result
-reused(request) · no_outbox() · silent() · unusable(…)
+reused(request) · no_outbox() · silent() · closed() · unusable(…)
 """
 
 from __future__ import annotations
@@ -87,6 +87,10 @@ def silent() -> Unavailable:
         "The outbox does not answer. What waits in it is kept, and is sent when it answers again."
         " See what waits: unspool outbox list"
     )
+
+
+def closed() -> Misconfigured:
+    return unusable("it is closed", "Make another: AsyncClient(…)")
 
 
 def no_outbox() -> Misconfigured:
