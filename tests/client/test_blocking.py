@@ -243,11 +243,16 @@ def test_an_async_client_that_came_through_a_fork_says_so(tmp_path: Path) -> Non
             async with AsyncClient(sys.argv[1], outbox="o.db", sends=False) as client:
                 pid = os.fork()
                 if not pid:
-                    try:
-                        await client.post("/o", json=1)
-                    except Misconfigured as error:
-                        os._exit(0 if "before this process was forked" in str(error) else 2)
-                    os._exit(1)
+                    for call in (client.post("/o", json=1), client.wait("k"), client.drain()):
+                        try:
+                            await call
+                            os._exit(1)
+                        except Misconfigured as error:
+                            if "before this process was forked" not in str(error):
+                                os._exit(2)
+                        except BaseException:
+                            os._exit(3)
+                    os._exit(0)
                 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
                 print(type(await client.post("/o", json=1, deadline=1)).__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,12 +15,13 @@ import apsw
 import pytest
 from click.testing import CliRunner, Result
 
-from unspool import Bounced, Delivered, Queued, Unknown
+from unspool import Bounced, Delivered, FellBack, Queued, Undelivered, Unknown
 from unspool.admin.cli import cli
 from unspool.client import AsyncClient, Settled
 from unspool.client.client import BEYOND_S, OPENS_S
 from unspool.client.outbox import LEASE_MS, Outbox, Telling
 from unspool.client.parts import Parts
+from unspool.client.request import Request
 from unspool.client.turn import Turn
 from unspool.client.watch import LOOK_S, Watch
 from unspool.core.admission import Terms
@@ -44,6 +46,16 @@ def url_of(engine: str, folder: Path) -> str:
     if engine == "leveldb":
         pytest.importorskip("plyvel")
     return f"{engine}:///{folder / 'outbox'}"
+
+
+async def forever(*_: object) -> Sequence[Any]:
+    await asyncio.sleep(3600)
+    return []
+
+
+async def never_open() -> Parts:
+    await asyncio.sleep(3600)
+    raise AssertionError("it is not waited for")
 
 
 async def cut_short(world: World, outbox: str, **asked: Any) -> None:
@@ -410,17 +422,52 @@ async def test_draining_ends_where_the_outbox_does_not_answer(verb: str) -> None
         parts = await client.ready()
         assert parts.outbox is not None
 
-        async def hang(*_: object) -> Sequence[Any]:
-            await asyncio.sleep(3600)
-            return []
-
-        setattr(parts.outbox.spool, verb, hang)
+        setattr(parts.outbox.spool, verb, forever)
         parts.outbox.custody._finds._commit = parts.outbox.spool.find
         world.servers["a"].then(OK)
         began = asyncio.get_running_loop().time()
         with pytest.raises(Unavailable, match="unspool outbox list"):
             await client.drain(timeout=60)
         assert asyncio.get_running_loop().time() - began <= 60 + BEYOND_S
+
+
+@virtually
+async def test_who_waits_for_one_key_in_an_outbox_that_hangs_is_told() -> None:
+    client = World(a=DOWN).client(outbox="memory:", clock=VirtualClock(NOW))
+    async with client:
+        await client.post("/orders", json=1, key="k", deadline=0.3)
+        parts = await client.ready()
+        assert parts.outbox is not None
+        parts.outbox.custody._finds._commit = forever
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(Unavailable, match="unspool outbox list"):
+            await client.wait("k", timeout=60)
+        assert asyncio.get_running_loop().time() - began <= 60 + BEYOND_S
+
+
+@virtually
+async def test_an_outbox_that_does_not_open_keeps_nobody() -> None:
+    """A request has its deadline: then it is its sender's again, and the fallback plan's."""
+
+    async def planned(request: Request) -> str:
+        return request.key
+
+    client = World(a=OK).client(outbox="memory:", fallback=planned)
+    client._loop, client._pid = asyncio.get_running_loop(), os.getpid()
+    client._opening = opening = asyncio.create_task(never_open())
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(Undelivered, match="had not opened") as caught:
+        await client.carry(client.build("POST", "/orders", json=1, key="k", deadline=3))
+    assert caught.value.request is not None
+    assert not caught.value.maybe_applied
+    assert asyncio.get_running_loop().time() - began == pytest.approx(3)
+    fell = await client.post("/orders", json=1, key="k", deadline=3)
+    assert isinstance(fell, FellBack)
+    assert fell.value == "k"
+    for waits in (client.wait("k", timeout=1), client.drain(timeout=1)):
+        with pytest.raises(Unavailable, match="does not answer"):
+            await waits
+    opening.cancel()
 
 
 # --- closing --------------------------------------------------------------------------------------
@@ -476,11 +523,6 @@ async def test_closing_waits_for_a_spool_that_hangs_for_its_time_once() -> None:
 
     await outbox.aclose(drain_ms=10_000, last=last)
     assert asyncio.get_running_loop().time() - began < 14
-
-
-async def never_open() -> Parts:
-    await asyncio.sleep(3600)
-    raise AssertionError("it is not waited for")
 
 
 @virtually

@@ -58,7 +58,17 @@ LOOK_S: Final = 0.1
 OPENS_S: Final = 5.0
 """So long who closes a client waits for an outbox that is just being opened."""
 BEYOND_S: Final = 10.0
-"""So long after its time a `drain` waits for an outbox that does not answer."""
+"""So long after its time a `wait` or `drain` waits for an outbox that does not answer."""
+
+
+@contextlib.asynccontextmanager
+async def patience(until: float) -> AsyncIterator[None]:
+    """With an outbox that does not answer. Raises `Unavailable`."""
+    try:
+        async with asyncio.timeout_at(until + BEYOND_S):
+            yield
+    except TimeoutError as error:
+        raise silent() from error
 
 
 class Asked(TypedDict, total=False):
@@ -150,9 +160,9 @@ class AsyncClient:
 
     async def carry(self, request: Request) -> Result:
         """As `send`, without the fallback plan."""
-        parts = await self.ready()
-        loop = asyncio.get_running_loop()
+        loop = self._loop_here()
         began = loop.time()
+        parts = await (self.ready() if self._parts else self._ready_by_its_deadline(request))
         name, tries = "Undelivered", 0
         self._calls += 1
         try:
@@ -205,14 +215,20 @@ class AsyncClient:
     ) -> Fate | Queued:
         """What became of the request under this key; `Queued` when `timeout` seconds are over.
         `auth`, `headers`: the credentials that it came with, where they are not the client's.
-        Raises `Misconfigured` without an outbox, and KeyError for a key that it does not know."""
+        Raises `Misconfigured` without an outbox, KeyError for a key that it does not know, and
+        `Unavailable` where the outbox cannot be asked, or has not answered ten seconds after that.
+        """
+        scope = self.build("GET", "/", auth=auth, headers=headers).scope
+        until = self._loop_here().time() + timeout
+        async with patience(until):
+            return await self._fate(key, scope, until)
+
+    async def _fate(self, key: str, scope: tuple[bytes, ...], until: float) -> Fate | Queued:
+        loop = asyncio.get_running_loop()
         parts = await self.ready()
         outbox = parts.outbox
         if outbox is None:
             raise no_outbox()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout
-        scope = self.build("GET", "/", auth=auth, headers=headers).scope
         while True:
             entry = await outbox.find(key, scope)
             if entry is None:
@@ -231,23 +247,21 @@ class AsyncClient:
         """Wait until nothing waits in the outbox for this client's service, or `timeout` seconds
         are over. `progress` is told whenever that changes. Raises `Unavailable` where the outbox
         cannot be asked, or has not answered ten seconds after that."""
-        parts = await self.ready()
+        loop = self._loop_here()
+        until = loop.time() + timeout
+        async with patience(until):
+            parts = await self.ready()
         outbox, watch = parts.outbox, parts.watch
         if outbox is None or watch is None:
             raise no_outbox()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout
         before, last = watch.settled, None
         while True:
-            try:
-                async with asyncio.timeout_at(until + BEYOND_S):
-                    waiting = await outbox.count()
-                    ended = not waiting and not outbox.dispatcher.busy
-                    if ended:  # what became of the last is told before nothing is said to wait
-                        with contextlib.suppress(UnspoolError):
-                            await watch.catch_up()
-            except TimeoutError as error:
-                raise silent() from error
+            async with patience(until):
+                waiting = await outbox.count()
+                ended = not waiting and not outbox.dispatcher.busy
+                if ended:  # what became of the last is told before nothing is said to wait
+                    with contextlib.suppress(UnspoolError):
+                        await watch.catch_up()
             now = Progress(waiting, watch.settled - before)
             if now != last and progress is not None:
                 progress(now)
@@ -277,11 +291,7 @@ class AsyncClient:
 
     async def ready(self) -> Parts:
         """Open what is needed, once. Raises what a person must mend, before anything is sent."""
-        if self._loop is not None and self._pid != os.getpid():  # before its loop is asked for
-            raise unusable(
-                "it was opened before this process was forked", "Make one in each process"
-            )
-        loop = asyncio.get_running_loop()
+        loop = self._loop_here()
         if self._closed:
             raise closed()
         if self._parts is not None and self._loop is loop:
@@ -294,6 +304,21 @@ class AsyncClient:
             self._opening = loop.create_task(self._open())
             self._opening.add_done_callback(self._opened)
         return await asyncio.shield(self._opening)
+
+    def _loop_here(self) -> asyncio.AbstractEventLoop:
+        if self._loop is not None and self._pid != os.getpid():  # asyncio's words would be others
+            raise unusable(
+                "it was opened before this process was forked", "Make one in each process"
+            )
+        return asyncio.get_running_loop()
+
+    async def _ready_by_its_deadline(self, request: Request) -> Parts:
+        try:
+            async with asyncio.timeout(request.deadline_ms / 1000):
+                return await self.ready()
+        except TimeoutError as error:
+            why = "the outbox had not opened when its deadline came; it was not sent"
+            raise undelivered(request, why) from error
 
     async def _open(self) -> Parts:
         parts = await open_parts(self.options, tell=self._tell)
