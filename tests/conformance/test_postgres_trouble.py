@@ -285,7 +285,7 @@ async def test_while_nobody_is_there_it_says_so_at_once(schema: str) -> None:
             with pytest.raises(Unavailable, match="cannot be reached"):
                 await spool.find([key("a")])
             took.append(time.monotonic() - began)
-        assert min(took) < 4, "a verb may take 5 s"
+        assert sorted(took)[1] < 4, "a verb may take 5 s; we may have been held up once"
         server.start()
         assert names_of(await lease_all(spool)) == ["a"]
         await spool.aclose()
