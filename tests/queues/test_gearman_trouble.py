@@ -159,8 +159,8 @@ async def test_another_server(function: str) -> None:
         assert function not in second.status()
         first.pause()
         try:
-            # One that knows of no trouble, each time: it is this very call that goes on to the next.
-            for _ in range(9):  # or that one had no time for us
+            # One that knows of no trouble, each time: this very call goes on to the next.
+            for _ in range(9):  # or the next had no time for us
                 queue = queue_at(first.port, second.port, function=function, limits=SOON)
                 with suppress(Unavailable):
                     await queue.put([b"two"])
