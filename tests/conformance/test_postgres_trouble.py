@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from crash.disks import ram_disk
+from hostile import standstill
 from servers.postgres import Postgres, open_folder, postgres
 from servers.proxy import Proxy
 from unspool.core.message import Key
@@ -98,23 +99,28 @@ async def test_a_server_that_stops_answering_is_waited_for_so_long(
             spool.accept([waiting("b")]), spool.find([key("a")]), lease_all(spool),
             spool.survey(after=None, limit=9), spool.accept([waiting("c")]), lease_all(spool),
         ]  # fmt: skip
-        assert await _apart_s(verbs, Unavailable) < 1.5, "together, and not one after the other"
+        assert all(isinstance(error, Unavailable) for error in await _end_together(verbs, 1.5))
         proxy.stand_still = False
         assert len(await eventually(lambda: lease_all(spool))) >= 1
         await spool.aclose()
 
 
-async def _apart_s(verbs: Sequence[Awaitable[object]], error: type[Exception]) -> float:
-    """How far apart they fail, each with this error; a pause of everything is no part of that."""
+async def _end_together(verbs: Sequence[Awaitable[object]], deadline_s: float) -> list[object]:
+    """How they end: soon after this deadline, and not one after the other. For as long as this loop
+    itself stood still nobody could end."""
 
-    async def end(verb: Awaitable[object]) -> float:
-        with pytest.raises(error):
-            await verb
-        return asyncio.get_running_loop().time()
+    async def end(verb: Awaitable[object]) -> tuple[float, object]:
+        [told] = await asyncio.gather(verb, return_exceptions=True)
+        return loop.time(), told
 
-    async with asyncio.timeout(20):
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(60), standstill() as stood_still_s:
+        began = loop.time()
         ends = await asyncio.gather(*map(end, verbs))
-    return max(ends) - min(ends)
+    at = [moment for moment, _ in ends]
+    assert max(at) - min(at) < deadline_s, "together, and not one after the other"
+    assert min(at) - began < 2 * deadline_s + 3 * stood_still_s(), "no longer than its deadline"
+    return [told for _, told in ends]
 
 
 async def eventually(ask: Callable[[], Awaitable[T]]) -> T:
@@ -202,7 +208,10 @@ async def test_who_waits_for_another_batch_waits_no_longer(server: Postgres, sch
     with psycopg.connect(server.conninfo()) as other:
         other.execute(f"LOCK TABLE {schema}.message".encode())
         calls = [spool.accept([waiting(name)]) for name in "abc"]
-        assert await _apart_s(calls, NotDone) < 2, "together, and not one after the other"
+        ends = await _end_together(calls, 2)
+    held_up = "did not answer in time"  # a server that is held up itself does not get to say so
+    assert all(isinstance(end, NotDone) or held_up in str(end) for end in ends), ends
+    assert sum(isinstance(end, NotDone) for end in ends) >= 2, "they had not had their turn"
     await spool.aclose()
 
 
@@ -285,7 +294,7 @@ async def test_while_nobody_is_there_it_says_so_at_once(schema: str) -> None:
             with pytest.raises(Unavailable, match="cannot be reached"):
                 await spool.find([key("a")])
             took.append(time.monotonic() - began)
-        assert min(took) < 4, "a verb may take 5 s"
+        assert sorted(took)[1] < 4, "a verb may take 5 s; we may have been held up once"
         server.start()
         assert names_of(await lease_all(spool)) == ["a"]
         await spool.aclose()

@@ -283,7 +283,7 @@ SETTINGS = settings(
 )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_it_is_the_memory_spool(engine: str) -> None:
     needs, open_spool = ENGINES[engine]
@@ -320,7 +320,7 @@ SHARED = {
 """A fixture of that name, how much of the time it gets, and how a new spool there is opened."""
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("engine", SHARED)
 def test_a_shared_one_is_the_memory_spool(engine: str, request: pytest.FixtureRequest) -> None:
     server, (share, open_spool) = request.getfixturevalue(engine), SHARED[engine]

@@ -181,36 +181,43 @@ async def test_without_its_engine_a_relay_passes_through_and_takes_nothing(
         async with hosts(server, service, tmp_path, count=1) as [host]:
             port = host.relay.port
             for ends, begins in ((server.kill, server.start), (server.pause, server.resume)):
-                assert (await saved(port, history, f"before {ends.__name__}")).accepted
-                await asyncio.to_thread(ends)
-                refusals = 0
-                took: list[float] = []
-                for number in range(20):
-                    began = time.monotonic()
-                    told = await ask(port, "GET", "/", timeout=60)
-                    assert told.status == 200
-                    took.append(time.monotonic() - began)
-                    if number % 10 == 0:
-                        call = await saved(port, history, f"{ends.__name__} {number}")
-                        assert call.refused in ("refused", "in-doubt"), call
-                        refusals += 1
-                await asyncio.to_thread(begins)
-                assert refusals == 2
-                # Once the machine itself may have been held up.
-                assert sorted(took)[-2] < 3, "it passes as ever"
-
-                async def again(ends: Callable[[], None] = ends) -> bool:
-                    try:
-                        call = await saved(port, history, f"after {ends.__name__}")
-                        return call.accepted or call.answered
-                    except Severed:
-                        return False
-
-                await eventually(again, "custody again", seconds=40)
+                for turn in "123":  # all of it once more, where the machine itself was held up
+                    took = await while_away(port, history, ends, begins, turn)
+                    if max(took) < 3:
+                        break
+                assert max(took) < 3, "it passes as ever"
             history.crashes.append(now_ns())
             await settle(port, history, seconds=3 * LEASE_S)
     history.handled = [one for one in service.handled if one.body]
     assert check(history) == []
+
+
+async def while_away(
+    port: int, history: History, ends: Callable[[], None], begins: Callable[[], None], turn: str
+) -> list[float]:
+    """How long those took who ask for nothing; those who do are refused, and then are not."""
+    what, took = f"{ends.__name__} {turn}", []
+    assert (await saved(port, history, f"before {what}")).accepted
+    await asyncio.to_thread(ends)
+    for number in range(20):
+        began = time.monotonic()
+        told = await ask(port, "GET", "/", timeout=60)
+        assert told.status == 200
+        took.append(time.monotonic() - began)
+        if number % 10 == 0:
+            call = await saved(port, history, f"{what} {number}")
+            assert call.refused in ("refused", "in-doubt"), call
+    await asyncio.to_thread(begins)
+
+    async def again() -> bool:
+        try:
+            call = await saved(port, history, f"after {what}")
+            return call.accepted or call.answered
+        except Severed:
+            return False
+
+    await eventually(again, "custody again", seconds=40)
+    return took
 
 
 async def saved(port: int, history: History, body: str) -> Call:

@@ -403,7 +403,8 @@ async def test_server_sent_events_do_not_wait_at_all() -> None:
 
 
 async def settled(count: Callable[[], int]) -> int:
-    """What it is when it grows no more."""
+    """What it is when it has begun to grow, and grows no more."""
+    await eventually(count)
     before = -1
     while before != (before := count()):
         await asyncio.sleep(0.2)

@@ -638,8 +638,8 @@ async def test_a_stream_that_stops_is_severed() -> None:
             assert response.rest is not None
             data = response.body
             with suppress(Severed):
-                while data.count(b"still here") < 8:
-                    data += await response.rest.read()
+                while data.count(b"still here") < 8 and (more := await response.rest.read()):
+                    data += more
             assert data.count(b"still here") == 8, "the total does not end a stream, silence does"
             with pytest.raises(Severed, match="stopped coming"):
                 await response.rest.read()

@@ -146,17 +146,17 @@ def test_a_stopped_owner_commits_nothing_when_it_wakes(
         for shop in (first, second):
             shop.tell("k1")
             assert shop.heard() == "Declined"
-        first.tell("k2")
-        assert first.heard() == "begun 1"
-        first.tell("decline")
-        assert first.heard() == "Declined"
-        second.tell("k3")
-        assert second.heard() == "begun 1"
-        second.tell("commit")
-        assert second.heard() == "done kept by 1"
+        for number in range(9):  # it works on; held up for so long, it had lost this one, too
+            key = f"k2-{number}"
+            first.tell(key)
+            assert first.heard() == "begun 1"
+            first.tell("commit")
+            if (heard := first.heard()) != "Stale":
+                break
+        assert heard == "done kept by 1"
         assert place.rows("SELECT item FROM orders") == [("by 1",)]
         # By the name, for people; and for a day when the spool is lost, and its secret with it.
-        assert place.rows("SELECT scope, key FROM unspool_once") == [("once/orders", "k3")]
+        assert place.rows("SELECT scope, key FROM unspool_once") == [("once/orders", key)]
 
 
 def run(code: str, *arguments: str) -> str:

@@ -121,8 +121,8 @@ class Cancellation(Suite):
             while leased != [
                 f"{number:03}" for number, entry in enumerate(await spool.find(keys)) if entry
             ]:
-                await asyncio.sleep(PAUSE_S)
                 leased = sorted([*leased, *names_of(await lease_all(spool))])
+                await asyncio.sleep(PAUSE_S)
 
     async def test_a_cancelled_lease_comes_back(self, spool: Spool) -> None:
         """13, 4. What a cancelled call has leased comes due at the lease's end."""
@@ -131,10 +131,8 @@ class Cancellation(Suite):
         await asyncio.sleep(0)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        leased: list[Lease] = []
         async with asyncio.timeout(ARRIVAL_S):  # the cancelled one may still be on its way
-            while not leased:
-                leased = await lease_all(spool, now=LEASED_UNTIL, until=later(99_999_999))
+            while not (leased := await lease_all(spool, now=LEASED_UNTIL, until=later(99_999_999))):
                 await asyncio.sleep(PAUSE_S)
         assert names_of(leased) == ["a"]
 
