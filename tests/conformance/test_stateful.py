@@ -62,6 +62,7 @@ from unspool.spools.sqlite.spool import SqliteSpool
 T = TypeVar("T")
 
 EXAMPLES = int(os.environ.get("UNSPOOL_EXAMPLES", "100"))
+PATIENCE_S = 3 * max(EXAMPLES, 100)
 MEMORY = Path("/dev/shm")
 """Nothing here is about the disk, and memory takes thousands of histories."""
 
@@ -283,7 +284,7 @@ SETTINGS = settings(
 )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(PATIENCE_S)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_it_is_the_memory_spool(engine: str) -> None:
     needs, open_spool = ENGINES[engine]
@@ -320,7 +321,7 @@ SHARED = {
 """A fixture of that name, how much of the time it gets, and how a new spool there is opened."""
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(PATIENCE_S)
 @pytest.mark.parametrize("engine", SHARED)
 def test_a_shared_one_is_the_memory_spool(engine: str, request: pytest.FixtureRequest) -> None:
     server, (share, open_spool) = request.getfixturevalue(engine), SHARED[engine]
