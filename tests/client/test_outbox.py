@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -314,19 +314,31 @@ class Troubled(MemorySpool):
         return await super().find(keys)
 
 
+@asynccontextmanager
+async def watching(spool: MemorySpool, told: list[str]) -> AsyncIterator[Watch]:
+    """A watch that runs, and tells by their keys what has ended."""
+    watch = Watch(
+        custody=Custody(spool=spool, terms=Terms(survives=Survives.NOTHING, required=0)),
+        read=lambda entry: Bounced(entry.message.key, "expired", ()),
+        told=lambda one: told.append(one.key),
+    )
+    running = asyncio.create_task(watch.run())
+    try:
+        yield watch
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 @virtually
 async def test_what_was_settled_while_the_outbox_cannot_be_asked_is_told_later() -> None:
     """Also of what nobody here waits for: whoever queued it may have died."""
-    spool, told = Troubled(), list[Settled]()
+    spool, told = Troubled(), list[str]()
     await spool.accept([settled("1")])
-    custody = Custody(spool=spool, terms=Terms(survives=Survives.NOTHING, required=0))
-    watch = Watch(custody=custody, read=lambda _: Bounced("1", "expired", ()), told=told.append)
-    watching = asyncio.create_task(watch.run())
-    watch.posted(key("1"))
-    await asyncio.sleep(5 * LOOK_S)
-    assert len(told) == 1
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
+    async with watching(spool, told) as watch:
+        watch.posted(key("1"))
+        await asyncio.sleep(5 * LOOK_S)
+        assert len(told) == 1
 
 
 class Slow(MemorySpool):
@@ -344,28 +356,34 @@ async def test_what_has_ended_is_told_before_the_outbox_is_closed() -> None:
     """Once, also where the watch is just looking; and one that hangs is waited for a moment."""
     spool, told = Slow(), list[str]()
     await spool.accept([settled("1"), settled("2"), settled("3")])
-    custody = Custody(spool=spool, terms=Terms(survives=Survives.NOTHING, required=0))
-    watch = Watch(
-        custody=custody,
-        read=lambda entry: Bounced(entry.message.key, "expired", ()),
-        told=lambda one: told.append(one.key),
-    )
-    watching = asyncio.create_task(watch.run())
-    watch.expect(key("1"), "1")
-    await asyncio.sleep(0.1)
-    watch.posted(key("1"))  # when it has been found already
-    watch.posted(key("2"))
-    assert told == []
-    await watch.catch_up()
-    assert len(told) == 2
-    spool.takes_s = 3600
-    watch.posted(key("3"))
-    began = asyncio.get_running_loop().time()
-    assert not await watch.last(5)
-    assert asyncio.get_running_loop().time() - began <= 5
-    assert len(told) == 2
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
+    async with watching(spool, told) as watch:
+        watch.expect(key("1"), "1")
+        await asyncio.sleep(0.1)
+        watch.posted(key("1"))  # when it has been found already
+        watch.posted(key("2"))
+        assert told == []
+        await watch.catch_up()
+        assert len(told) == 2
+        spool.takes_s = 3600
+        watch.posted(key("3"))
+        began = asyncio.get_running_loop().time()
+        assert not await watch.last(5)
+        assert asyncio.get_running_loop().time() - began <= 5
+        assert len(told) == 2
+
+
+@virtually
+async def test_nobody_looks_after_the_last_look() -> None:
+    """The outbox is being closed then."""
+    spool, told = MemorySpool(), list[str]()
+    await spool.accept([settled("1"), settled("2")])
+    async with watching(spool, told) as watch:
+        watch.posted(key("1"))
+        assert await watch.last(5)
+        watch.posted(key("2"))
+        await watch.catch_up()
+        await asyncio.sleep(5 * LOOK_S)
+        assert len(told) == 1
 
 
 @virtually
@@ -373,24 +391,17 @@ async def test_who_gives_up_looking_leaves_it_to_the_next_look() -> None:
     """A `drain` that is cancelled in the middle of its look takes no news with it."""
     spool, told = Slow(), list[str]()
     await spool.accept([settled("1"), settled("2")])
-    custody = Custody(spool=spool, terms=Terms(survives=Survives.NOTHING, required=0))
-    watch = Watch(
-        custody=custody,
-        read=lambda entry: Bounced(entry.message.key, "expired", ()),
-        told=lambda one: told.append(one.key),
-    )
-    watching = asyncio.create_task(watch.run())
-    watch.posted(key("1"))
-    await asyncio.sleep(0.1)
-    draining = asyncio.create_task(watch.catch_up())
-    await asyncio.sleep(0.1)
-    watch.posted(key("2"))
-    await asyncio.sleep(spool.takes_s)
-    draining.cancel()
-    await asyncio.sleep(10 * LOOK_S)
-    assert len(told) == 2
-    watching.cancel()
-    await asyncio.gather(watching, draining, return_exceptions=True)
+    async with watching(spool, told) as watch:
+        watch.posted(key("1"))
+        await asyncio.sleep(0.1)
+        draining = asyncio.create_task(watch.catch_up())
+        await asyncio.sleep(0.1)
+        watch.posted(key("2"))
+        await asyncio.sleep(spool.takes_s)
+        draining.cancel()
+        await asyncio.sleep(10 * LOOK_S)
+        assert len(told) == 2
+        await asyncio.gather(draining, return_exceptions=True)
 
 
 async def test_draining_has_told_what_became_of_the_last() -> None:
