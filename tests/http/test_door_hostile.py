@@ -716,6 +716,17 @@ async def test_under_stress_the_idle_make_room() -> None:
         assert not door.statistics().stressed
 
 
+@on_both_loops
+async def test_under_stress_half_heads_make_room() -> None:
+    """Who has begun a request and does not go on has `stress_head_ms` for it then."""
+    limits = {"connections_max": 10, "stress_head_ms": 100, "head_ms": 600_000, "linger_ms": 200}
+    async with opened(Recorder(), **limits) as door, contextlib.AsyncExitStack() as stack:
+        for _ in range(9):
+            caller = await stack.enter_async_context(call(door))
+            await caller.send(GET[:10])
+        await eventually(lambda: door.statistics().refused.get("timeout"))
+
+
 # after the answer
 
 

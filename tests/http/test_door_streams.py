@@ -213,6 +213,26 @@ async def test_100_waits_for_its_turn() -> None:
 
 
 @on_both_loops
+async def test_who_waits_for_our_100_is_not_late() -> None:
+    """The time of a body does not run while we owe the word that it may come."""
+    gate, begun = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: Request, caller: Caller, /) -> Response:
+        begun.set()
+        await gate.wait()
+        return Response(200, b"", [], b"")
+
+    async with opened(handler, body_ms=100) as door, call(door) as caller:
+        await caller.send(GET + post(b"Content-Length: 3\r\nExpect: 100-continue"))
+        await begun.wait()
+        await asyncio.sleep(0.6)
+        assert door.statistics().refused == {}
+        gate.set()
+        assert (await caller.answer()).status == 200
+        assert (await caller.answer()).status == 100
+
+
+@on_both_loops
 async def test_a_large_body_is_asked_for_only_when_it_is_read() -> None:
     async with opened(Digest(), body_max_bytes=2) as door, call(door) as caller:
         await caller.send(post(b"Content-Length: 3\r\nExpect: 100-continue"))
